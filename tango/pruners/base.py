@@ -1,0 +1,217 @@
+"""What every pruning method shares: its settings, its two public calls, and what it returns.
+
+A method is one dataclass in one file beside this one. Its fields are its settings, `prune()` works on plain tensors,
+and `with method(model):` attaches it to a model. Nothing here, or in any method, knows a model class.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import nn
+
+SALIENCY_SIGNALS = ("pooling_head", "global_query")
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """The tokens a method keeps of one video of F frames of L tokens.
+
+    indices: (K,) int64, flat indices frame * L + row * W + column; unique and ascending unless a method says otherwise.
+    features: (K, D), dtype and device of the input; row i stands at indices[i].
+    segment_sizes: (S,) int64 on the CPU, frames in each segment; they sum to F.
+    """
+
+    indices: Tensor
+    features: Tensor
+    segment_sizes: Tensor
+
+
+@dataclass
+class Pruner(ABC):
+    """A method that keeps a share of a video's tokens.
+
+    Args:
+        retention_ratio: share of the tokens to keep, in (0, 1]; 1 keeps every token as it is.
+        saliency: which saliency the model side computes: "pooling_head", "global_query", or None for the choice of
+            the model family.
+        saliency_weights: where to read the pooling head: a path or a hub id; None looks beside the checkpoint, then
+            takes the family's default.
+
+    Raises:
+        ValueError: a field is out of its range; the message names the field, the value and the range.
+    """
+
+    name: ClassVar[str]
+
+    retention_ratio: float = 0.1
+    saliency: str | None = None
+    saliency_weights: str | None = None
+
+    def __post_init__(self) -> None:
+        self._number("retention_ratio", above=0, most=1)
+        self._choice("saliency", (*SALIENCY_SIGNALS, None))
+        if self.saliency_weights is not None and not isinstance(self.saliency_weights, str):
+            self._reject("saliency_weights", "a path or a hub id as text, or None")
+
+    @property
+    def signals(self) -> frozenset[str]:
+        """Keyword arguments of prune() that the model side must supply beyond features, grid and timestamps."""
+        return frozenset()
+
+    @abstractmethod
+    def prune(
+        self,
+        features: Tensor,
+        saliency: Tensor | None,
+        grid: tuple[int, int],
+        timestamps: Tensor | Sequence[float] | None,
+        segment_features: Tensor | None = None,
+    ) -> Pruned:
+        """Prune one video.
+
+        Args:
+            features: (F, L, D) tokens as the language model would receive them, L = H * W in row order.
+            saliency: (F, L) the vision encoder's attention to each token; None for methods that do not use it.
+            grid: (H, W).
+            timestamps: (F,) seconds; None for methods that do not use them.
+            segment_features: (F, E) one vector a frame, for segmentations that compare frames.
+
+        Raises:
+            ValueError: an input is missing, not finite, or of the wrong shape.
+        """
+
+    def __call__(self, model: nn.Module) -> AbstractContextManager[Any]:
+        """Attach to a model for the length of a `with` block; gives the session that records what was pruned."""
+        from tango.models import attach  # here, so that prune() works without transformers
+
+        return attach(model, self)
+
+    def settings(self) -> dict[str, Any]:
+        """All fields as plain JSON values, for the files that hold results."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+
+    def _reject(self, field: str, expected: str) -> None:
+        raise ValueError(f"{type(self).__name__}.{field} = {getattr(self, field)!r}: expected {expected}")
+
+    def _number(
+        self, field: str, *, least: float = -math.inf, above: float = -math.inf, most: float = math.inf
+    ) -> None:
+        """Check that a field is a finite number with least <= value <= most and value > above."""
+        value = getattr(self, field)
+        low = f"({above}" if above > -math.inf else f"[{least}"
+        expected = f"a finite number in {low}, {most}{']' if most < math.inf else ')'}"
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            self._reject(field, expected)
+        if not (least <= value <= most and value > above):
+            self._reject(field, expected)
+
+    def _integer(self, field: str, *, least: int) -> None:
+        value = getattr(self, field)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            self._reject(field, f"an integer of at least {least}")
+
+    def _choice(self, field: str, choices: Sequence[str | None]) -> None:
+        if getattr(self, field) not in choices:
+            self._reject(field, "one of " + ", ".join(repr(choice) for choice in choices))
+
+    def _positions(self, field: str) -> None:
+        """Check a field of token positions: None or integers of at least 0; lists (from YAML) become tuples."""
+        value = getattr(self, field)
+        if isinstance(value, list):
+            value = tuple(value)
+            setattr(self, field, value)
+        if value is None:
+            return
+        if not isinstance(value, tuple) or any(isinstance(v, bool) or not isinstance(v, int) or v < 0 for v in value):
+            self._reject(field, "None or token positions of a frame, integers of at least 0")
+
+
+def check_features(features: Tensor, grid: tuple[int, int] | None) -> None:
+    """Raise ValueError unless features are finite floats of shape (F, L, D), none of them 0, and L = H * W if given."""
+    if not isinstance(features, Tensor) or not features.is_floating_point():
+        kind = features.dtype if isinstance(features, Tensor) else type(features).__name__
+        raise ValueError(f"features must be a floating-point tensor, got {kind}")
+    if features.dim() != 3 or 0 in features.shape:
+        raise ValueError(f"features must have shape (frames, tokens, width), none of them 0, got {tuple(features.shape)}")
+    if grid is not None:
+        height, width = grid
+        if height < 1 or width < 1 or height * width != features.shape[1]:
+            raise ValueError(f"grid {height} x {width} does not hold the {features.shape[1]} tokens a frame of features")
+    check_finite("features", features)
+
+
+def check_saliency(saliency: Tensor | None, features: Tensor) -> Tensor:
+    """Return the saliency in fp32 on the device of features; ValueError unless it is finite and of shape (F, L)."""
+    if saliency is None:
+        raise ValueError("saliency is missing: this method needs one number a token, shape (frames, tokens)")
+    if tuple(saliency.shape) != tuple(features.shape[:2]):
+        raise ValueError(f"saliency must have shape {tuple(features.shape[:2])}, got {tuple(saliency.shape)}")
+    check_finite("saliency", saliency)
+    return saliency.detach().to(features.device, torch.float32)
+
+
+def check_timestamps(timestamps: Tensor | Sequence[float] | None, features: Tensor) -> Tensor:
+    """Return the timestamps in fp32 on the device of features; ValueError unless they are F finite numbers."""
+    if timestamps is None:
+        raise ValueError("timestamps are missing: this method needs the time of each frame in seconds")
+    times = torch.as_tensor(timestamps).detach().to(features.device, torch.float32)
+    if tuple(times.shape) != (features.shape[0],):
+        raise ValueError(f"timestamps must have shape ({features.shape[0]},), one a frame, got {tuple(times.shape)}")
+    check_finite("timestamps", times)
+    return times
+
+
+def check_finite(name: str, values: Tensor) -> None:
+    """Raise ValueError with the number and first place of NaN or infinite values."""
+    # The extremes carry any NaN or infinity, and take no memory of the size of the values.
+    if bool(torch.isfinite(torch.stack(values.detach().aminmax())).all()):
+        return
+    bad = (~torch.isfinite(values)).nonzero()
+    place = ", ".join(str(int(i)) for i in bad[0])
+    raise ValueError(f"{name} must be finite: {len(bad)} values are NaN or infinite, the first at [{place}]")
+
+
+def zero_sinks(saliency: Tensor, sink_tokens: Sequence[int] | None) -> Tensor:
+    """Set the saliency (F, L) of attention sinks to 0 in every frame, in a copy; positions are within a frame."""
+    if not sink_tokens:
+        return saliency
+    if max(sink_tokens) >= saliency.shape[1]:
+        raise ValueError(f"sink_tokens {tuple(sink_tokens)}: a frame has positions 0 to {saliency.shape[1] - 1} only")
+    saliency = saliency.clone()
+    saliency[:, list(sink_tokens)] = 0.0
+    return saliency
+
+
+def token_budget(count: int, ratio: float) -> int:
+    """Tokens a trivial baseline keeps of `count`: min(count, max(1, ceil(count * ratio - 1e-9)))."""
+    return min(count, max(1, math.ceil(count * ratio - 1e-9)))
+
+
+def keep(features: Tensor, indices: Tensor) -> Pruned:
+    """Keep tokens unmerged at their places: features (F, L, D), indices (K,) flat; the video is one segment."""
+    indices = indices.to(features.device)
+    frames, tokens, dim = features.shape
+    return Pruned(indices, features.reshape(-1, dim)[indices], torch.tensor([frames]))
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """No gradients, no autocast, no TF32 inside: distances decide which tokens stay, so they are true fp32."""
+    allowed = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = allowed

@@ -1,0 +1,75 @@
+"""Top-k: the trivial baseline that keeps the most salient tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from tango.pruners.base import Pruned, Pruner, check_features, check_saliency, keep, token_budget, zero_sinks
+
+SCOPES = ("frame", "video")
+
+
+@dataclass
+class TopK(Pruner):
+    """Keep the B most salient of n tokens: B = min(n, max(1, ceil(n * r - 1e-9))); ties go to the lower index.
+
+    Args:
+        retention_ratio, saliency, saliency_weights: see Pruner.
+        scope: "frame" gives frame f floor((f + 1) B / F) - floor(f B / F) tokens; "video" takes the B largest of all.
+        sink_tokens: positions of a frame whose saliency is set to 0; None leaves them to the model family (no sinks
+            when prune() is called directly).
+
+    Raises:
+        ValueError: a field is out of its range.
+    """
+
+    name: ClassVar[str] = "topk"
+
+    scope: str = "frame"
+    sink_tokens: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._choice("scope", SCOPES)
+        self._positions("sink_tokens")
+
+    @property
+    def signals(self) -> frozenset[str]:
+        return frozenset({"saliency"})
+
+    def prune(
+        self,
+        features: Tensor,
+        saliency: Tensor | None,
+        grid: tuple[int, int] | None = None,
+        timestamps: Tensor | Sequence[float] | None = None,
+        segment_features: Tensor | None = None,
+    ) -> Pruned:
+        """Prune one video.
+
+        Args:
+            features: (F, L, D) tokens, any floating dtype.
+            saliency: (F, L) the vision encoder's attention to each token.
+            grid: (H, W), checked where given.
+            timestamps, segment_features: not used.
+
+        Raises:
+            ValueError: features or saliency are missing, not finite, or of the wrong shape.
+        """
+        check_features(features, grid)
+        saliency = zero_sinks(check_saliency(saliency, features), self.sink_tokens)
+        frames, tokens = saliency.shape
+        budget = token_budget(frames * tokens, self.retention_ratio)
+        if self.scope == "video":
+            ranked = saliency.flatten().sort(descending=True, stable=True).indices
+            return keep(features, ranked[:budget].sort().values)
+        shares = torch.diff(torch.arange(frames + 1) * budget // frames).to(saliency.device)
+        ranked = saliency.sort(dim=1, descending=True, stable=True).indices
+        kept = torch.zeros_like(ranked, dtype=torch.bool)
+        kept.scatter_(1, ranked, torch.arange(tokens, device=saliency.device) < shares[:, None])
+        return keep(features, kept.flatten().nonzero()[:, 0])

@@ -1,0 +1,94 @@
+"""Cutting a video into segments of similar frames.
+
+Tango, arXiv 2604.09547, temporal segmentation (step 2): "holitom" (largest gain from static tokens, by dynamic
+programming) and "fastvid" (cuts where neighbouring frames differ). Pure functions on tensors.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+CUTS = 7  # fastvid cuts at the seven least similar places at least
+
+
+def neighbour_similarity(features: Tensor, block_bytes: int = 64 << 20) -> Tensor:
+    """Cosine between each token and the token at its place in the next frame; with a zero token it is 0.
+
+    Args:
+        features: (F, L, D) any floating dtype.
+        block_bytes: rough bound of the temporary memory.
+
+    Returns:
+        (F - 1, L) fp32, within [-1, 1].
+    """
+    frames, tokens, dim = features.shape
+    similarity = torch.empty(frames - 1, tokens, device=features.device)
+    step = max(1, block_bytes // (16 * tokens * dim))
+    tiny = torch.finfo(torch.float32).tiny
+    for start in range(0, frames - 1, step):
+        units = torch.nn.functional.normalize(features[start : start + step + 1].float(), dim=-1, eps=tiny)
+        similarity[start : start + step] = (units[:-1] * units[1:]).sum(-1)
+    return similarity.clamp_(-1.0, 1.0)
+
+
+def holitom(similarity: Tensor, threshold: float) -> Tensor:
+    """Partition frames so that the total gain of the segments is largest.
+
+    The gain of a window of frames [a, b] is (b - a) times the number of positions whose similarity is above the
+    threshold for every pair of neighbours in it. Among equal partitions the last segment is the shortest, by the
+    order in which the recurrence tries windows: one frame, two, three, and so on, taking only strict improvements.
+
+    Args:
+        similarity: (F - 1, L) cosine of neighbouring frames at each position.
+        threshold: similarity that must be exceeded.
+
+    Returns:
+        (S,) int64 on the CPU, frames in each segment.
+    """
+    pairs, tokens = similarity.shape
+    frames = pairs + 1
+    if frames == 1:
+        return torch.ones(1, dtype=torch.int64)
+    # run[i, l]: how many pairs in a row, ending with pair i, are static at position l. A window of g + 1 frames ending
+    # at frame i + 1 has as many static positions as run[i] has entries of at least g: counts of run lengths suffice.
+    order = torch.arange(pairs, device=similarity.device)[:, None]
+    broken = torch.where(similarity > threshold, -1, order).cummax(0).values
+    run = order - broken
+    lengths = torch.bincount((order * frames + run).flatten(), minlength=pairs * frames).view(pairs, frames).cpu()
+    static = lengths.flip(1).cumsum(1).flip(1)
+    gains = static * torch.arange(frames)  # gains[i, g]: of the window of g + 1 frames ending at frame i + 1
+
+    best = torch.zeros(frames + 1, dtype=torch.int64)  # best[j]: of the first j frames
+    length = [1] * (frames + 1)
+    for last in range(1, frames):
+        totals = best[: last + 1].flip(0) + gains[last - 1, : last + 1]
+        choice = int(totals.argmax())  # the first of equals
+        best[last + 1] = totals[choice]
+        length[last + 1] = choice + 1
+    sizes = []
+    end = frames
+    while end:
+        sizes.append(length[end])
+        end -= length[end]
+    return torch.tensor(sizes[::-1], dtype=torch.int64)
+
+
+def fastvid(frame_vectors: Tensor, threshold: float) -> Tensor:
+    """Cut between neighbouring frames that are among the seven least similar pairs, or less similar than a threshold.
+
+    Args:
+        frame_vectors: (F, E) one vector a frame.
+        threshold: pairs with a cosine below it are cut in any case.
+
+    Returns:
+        (S,) int64 on the CPU, frames in each segment.
+    """
+    frames = frame_vectors.shape[0]
+    if frames == 1:
+        return torch.ones(1, dtype=torch.int64)
+    similarity = neighbour_similarity(frame_vectors[:, None])[:, 0].cpu()
+    cut = similarity < threshold
+    cut[similarity.sort(stable=True).indices[:CUTS]] = True
+    ends = torch.cat([cut.nonzero()[:, 0] + 1, torch.tensor([frames])])
+    return torch.diff(ends, prepend=torch.zeros(1, dtype=torch.int64))
