@@ -1,48 +1,270 @@
-"""Density peaks (DPC-KNN) and nearest centres.
+"""Density peaks (DPC-KNN) and nearest centres, exact, without an n x n matrix in memory.
 
 Tango, arXiv 2604.09547, clustering (step 7). Pure, batched functions.
+
+Matrix products find which points are near; they are fast but round differently from block to block. The few distances
+that decide anything are then taken again from differences, `distances()`, which is symmetric, exactly 0 for equal
+points, and the same in every block: so equal points tie, ties go to the lower index, and the memory limit cannot
+change a result. Closeness below is -distance^2 / 2 as a product gives it.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+SPARE = 8  # neighbours kept beyond those asked for, so that rounding of products cannot hide a true one
+CACHE_ELEMENTS = 1 << 22  # on a CPU larger blocks only leave the cache
+DISTANCE_ELEMENTS = 1 << 21
+
 
 class Peaks(NamedTuple):
-    """indices: (G, m) int64 by score, highest first. scores: (G, m) fp64, infinite for the densest point."""
+    """Density peaks of G sets.
+
+    indices: (G, m) int64 by score, highest first.
+    scores: (G, m) fp64, density times separation; infinite for the densest point, 0 for a copy of a denser one.
+    """
 
     indices: Tensor
     scores: Tensor
 
 
-def _distances(a: Tensor, b: Tensor) -> Tensor:
-    return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
+def distances(points: Tensor, others: Tensor) -> Tensor:
+    """Euclidean distances from differences.
+
+    Args:
+        points: (p, D) fp32.
+        others: (p, q, D) fp32, q points to compare with each.
+
+    Returns:
+        (p, q) fp32.
+    """
+    return torch.cdist(points[:, None], others, compute_mode="donot_use_mm_for_euclid_dist")[:, 0]
 
 
 def density_peaks(points: Tensor, count: int, num_neighbors: int = 7, memory_limit: float = 256) -> Peaks:
+    """The `count` points that are dense and far from any denser point.
+
+    Density is exp(-mean of the squared distances to the k nearest other points), separation the distance to the
+    nearest denser point. A point is denser than another if its density is larger, or equal and its index lower. The
+    densest point has no denser one; its separation is by definition the largest distance of the set, which always
+    makes its score the highest, so that distance is not computed.
+
+    Args:
+        points: (G, n, D) fp32, G independent sets.
+        count: peaks to find, 1 to n.
+        num_neighbors: k, at least 1; the n - 1 others if there are fewer.
+        memory_limit: MiB that temporary blocks may take (no less than a block of 64 x 64 is used).
+
+    Raises:
+        ValueError: count is not in 1 .. n.
+    """
     groups, size, _ = points.shape
-    distance = _distances(points, points).double()
-    neighbors = min(num_neighbors, size - 1)
-    if neighbors:
-        near = distance.sort(dim=2).values[..., 1 : neighbors + 1]
-        density = torch.exp(-near.square().mean(2))
+    if not 1 <= count <= size:
+        raise ValueError(f"count = {count}: expected 1 to {size}, the number of points")
+    elements = _block_elements(points, memory_limit)
+    if size * size <= elements:
+        parts = points.split(max(1, elements // (size * size)))
+        scores = torch.cat([_scores_dense(part, num_neighbors) for part in parts])
     else:
-        density = torch.ones(groups, size, dtype=torch.float64, device=points.device)
-    order = density.sort(dim=1, descending=True, stable=True).indices
-    rank = order.argsort(dim=1)
-    denser = rank[:, None, :] < rank[:, :, None]
-    delta = distance.masked_fill(~denser, torch.inf).amin(2)
-    scores, indices = (density * delta).sort(dim=1, descending=True, stable=True)
+        scores = torch.stack([_scores_blocked(part, num_neighbors, math.isqrt(elements)) for part in points])
+    scores, indices = scores.sort(dim=1, descending=True, stable=True)
     return Peaks(indices[:, :count], scores[:, :count])
 
 
 def assign(points: Tensor, peaks: Peaks, memory_limit: float = 256) -> Tensor:
-    """(G, n) place among the ascending centres of each point's nearest centre."""
-    centres = peaks.indices.sort(dim=1).values
-    chosen = points.gather(1, centres[..., None].expand(-1, -1, points.shape[2]))
-    nearest = _distances(points, chosen).argmin(2)
-    own = torch.arange(centres.shape[1], device=points.device).expand_as(centres)
-    return nearest.scatter(1, centres, own)
+    """Join every point to its nearest centre; the lower index among equals, and every centre to itself.
+
+    Args:
+        points: (G, n, D) fp32.
+        peaks: m centres of each set, from density_peaks().
+        memory_limit: as in density_peaks().
+
+    Returns:
+        (G, n) int64 in 0 .. m-1: the centre's place among the set's centres in ascending order of index.
+    """
+    groups, size, dim = points.shape
+    centres, order = peaks.indices.sort(dim=1)
+    count = centres.shape[1]
+    near = points.gather(1, centres[..., None].expand(-1, -1, dim))
+    # A copy of a denser point has score 0. All points with higher scores are then centres too, the original among
+    # them, at a lower index: no point but itself may join it.
+    copies = peaks.scores.gather(1, order) == 0
+    half = (near.square().sum(2) / 2).masked_fill_(copies, torch.inf)
+    slack = 2 * _product_error(dim)
+    cluster = torch.empty(groups, size, dtype=torch.int64, device=points.device)
+    elements = _block_elements(points, memory_limit)
+    for group in range(0, groups, step := max(1, elements // (size * count))):
+        sets = slice(group, group + step)
+        for start in range(0, size, rows := max(1, elements // (count * len(near[sets])))):
+            part = points[sets, start : start + rows]
+            close = torch.bmm(part, near[sets].mT).sub_(half[sets, None])
+            best, chosen = close.max(dim=2)
+            second = close.scatter(2, chosen[..., None], -torch.inf).amax(2)
+            unsure = (second > best - slack).nonzero(as_tuple=True)
+            if len(unsure[0]):
+                # Too close for a product to tell: take those distances from differences, argmin finds the first.
+                doubtful = close[unsure] > (best[unsure] - slack)[:, None]
+                row, column = doubtful.nonzero(as_tuple=True)
+                exact = close.new_full(doubtful.shape, torch.inf)
+                set_of, place = unsure[0][row], unsure[1][row]
+                for chunk in torch.arange(len(row), device=row.device).split(max(1, DISTANCE_ELEMENTS // dim)):
+                    a, b = part[set_of[chunk], place[chunk]], near[sets][set_of[chunk], column[chunk]]
+                    exact[row[chunk], column[chunk]] = distances(a, b[:, None])[:, 0]
+                chosen[unsure] = exact.argmin(1)
+            cluster[sets, start : start + rows] = chosen
+    return cluster.scatter_(1, centres, torch.arange(count, device=points.device).expand(groups, -1))
+
+
+def _block_elements(points: Tensor, memory_limit: float) -> int:
+    """How many fp32 numbers a block of closenesses may hold; about four blocks' worth is alive at once."""
+    elements = max(64 * 64, int(memory_limit * 2**20) // 16)
+    return min(elements, CACHE_ELEMENTS) if points.device.type == "cpu" else elements
+
+
+def _product_error(dim: int) -> float:
+    """Bound of the rounding error of an inner product of unit vectors, generous for any order of summation in use."""
+    return 4 * math.sqrt(dim) * torch.finfo(torch.float32).eps
+
+
+def _half_squares(points: Tensor) -> Tensor:
+    return points.square().sum(-1) / 2
+
+
+def _recheck(points: Tensor, rows: Tensor, others: Tensor) -> Tensor:
+    """Distances from differences between points[rows] and points[others]; points (T, D), rows (p,), others (p, q)."""
+    result = torch.empty(others.shape, device=points.device)
+    step = max(1, DISTANCE_ELEMENTS // max(1, others.shape[1] * points.shape[1]))
+    for start in range(0, len(rows), step):
+        part = slice(start, start + step)
+        result[part] = distances(points[rows[part]], points[others[part]])
+    return result
+
+
+def _density(near: Tensor, num_neighbors: int) -> Tensor:
+    """(.., n) fp64 densities from distances (.., n, >= k) to the nearest other points, in any order."""
+    near = near.double().sort(dim=-1).values[..., :num_neighbors]
+    if near.shape[-1] == 0:
+        return torch.ones(near.shape[:-1], dtype=torch.float64, device=near.device)
+    return torch.exp(-near.square().mean(-1))
+
+
+def _rank(density: Tensor) -> tuple[Tensor, Tensor]:
+    """Points from the densest on, the lower index first among equals, and each point's place in that order."""
+    order = density.sort(dim=-1, descending=True, stable=True).indices
+    places = torch.arange(density.shape[-1], device=density.device).expand_as(order)
+    return order, torch.empty_like(order).scatter_(-1, order, places)
+
+
+def _scores_dense(points: Tensor, num_neighbors: int) -> Tensor:
+    """Scores (G, n) of G sets small enough for all their closenesses at once."""
+    groups, size, dim = points.shape
+    flat = points.reshape(-1, dim)
+    base = (torch.arange(groups, device=points.device) * size)[:, None, None]
+    rows = torch.arange(groups * size, device=points.device)
+    half = _half_squares(points)
+    close = torch.bmm(points, points.mT).sub_(half[..., None]).sub_(half[:, None])
+    close.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
+
+    def exact(neighbors: Tensor) -> Tensor:
+        return _recheck(flat, rows, (neighbors + base).flatten(0, 1)).view(neighbors.shape)
+
+    near = close.topk(min(num_neighbors + SPARE, size - 1), dim=2, sorted=False).indices
+    density = _density(exact(near), num_neighbors)
+    _, rank = _rank(density)
+    close.masked_fill_(rank[:, None] > rank[..., None], -torch.inf)
+    denser = close.topk(min(SPARE, size), dim=2, sorted=False)
+    separation = exact(denser.indices).masked_fill_(denser.values == -torch.inf, torch.inf).amin(2)
+    return density * separation.double()
+
+
+def _scores_blocked(points: Tensor, num_neighbors: int, edge: int) -> Tensor:
+    """Scores (n,) of one large set (n, D), from blocks of edge x edge closenesses."""
+    size, dim = points.shape
+    half = _half_squares(points)
+    close, near = _nearest(points, half, min(num_neighbors + SPARE, size - 1), edge)
+    rows = torch.arange(size, device=points.device)
+    exact = _recheck(points, rows, near)
+    density = _density(exact, num_neighbors)
+    order, rank = _rank(density)
+    # The nearest denser point is often among the neighbours known already: any point not among them is at least as
+    # far as the last of them, less the error of products.
+    separation = exact.masked_fill(rank[near] > rank[:, None], torch.inf).amin(1)
+    beyond = (-2 * close[:, -1] - 4 * _product_error(dim)).clamp_(min=0).sqrt_()
+    known = (separation <= beyond) | (near.shape[1] == size - 1)
+    known[order[0]] = True
+    queries = order[~known[order]]
+    separation[queries] = _nearest_denser(points, half, order, rank, queries, edge)
+    return density * separation.double()
+
+
+def _nearest(points: Tensor, half: Tensor, count: int, edge: int) -> tuple[Tensor, Tensor]:
+    """Closeness and index (n, count), closest first, of each point's nearest others.
+
+    Each block of the symmetric matrix above the diagonal serves its rows and its columns. Blocks nearest the diagonal
+    come first: tokens close in time are close in angle, so that later blocks rarely hold anything of interest.
+    """
+    size = len(points)
+    best = points.new_full((size, count), -torch.inf)
+    index = torch.zeros(size, count, dtype=torch.int64, device=points.device)
+    blocks = list(_blocks(size, edge))
+    buffer = points.new_empty(edge * edge)
+    for offset in range(len(blocks)):
+        for rows, columns in zip(blocks, blocks[offset:], strict=False):
+            close = buffer[: _len(rows) * _len(columns)].view(_len(rows), _len(columns))
+            torch.mm(points[rows], points[columns].T, out=close)
+            close.sub_(half[rows, None]).sub_(half[columns])
+            if offset == 0:
+                close.fill_diagonal_(-torch.inf)
+            else:
+                _offer(best, index, columns, close.T, rows.start)
+            _offer(best, index, rows, close, columns.start)
+    return best, index
+
+
+def _nearest_denser(points: Tensor, half: Tensor, order: Tensor, rank: Tensor, queries: Tensor, edge: int) -> Tensor:
+    """Distance of each query to its nearest denser point; queries in descending density, none the densest."""
+    result = points.new_empty(len(queries))
+    for start in range(0, len(queries), edge):
+        asked = queries[start : start + edge]
+        places = rank[asked]
+        first, last = int(places[0]), int(places[-1])
+        best = points.new_full((len(asked), min(SPARE, last)), -torch.inf)
+        index = torch.zeros(best.shape, dtype=torch.int64, device=points.device)
+        vectors, everyone = points[asked], slice(0, len(asked))
+        for keys in _blocks(last, edge):
+            denser = order[keys]
+            close = torch.mm(vectors, points[denser].T).sub_(half[asked, None]).sub_(half[denser])
+            if keys.stop > first:
+                hidden = torch.arange(keys.start, keys.stop, device=points.device) >= places[:, None]
+                close.masked_fill_(hidden, -torch.inf)
+            _offer(best, index, everyone, close, keys.start)
+        exact = _recheck(points, asked, order[index]).masked_fill_(best == -torch.inf, torch.inf)
+        result[start : start + edge] = exact.amin(1)
+    return result
+
+
+def _offer(best: Tensor, index: Tensor, rows: slice, close: Tensor, first: int) -> None:
+    """Update the lists of `rows` with a block of closenesses (rows, columns) whose first column is point `first`."""
+    hit = (close.amax(1) > best[rows, -1]).nonzero()[:, 0]
+    if len(hit) == 0:
+        return
+    values, columns = close[hit].topk(min(best.shape[1], close.shape[1]), dim=1, sorted=False)
+    hit = hit + rows.start
+    values = torch.cat([best[hit], values], dim=1)
+    columns = torch.cat([index[hit], columns + first], dim=1)
+    values, places = values.topk(best.shape[1], dim=1)
+    best[hit] = values
+    index[hit] = columns.gather(1, places)
+
+
+def _blocks(size: int, edge: int) -> Iterator[slice]:
+    return (slice(start, min(start + edge, size)) for start in range(0, size, edge))
+
+
+def _len(part: slice) -> int:
+    return int(part.stop - part.start)
