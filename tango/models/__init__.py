@@ -1,0 +1,54 @@
+"""Model families, and `attach`: put a pruner on a model for the length of a `with` block.
+
+A family is one file and one line in FAMILIES. Its module has `FAMILY`, a subclass of `tango.models.family.Family`, and
+two functions for those who measure time: `vision_modules(model)`, the modules that make up the vision tower, and
+`language_model(model)`, the decoder that prefills and decodes. Both also serve a model that nothing is attached to.
+"""
+
+import contextlib
+import importlib
+from collections.abc import Iterator
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from tango.models.seam import Seam, Session, VideoRecord
+
+if TYPE_CHECKING:
+    from tango.pruners.base import Pruner
+
+__all__ = ["FAMILIES", "Session", "VideoRecord", "attach", "family_of"]
+
+# transformers class -> module of its family; modules are imported when a model asks for them.
+FAMILIES = {
+    "LlavaOnevisionForConditionalGeneration": "tango.models.llava_onevision",
+}
+
+
+def family_of(model: nn.Module) -> ModuleType:
+    """The family module of a model, by the name of its class or of one it derives from.
+
+    Raises TypeError, with the classes that are supported, for any other model.
+    """
+    for cls in type(model).__mro__:
+        if cls.__name__ in FAMILIES:
+            return importlib.import_module(FAMILIES[cls.__name__])
+    raise TypeError(f"no pruning for {type(model).__name__}; supported: {', '.join(FAMILIES)}")
+
+
+@contextlib.contextmanager
+def attach(model: nn.Module, pruner: "Pruner") -> Iterator[Session]:
+    """Prune the videos of every prompt that `model` sees in `generate()` and `forward()` while the context is open.
+
+    Yields a Session whose `videos` tells what the last call kept. The model is left as it was found, also when the
+    body raised. Prompts without a video pass through untouched. `generate()` and `forward()` take two more keyword
+    arguments, `video_timestamps` and `video_keys` (see `Seam.generate`); `forward()` returns the logits of the pruned
+    prompt, whose rows are padded on the side they came with.
+
+    Raises TypeError for a model of no known family, RuntimeError if a pruner is attached to the model already,
+    ValueError or FileNotFoundError if a signal that the pruner needs cannot be had.
+    """
+    module = family_of(model)
+    with Seam(model, module.FAMILY(model, pruner), pruner).installed() as session:
+        yield session
