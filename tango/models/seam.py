@@ -84,7 +84,7 @@ class Seam:
 
         @functools.wraps(original)
         def generate(*args: Any, **kwargs: Any) -> Any:
-            return self.generate(original, by_name(original, args, kwargs))
+            return self.generate(original, by_name(type(self.model).generate, args, kwargs))
 
         generate.seam = self  # type: ignore[attr-defined]
         hook = self.model.register_forward_pre_hook(self.before_forward, with_kwargs=True)
@@ -178,8 +178,8 @@ class Seam:
         config = call.get("generation_config")
         if config is not None:
             call["generation_config"] = config = copy.deepcopy(config)
-        for name in ("max_length", "min_length"):
-            if value := self._setting(call, name):
+        for name, stronger in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
+            if (value := self._setting(call, name)) and self._setting(call, stronger) is None:
                 if config is None or call.get(name) is not None:
                     call[name] = value + shift
                 else:
@@ -190,11 +190,12 @@ class Seam:
     def before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Forward pre-hook: a call with videos runs on the pruned prompt and returns its logits (B, W, vocabulary).
 
-        `labels` follow their tokens. Takes the two extra keyword arguments of generate().
+        `labels` follow their tokens. Takes the two extra keyword arguments of generate(). A cache that the call returns
+        holds the pruned prompt: whoever goes on from it by hand gives a mask of that length.
         """
         if self._generating and self._uncached is None:
             return None
-        kwargs = by_name(module.forward, args, kwargs)
+        kwargs = by_name(type(module).forward, args, kwargs)
         if self._uncached is not None:
             return (), self._step_without_cache(kwargs, *self._uncached)
         self.session.videos = []
@@ -307,9 +308,10 @@ def asked_for(value: Any) -> bool:
     return value is True or value not in (None, False, 1.0)
 
 
-def by_name(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """All arguments of a call by their names."""
-    return dict(zip(inspect.signature(function).parameters, args, strict=False)) | dict(kwargs)
+def by_name(method: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """All arguments of a call of a class's method by their names, without `self`."""
+    names = list(inspect.signature(method).parameters)[1:]
+    return dict(zip(names, args, strict=False)) | dict(kwargs)
 
 
 def without(kwargs: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:

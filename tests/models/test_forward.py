@@ -244,3 +244,13 @@ def test_malformed_prompts(models):
             model(**inputs, pixel_values=torch.randn(1, 2, 3, 40, 40), image_sizes=torch.tensor([[40, 40]]))
     with torch.no_grad(), attach(model, Spy([3, 3, 4])), pytest.raises(ValueError, match=r"4 embeddings .* 3 places"):
         model(**inputs)
+
+
+def test_gradients_flow(models):
+    """Forward with labels can be differentiated, as without pruning; pruning itself is not trained."""
+    model, inputs = models(), example()
+    with make_pruner("uniform", 0.3)(model):
+        model(**inputs, labels=inputs["input_ids"].masked_fill(inputs["input_ids"] == VIDEO, -100)).loss.backward()
+    gradients = [model.lm_head.weight.grad, model.model.multi_modal_projector.linear_1.weight.grad]
+    model.zero_grad(set_to_none=True)
+    assert all(gradient is not None and bool(gradient.isfinite().all()) and gradient.any() for gradient in gradients)
