@@ -1,0 +1,39 @@
+"""Plugin for lmms-eval: its entry point hands over models that can be pruned, and makes the task `motionqa` known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__version__ = "0.1.0"
+
+
+def manifests() -> list[Any]:
+    """The models of this plugin, for lmms-eval's entry points of the group `lmms_eval.models`.
+
+    lmms-eval loads these last and lets them replace its own models of the same names. It keeps whichever of "simple"
+    and "chat" a manifest leaves out, and prefers chat: so `llava_hf`, which has both upstream, is given both here.
+
+    Raises:
+        SystemExit: lmms-eval swallows any other exception and would go on with its own models, unpruned whatever
+            WRAPPER says.
+    """
+    try:
+        from lmms_eval.models.registry_v2 import ModelManifest
+
+        from tango_lmms_eval import hooks
+
+        hooks.install()
+    except Exception as error:
+        raise SystemExit(
+            f"tango_lmms_eval does not fit the installed lmms-eval ({type(error).__name__}: {error}); "
+            "install the version it was made for: pip install -e ./lmms-eval"
+        ) from error
+    here = "tango_lmms_eval.models"
+    return [
+        ModelManifest(model_id="llava_onevision", simple_class_path=f"{here}.LlavaOnevision"),
+        ModelManifest(
+            model_id="llava_hf",
+            simple_class_path=f"{here}.LlavaOnevision",
+            chat_class_path=f"{here}.LlavaOnevisionChat",
+        ),
+    ]

@@ -1,0 +1,157 @@
+"""The four places where lmms-eval has no extension point and this plugin needs one. Nothing on disk is touched.
+
+- TaskManager also indexes this package's tasks, so that `--tasks motionqa` needs no --include_path.
+- EvaluationTracker tells where results go, and its results file gets a "tango" entry: method, settings, versions,
+  tokens, failures.
+- ResponseCache refuses to serve our models: its keys know nothing of WRAPPER and would mix up methods.
+- lmms-eval reports errors and exits with status 0. When one of our models was run, the exit status is 1 if samples
+  failed, or if the run ended before its results were saved.
+
+Only the first applies to other models than ours.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+TASKS = Path(__file__).parent / "tasks"
+
+
+@dataclass
+class Run:
+    """The evaluation in progress: lmms-eval may do several in one process, one after another.
+
+    output_path: where lmms-eval writes. active: one of our models is being evaluated. summary: its results, once it has
+        run.
+    problems: what makes the exit status 1.
+    """
+
+    output_path: str | None = None
+    active: bool = False
+    summary: dict[str, Any] | None = None
+    problems: list[str] = field(default_factory=list)
+    report: Callable[[dict[str, Any]], None] | None = None
+
+
+RUN = Run()
+
+
+def install() -> None:
+    """Wrap the methods named above, once.
+
+    Raises:
+        ImportError, AttributeError: lmms-eval is organised differently from what this was written for.
+    """
+    import torch
+    from lmms_eval.caching.response_cache import ResponseCache
+    from lmms_eval.loggers.evaluation_tracker import EvaluationTracker
+    from lmms_eval.tasks import TaskManager
+
+    _wrap(TaskManager, "initialize_tasks", _initialize_tasks)
+    _wrap(EvaluationTracker, "__init__", _remember_output_path)
+    _wrap(EvaluationTracker, "save_results_aggregated", _save_results)
+    _wrap(ResponseCache, "create", _refuse_cache)
+    if "LOCAL_RANK" in os.environ and not torch.accelerator.is_available():
+        # One of several processes without a GPU. accelerate only connects them (by gloo) if it is told to use the CPU;
+        # without that each would take itself for the only one. lmms-eval makes its Accelerator after this.
+        os.environ.setdefault("ACCELERATE_USE_CPU", "true")
+
+
+def _wrap(owner: Any, name: str, wrapper: Callable[..., Any]) -> None:
+    static = owner.__dict__[name]
+    original = static.__func__ if isinstance(static, staticmethod | classmethod) else static
+    if getattr(original, "_tango", False):
+        return
+
+    @functools.wraps(original)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        return wrapper(original, *args, **kwargs)
+
+    wrapped._tango = True  # type: ignore[attr-defined]
+    setattr(owner, name, type(static)(wrapped) if isinstance(static, staticmethod | classmethod) else wrapped)
+
+
+def _initialize_tasks(original: Any, self: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    index = original(self, *args, **kwargs)
+    return {**self._get_task_and_group(str(TASKS)), **index}  # a task of the same name in --include_path wins
+
+
+def _remember_output_path(original: Any, self: Any, *args: Any, **kwargs: Any) -> None:
+    original(self, *args, **kwargs)
+    RUN.output_path = self.output_path
+
+
+def _refuse_cache(original: Any, *args: Any, **kwargs: Any) -> Any:
+    if RUN.active:
+        RUN.active = False
+        raise SystemExit(
+            "--use_cache: lmms-eval's response cache cannot tell which method pruned the model and would mix up their "
+            "answers; leave it out. With --output_path an interrupted run goes on where it was."
+        )
+    return original(*args, **kwargs)
+
+
+def _save_results(original: Any, self: Any, results: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+    """Add our entry to the results file and write the efficiency file beside it."""
+    summary = RUN.summary
+    if not RUN.active or summary is None:
+        original(self, results, *args, **kwargs)
+        return
+    results["tango"] = {key: value for key, value in summary.items() if key != "samples"}
+    original(self, results, *args, **kwargs)
+    if self.output_path:
+        folder = Path(self.output_path) / self.general_config_tracker.model_name_sanitized
+        file = folder / f"{getattr(self, 'date_id', '')}_results.json"
+        if not file.is_file():  # upstream logs what went wrong and goes on
+            RUN.problems.append(f"lmms-eval could not save {file.name}; its log says why")
+            return
+        write_json(file.with_name(file.name.replace("_results.json", "_efficiency.json")), summary)
+    RUN.active = False
+    if summary["n_failed"]:
+        RUN.problems.append(f"{summary['n_failed']} of {summary['n_samples']} samples failed and were not scored")
+    if RUN.report is not None:
+        RUN.report(summary)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a file whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def begin(report: Callable[[dict[str, Any]], None]) -> None:
+    """A model of ours is about to be evaluated; under the command line, watch over the exit status from now on."""
+    RUN.active, RUN.summary, RUN.report = True, None, report
+    if "lmms_eval.__main__" in sys.modules and not getattr(begin, "_watching", False):
+        begin._watching = True  # type: ignore[attr-defined]
+        atexit.register(_exit_status)
+
+
+def end_rank() -> None:
+    """Ranks other than the first save nothing: their part is done when generation is."""
+    RUN.active = False
+
+
+def _exit_status() -> None:
+    """Runs when the interpreter ends. Nothing else can set the exit status after lmms-eval has called sys.exit(0)."""
+    problems = list(RUN.problems)
+    if RUN.active:
+        problems.append("the evaluation ended before its results were saved; see the error above")
+    if not problems:
+        return
+    for problem in problems:
+        print(f"tango_lmms_eval: {problem}", file=sys.stderr)
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)

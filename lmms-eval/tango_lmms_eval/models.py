@@ -1,0 +1,384 @@
+"""The models of this plugin: lmms-eval's requests in, answers of a model with or without a pruner out.
+
+Everything that does not depend on lmms-eval is in tango.evaluation; here requests become conversations, and what
+happened becomes the "tango" entry of lmms-eval's results file.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
+from lmms_eval.api.model import lmms
+from rich.console import Console
+from rich.markup import escape
+from tqdm import tqdm
+
+from tango.evaluation import provenance
+from tango.evaluation.chat import Chat, generation_settings
+from tango.evaluation.checkpoints import CheckpointError, check_pretrained, load
+from tango.evaluation.journal import Journal
+from tango.evaluation.runner import Answer, Record, Runner, Sample, failures, token_summary
+from tango.evaluation.settings import SettingsError, from_environment
+from tango.evaluation.timing import efficiency, efficiency_table
+from tango_lmms_eval import __version__, hooks
+from tango_lmms_eval.conversations import chat_messages, identity, simple_messages
+
+log = logging.getLogger(__name__)
+
+FAILED = "[this sample failed and is not scored]"
+
+# Upstream arguments that this model takes for compatibility and that can only mean what it does anyway.
+FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
+    "conv_template": (
+        (None, "qwen_1_5", "qwen_2"),
+        "the prompt is made by the checkpoint's own chat template, which is Qwen's",
+    ),
+    "mm_spatial_pool_stride": ((None, 2), "LLaVA-OneVision pools by 2"),
+    "mm_spatial_pool_mode": ((None, "bilinear"), "LLaVA-OneVision pools bilinearly"),
+    "token_strategy": ((None, "single"), "a video is one placeholder"),
+    "video_decode_backend": ((None, "pyav", "decord"), "videos are read with PyAV"),
+    "customized_config": ((None,), "the checkpoint's own configuration is used"),
+    "truncation": ((None, True), "prompts are never cut"),
+    "truncate_context": ((None, False), "prompts are never cut"),
+    "trust_remote_code": ((None, False), "only classes of transformers are used"),
+    "max_batch_size": ((None, 1), "each sample is timed by itself"),
+    "batch_size": ((None, 1, "1"), "each sample is timed by itself"),
+}
+
+
+class ArgumentError(ValueError):
+    """A model argument that cannot be; the message says what can."""
+
+
+class Tokens(TokenCounts):
+    """Token counts of a sample as lmms-eval logs them, with its video tokens before and after pruning."""
+
+    def __init__(self, tokens: Mapping[str, int]) -> None:
+        super().__init__(tokens.get("input_tokens"), tokens.get("output_tokens"))
+        self.video = {name: tokens.get(name) for name in ("video_tokens_before", "video_tokens_after")}
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**super().to_dict(), **self.video}
+
+
+class LlavaOnevision(lmms):
+    """LLaVA-OneVision in transformers' format, with the pruning method that WRAPPER names.
+
+    Args (as --model_args name=value,..):
+        pretrained: a folder or a hub id, for example llava-hf/llava-onevision-qwen2-7b-ov-hf.
+        max_frames_num: frames sampled evenly from each video.
+        dtype, torch_dtype: auto, float32, float16 or bfloat16.
+        attn_implementation: sdpa, eager or flash_attention_2 (on a CPU: sdpa).
+        device: cpu, cuda or cuda:N; by default what accelerate gives this process.
+        device_map: auto spreads the model over all GPUs of one process; anything else names its device.
+        revision, chat_template, use_cache: as in upstream's llava_hf.
+        resume: False computes anew what a run into the same --output_path finished before.
+        conv_template, model_name and the others of FIXED: taken for compatibility; another meaning is an error.
+
+    Raises:
+        SettingsError, ArgumentError, CheckpointError: before anything is loaded. Created from the command line, they
+            end the process.
+    """
+
+    is_simple = True
+
+    def __init__(
+        self,
+        pretrained: str = "llava-hf/llava-onevision-qwen2-7b-ov-hf",
+        max_frames_num: int = 32,
+        device: str | None = None,
+        device_map: str | None = None,
+        dtype: str | torch.dtype | None = None,
+        torch_dtype: str | torch.dtype | None = None,
+        attn_implementation: str | None = None,
+        revision: str = "main",
+        chat_template: str | None = None,
+        use_cache: bool = True,
+        resume: bool = True,
+        model_name: str | None = None,
+        **others: Any,
+    ) -> None:
+        super().__init__()
+        self.settings = from_environment()
+        _check_others(others)
+        check_pretrained(pretrained)
+        if not isinstance(max_frames_num, int) or max_frames_num < 1:
+            raise ArgumentError(f"max_frames_num={max_frames_num!r}: sample at least one frame of a video")
+        if dtype is not None and torch_dtype is not None and dtype != torch_dtype:
+            raise ArgumentError(f"dtype={dtype} and torch_dtype={torch_dtype}: pass one of them")
+        hooks.begin(report)
+        self.accelerator = Accelerator()
+        self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
+        if self._world_size == 1 and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
+            log.warning(
+                "accelerate was asked for several processes and started one, as it does without GPUs; "
+                "for several on the CPU: accelerate launch --multi_gpu --num_processes=N -m lmms_eval .."
+            )
+        self._device, spread = self._place(device, device_map)
+        checkpoint = load(
+            pretrained,
+            device=self._device,
+            dtype=dtype or torch_dtype or "auto",
+            attn_implementation=attn_implementation,
+            device_map=spread,
+            revision=revision,
+            chat_template=chat_template,
+        )
+        self.seed = torch.initial_seed()
+        self.chat: Chat | None = Chat(checkpoint, self.settings.pruner, max_frames_num, self.seed, use_cache)
+        self.described = checkpoint.described | {"max_frames_num": max_frames_num, "use_cache": use_cache}
+        identity = [
+            self.described,
+            self.settings.method,
+            self.settings.describe()["settings"],
+            self._device.type,
+            self.seed,
+            chat_template,
+        ]
+        self.run = provenance.digest(
+            *identity, provenance.model_fingerprint(pretrained, revision), provenance.code_fingerprint(), *_versions()
+        )
+        journal = None
+        if hooks.RUN.output_path:
+            journal = Journal(Path(hooks.RUN.output_path) / "journal", self.run, self._rank)
+            if not resume:
+                journal.entries.clear()
+        self.runner = Runner(journal, self._rank)
+
+    @classmethod
+    def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> LlavaOnevision:
+        """As upstream; but a mistake in the settings ends the process with its message instead of a traceback and
+        status 0.
+        """
+        try:
+            return super().create_from_arg_string(arg_string, additional_config)
+        except (SettingsError, ArgumentError, CheckpointError) as error:
+            hooks.RUN.active = False
+            raise SystemExit(f"error: {error}") from error
+
+    def _place(self, device: str | None, device_map: str | None) -> tuple[torch.device, str | None]:
+        """This process's device, and "auto" if the model is to be spread over several."""
+        given = accelerated = self.accelerator.device
+        if device_map == "auto":
+            if self._world_size > 1:
+                raise ArgumentError("device_map=auto spreads one process over all GPUs; launch it without accelerate")
+            return given, "auto" if torch.cuda.is_available() else None
+        name = device_map or device
+        if name and not (self._world_size > 1 and name.startswith("cuda")):  # each process has a GPU of its own
+            given = torch.device(name)
+        if self._world_size > 1 and given.type != accelerated.type:
+            raise ArgumentError(f"device={name} under accelerate on {accelerated.type}; leave device out")
+        return given, None
+
+    @property
+    def device(self) -> torch.device:
+        return self._device
+
+    @property
+    def chat_template(self) -> str:
+        raise ArgumentError("the checkpoint's chat template is always applied; leave out --apply_chat_template")
+
+    # -- requests ----------------------------------------------------------------------------------------------------
+
+    def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
+        for request in requests:
+            generation_settings(self._generation(request))  # an unknown setting is an error of the run, not of a sample
+        chat = self._chat()
+        texts = []
+        for _, record in self._answer(requests, lambda r, m, name: chat.generate(m, self._generation(r), name)):
+            if record is None:
+                texts.append(GenerationResult(""))
+            elif record.failure is not None:
+                texts.append(GenerationResult(FAILED))
+            else:
+                texts.append(GenerationResult(record.response, Tokens(record.tokens)))
+        return texts
+
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        chat = self._chat()
+        pairs = []
+        for _, record in self._answer(requests, lambda r, m, _: chat.loglikelihood(m, self._continuation(r))):
+            if record is None or record.failure is not None:
+                pairs.append((float("nan"), False))
+            else:
+                pairs.append((float(record.response[0]), bool(record.response[1])))
+        return pairs
+
+    def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
+        raise ArgumentError("tasks of several rounds (generate_until_multi_round) are not supported by this model")
+
+    def _chat(self) -> Chat:
+        if self.chat is None:
+            raise RuntimeError("this model was cleaned up after its evaluation; make a new one")
+        return self.chat
+
+    def _generation(self, request: Instance) -> dict[str, Any]:
+        return dict(request.args[1 if self.is_simple else 2] or {})
+
+    def _doc(self, request: Instance) -> Any:
+        doc_id, task, split = request.args[3:6]
+        return self.task_dict[task][split][doc_id]
+
+    def _continuation(self, request: Instance) -> str:
+        target = request.args[1]
+        return str(target(self._doc(request)) if callable(target) else target)
+
+    def _messages(self, request: Instance) -> list[dict[str, Any]]:
+        """The conversation of a request."""
+        visuals = request.args[2](self._doc(request)) if callable(request.args[2]) else None
+        return simple_messages(str(request.args[0]), visuals or [])
+
+    def _answer(
+        self, requests: Sequence[Instance], compute: Callable[[Instance, Any, str], Answer]
+    ) -> Iterator[tuple[Instance, Record | None]]:
+        """Run all requests in order; None for those that only pad this rank to the length of others."""
+        real = [request for request in requests if not request.metadata.get("__padding_only__")]
+        failed: set[tuple[str, Any]] = set()
+        bar = tqdm(total=len(real), disable=self._rank != 0, desc=f"Model responding ({self.settings.method})")
+        with self._chat().session():
+            records = self.runner.run(self._samples(real, compute))
+            for request in requests:
+                if request.metadata.get("__padding_only__"):
+                    yield request, None
+                    continue
+                record = next(records)
+                bar.update(1)
+                if record.failure is not None:
+                    failed.add((request.task_name, request.doc_id))
+                yield request, record
+        bar.close()
+        # lmms-eval skips documents that no request belongs to. A failed one is taken away from its document, with all
+        # other requests of that document, so that it is scored neither right nor wrong whatever the task makes of odd
+        # answers.
+        lost = {id(request): request for request in requests if (request.task_name, request.doc_id) in failed}
+        for request in lost.values():
+            request.doc_id = f"failed: {request.doc_id}"
+
+    def _samples(
+        self, requests: Sequence[Instance], compute: Callable[[Instance, Any, str], Answer]
+    ) -> Iterator[Sample]:
+        """Samples one after another, so that the images of only one are in memory."""
+        seen: Counter[tuple[str, Any, Any]] = Counter()
+        for request in requests:
+            who = (request.task_name, request.doc_id, request.idx)
+            repeat = seen[who]
+            seen[who] += 1
+            name = f"{'/'.join(map(str, who))}/{repeat}"
+            messages: Any = None
+            try:
+                messages = self._messages(request)
+                shown = identity(messages)
+            except Exception as error:  # compute() below meets it again, where it is retried and recorded
+                log.debug("the prompt of %s cannot be made: %s", name, error)
+                shown = None
+            what = self._generation(request) if request.request_type != "loglikelihood" else repr(request.args[1])
+            key = provenance.digest(name, request.request_type, what, shown)
+
+            def answer(request: Instance = request, messages: Any = messages, name: str = name) -> Answer:
+                return compute(request, messages if messages is not None else self._messages(request), name)
+
+            yield Sample(request.task_name, request.doc_id, repeat, key, answer)
+
+    # -- the end -----------------------------------------------------------------------------------------------------
+
+    def clean(self) -> None:
+        """Called by lmms-eval on every rank once all requests are answered: gather what happened, drop the model."""
+        if self.chat is not None:
+            own = [record.to_dict() for record in self.runner.records]
+            everything = gather_object(own) if self._world_size > 1 else own
+            everything.sort(key=lambda entry: (entry["task"], str(entry["doc_id"]).zfill(12), entry["repeat"]))
+            if self.runner.journal is not None:
+                self.runner.journal.close()
+            if self._rank == 0:
+                hooks.RUN.summary = self._summary([Record.from_dict(entry) for entry in everything])
+            else:
+                hooks.end_rank()
+            self.chat = None
+        super().clean()
+
+    def _summary(self, records: list[Record]) -> dict[str, Any]:
+        entries = [record.to_dict() for record in records]
+        failed = failures(records)
+        return {
+            **provenance.provenance(self._device, **self.settings.describe(), model=self.described),
+            "processes": self._world_size,
+            "run": self.run,
+            "n_samples": len(records),
+            "n_failed": len(failed),
+            "n_resumed": sum(record.resumed for record in records),
+            "failed": failed,
+            "tokens": token_summary(records),
+            "efficiency": efficiency(entries),
+            "samples": entries,
+        }
+
+
+class LlavaOnevisionChat(LlavaOnevision):
+    """The same for lmms-eval's chat interface: tasks hand over whole conversations."""
+
+    is_simple = False
+
+    def _messages(self, request: Instance) -> list[dict[str, Any]]:
+        return chat_messages(request.args[1](self._doc(request)))
+
+
+def report(summary: Mapping[str, Any]) -> None:
+    """Print the summary: method, tokens, the efficiency table, and every failed sample."""
+    console = Console(width=None if Console().is_terminal else 160)
+    tokens = summary["tokens"]
+    kept = (
+        "no video tokens"
+        if tokens["share_kept"] is None
+        else f"{100 * tokens['share_kept']:.1f} % of the video tokens kept"
+    )
+    console.print(efficiency_table({summary["method"]: summary["efficiency"]}, f"{summary['method']}, {kept}"))
+    if summary["n_resumed"]:
+        console.print(
+            f"{summary['n_resumed']} of {summary['n_samples']} samples were finished by an earlier run "
+            "(resume=False computes anew)"
+        )
+    if summary["n_failed"]:
+        console.print(
+            f"[bold red]{summary['n_failed']} of {summary['n_samples']} samples failed and were not scored:[/]"
+        )
+        for failure in summary["failed"]:
+            console.print(
+                f"  {failure['task']} {failure['doc_id']}: {escape(failure['reason'])} ({failure['tries']} tries)"
+            )
+
+
+def _versions() -> tuple[str, ...]:
+    return torch.__version__, transformers.__version__, __version__
+
+
+def _check_others(others: Mapping[str, Any]) -> None:
+    """Raise ArgumentError for unknown arguments, and for known ones that ask for what this model does not do."""
+    unknown = sorted(set(others) - set(FIXED))
+    if unknown:
+        known = [
+            "pretrained",
+            "max_frames_num",
+            "device",
+            "device_map",
+            "dtype",
+            "torch_dtype",
+            "attn_implementation",
+            "revision",
+        ]
+        known += ["chat_template", "use_cache", "resume", "model_name", *FIXED]
+        raise ArgumentError(f"unknown model arguments {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+    for name, value in others.items():
+        allowed, why = FIXED[name]
+        if value not in allowed:
+            shown = " or ".join(str(v) for v in allowed if v is not None) or "nothing"
+            raise ArgumentError(f"{name}={value!r}: {why}; use {shown} or leave it out")

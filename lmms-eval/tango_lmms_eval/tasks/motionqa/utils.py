@@ -1,0 +1,48 @@
+"""MotionQA for lmms-eval: prompt, video, and scoring by rule."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tango.evaluation.motionqa import INSTRUCTION, LETTERS
+from tango.evaluation.scoring import parse_choice
+
+HERE = Path(__file__).parent
+
+
+def doc_to_visual(doc: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
+    """The video's path; `video_root` of the task's settings is relative to this folder."""
+    return [str((HERE / settings["video_root"] / doc["video"]).resolve())]
+
+
+def doc_to_text(doc: Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> str:
+    """The question, its options on lines of their own, and the instruction, as Question.prompt() writes them."""
+    options = [f"{letter}. {option}" for letter, option in zip(LETTERS, doc["options"], strict=True)]
+    return "\n".join([doc["question"], *options, INSTRUCTION])
+
+
+def process_results(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Score one reply. A reply without a letter is wrong, and counted as unparsed too."""
+    choice = parse_choice(results[0], doc["options"])
+    entry = {"id": doc["id"], "video": doc["video"], "kind": doc["kind"], "answer": doc["answer"], "prediction": choice}
+    scored = entry | {"score": float(choice == doc["answer"])}
+    return {"accuracy": scored, "accuracy_by_kind": scored, "unparsed": entry | {"score": float(choice is None)}}
+
+
+def accuracy(entries: Sequence[Mapping[str, Any]]) -> float:
+    return sum(float(entry["score"]) for entry in entries) / len(entries)
+
+
+def accuracy_by_kind(entries: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Accuracy for each kind of question there is."""
+    kinds: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for entry in entries:
+        kinds[entry["kind"]].append(entry)
+    return {kind: accuracy(kinds[kind]) for kind in sorted(kinds)}
+
+
+def unparsed(entries: Sequence[Mapping[str, Any]]) -> float:
+    return accuracy(entries)

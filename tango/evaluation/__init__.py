@@ -1,0 +1,1 @@
+"""What every evaluation framework shares: settings, prompts, timing, provenance, journals and sweeps."""

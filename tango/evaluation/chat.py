@@ -1,0 +1,253 @@
+"""Asks a loaded model about videos, images and text, with or without a pruner, and says what that took.
+
+A conversation is a list of messages {"role": .., "content": [parts]}; a part is {"type": "text", "text": ..}, {"type":
+"image", "image": a PIL image or a file} or {"type": "video", "video": a file, "start": s, "end": s}. The processor's
+chat template turns it into the prompt.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import StoppingCriteriaList
+
+from tango.evaluation.checkpoints import Checkpoint
+from tango.evaluation.runner import Answer
+from tango.evaluation.timing import GenerationTimer, StopAt
+from tango.evaluation.video import Clip, read_video
+from tango.models import attach, family_of
+from tango.pruners.base import Pruner
+
+Message = Mapping[str, Any]
+# What a request may set; anything else would silently be without effect.
+SAMPLING = ("temperature", "top_p", "top_k")
+PASSED_ON = (
+    "max_new_tokens",
+    "min_new_tokens",
+    "num_beams",
+    "length_penalty",
+    "repetition_penalty",
+    "no_repeat_ngram_size",
+)
+IGNORED = ("image_aspect_ratio",)  # older tasks carry it; the processor decides
+GENERATION = (*PASSED_ON, *SAMPLING, "do_sample", "until", *IGNORED)
+
+
+def generation_settings(given: Mapping[str, Any], use_cache: bool = True) -> tuple[dict[str, Any], list[str]]:
+    """A task's generation settings as keyword arguments of generate(), and the strings to stop at.
+
+    Greedy unless do_sample or a temperature above 0 asks otherwise; 1024 new tokens at most unless it says so.
+
+    Raises:
+        ValueError: a setting that is not known; the message lists those that are.
+    """
+    unknown = sorted(set(given) - set(GENERATION))
+    if unknown:
+        raise ValueError(f"unknown generation settings {', '.join(unknown)}; known are {', '.join(sorted(GENERATION))}")
+    until = given.get("until") or []
+    until = [until] if isinstance(until, str) else list(until)
+    settings = {name: given[name] for name in PASSED_ON if given.get(name) is not None}
+    settings.setdefault("max_new_tokens", 1024)
+    temperature = given.get("temperature")
+    asked = given.get("do_sample")
+    sample = (temperature or 0) > 0 if asked is None or temperature is not None else bool(asked)
+    settings["do_sample"] = sample and asked is not False
+    for name in SAMPLING:
+        # None, so that a checkpoint's own sampling settings neither apply to greedy decoding nor warn about it.
+        if not settings["do_sample"]:
+            settings[name] = None
+        elif given.get(name) is not None:
+            settings[name] = given[name]
+    settings["use_cache"] = use_cache
+    return settings, until
+
+
+@dataclass
+class Chat:
+    """A model to ask.
+
+    Args:
+        checkpoint: what tango.evaluation.checkpoints.load() returned.
+        pruner: attached while session() is open; None leaves the model untouched.
+        max_frames: frames sampled from each video.
+        seed: of sampled generation; with the sample's name it gives the same text in any order of samples.
+        use_cache: let the language model keep keys and values while decoding.
+    """
+
+    checkpoint: Checkpoint
+    pruner: Pruner | None = None
+    max_frames: int = 32
+    seed: int = 0
+    use_cache: bool = True
+    _timer: GenerationTimer | None = field(default=None, init=False, repr=False)
+    _pruned: Any = field(default=None, init=False, repr=False)
+    _clip: tuple[Any, Clip] | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.max_frames < 1:
+            raise ValueError(f"max_frames_num={self.max_frames}: sample at least one frame of a video")
+
+    @contextlib.contextmanager
+    def session(self) -> Iterator[Chat]:
+        """Attach the pruner, if any, and the timer; ask within."""
+        model = self.checkpoint.model
+        family = family_of(model)
+        with contextlib.ExitStack() as stack:
+            if self.pruner is not None:
+                self._pruned = stack.enter_context(attach(model, self.pruner))
+            self._timer = stack.enter_context(
+                GenerationTimer(model, family.vision_modules(model), family.language_model(model))
+            )
+            try:
+                yield self
+            finally:
+                self._timer = self._pruned = self._clip = None
+
+    def generate(self, messages: Sequence[Message], settings: Mapping[str, Any], name: str) -> Answer:
+        """Answer a conversation.
+
+        Args:
+            settings: the task's generation settings, see generation_settings().
+            name: the sample's, seeds sampling.
+
+        Raises:
+            RuntimeError: outside session(). Whatever reading, preparing or generating raises passes through.
+        """
+        timer = self._timer
+        if timer is None:
+            raise RuntimeError("Chat.generate() works inside `with chat.session():` only")
+        options, until = generation_settings(settings, self.use_cache)
+        model, tokenizer = self.checkpoint.model, self.checkpoint.processor.tokenizer
+        inputs, extra, clips = self._prepare(messages)
+        width = inputs["input_ids"].shape[1]
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        stop = StopAt(lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True)), until)
+        if options["do_sample"]:
+            torch.manual_seed((self.seed + zlib.crc32(name.encode())) % 2**63)
+        criteria = StoppingCriteriaList([timer, stop] if stop.until else [timer])
+        with torch.inference_mode():
+            timer.start()
+            sequences = model.generate(**inputs, **extra, **options, pad_token_id=pad, stopping_criteria=criteria)
+            timing = timer.stop()
+        new = sequences[0, width:]
+        videos = self._videos(inputs, clips)
+        return Answer(
+            response=stop.cut(tokenizer.decode(new, skip_special_tokens=True)).strip(),
+            timing=timing.to_dict(),
+            tokens=_count_tokens(width, len(new), videos),
+            videos=videos,
+        )
+
+    def loglikelihood(self, messages: Sequence[Message], continuation: str) -> Answer:
+        """Log-likelihood of a text as the reply; the response is [sum of log-probabilities, whether greedy decoding
+        gives it].
+        """
+        model, tokenizer = self.checkpoint.model, self.checkpoint.processor.tokenizer
+        inputs, extra, clips = self._prepare(messages)
+        reply = tokenizer(continuation, add_special_tokens=False, return_tensors="pt").input_ids.to(inputs["input_ids"])
+        if reply.numel() == 0:
+            raise ValueError(f"the continuation {continuation!r} has no tokens")
+        width, count = inputs["input_ids"].shape[1], reply.shape[1]
+        inputs["input_ids"] = torch.cat((inputs["input_ids"], reply), 1)
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        with torch.inference_mode():
+            logits = model(**inputs, **extra, logits_to_keep=count + 1).logits[0, -count - 1 : -1].float()
+        chosen = torch.log_softmax(logits, -1).gather(1, reply[0, :, None].to(logits.device))
+        greedy = bool((logits.argmax(-1) == reply[0].to(logits.device)).all())
+        videos = self._videos(inputs, clips)
+        return Answer([float(chosen.sum()), greedy], None, _count_tokens(width, count, videos), videos)
+
+    def _prepare(self, messages: Sequence[Message]) -> tuple[dict[str, Any], dict[str, Any], list[Clip]]:
+        """Model inputs on the device, keyword arguments only a pruner takes, and the clips in prompt order."""
+        images, clips, keys, shown = [], [], [], []
+        for message in messages:
+            parts = []
+            for part in message["content"]:
+                if part["type"] == "image":
+                    images.append(_image(part["image"]))
+                elif part["type"] == "video":
+                    clips.append(self._read(part))
+                    keys.append(Path(part["video"]).stem)
+                elif part["type"] != "text":
+                    raise ValueError(
+                        f"a message part of type {part['type']!r}; text, image and video can be asked about"
+                    )
+                parts.append({"type": part["type"]} | ({"text": part["text"]} if part["type"] == "text" else {}))
+            shown.append({"role": message["role"], "content": parts})
+        text = self.checkpoint.processor.apply_chat_template(shown, tokenize=False, add_generation_prompt=True)
+        media: dict[str, Any] = {}
+        if images:
+            media["images"] = images
+        if clips:
+            media["videos"] = [torch.from_numpy(clip.frames).permute(0, 3, 1, 2) for clip in clips]
+            media["videos_kwargs"] = {"do_sample_frames": False}  # sampled already, with their times known
+        batch = self.checkpoint.processor(text=[text], return_tensors="pt", **media)
+        inputs = dict(batch.to(self.checkpoint.device, self.checkpoint.model.dtype))
+        extra = {}
+        if clips and self.pruner is not None:
+            extra = {"video_timestamps": [torch.tensor(clip.timestamps) for clip in clips], "video_keys": keys}
+        return inputs, extra, clips
+
+    def _read(self, part: Mapping[str, Any]) -> Clip:
+        """A video's frames; the last video is remembered, since benchmarks ask several questions in a row about one."""
+        wanted = (str(part["video"]), part.get("start"), part.get("end"))
+        if self._clip is None or self._clip[0] != wanted:
+            self._clip = (wanted, read_video(wanted[0], self.max_frames, wanted[1], wanted[2]))
+        return self._clip[1]
+
+    def _videos(self, inputs: Mapping[str, Any], clips: Sequence[Clip]) -> list[dict[str, Any]]:
+        """What became of each video of the last call."""
+        if self._pruned is not None:
+            return [
+                {
+                    "frames": record.frames,
+                    "grid": list(record.grid),
+                    "segment_sizes": list(record.segment_sizes),
+                    "tokens_before": record.tokens_before,
+                    "tokens_after": record.tokens_after,
+                    "kept": hashlib.sha256(record.indices.numpy().tobytes()).hexdigest()[:16],
+                }
+                for record in self._pruned.videos
+            ]
+        if not clips:
+            return []
+        # Placeholders of each video are its tokens and one newline; the newline is not counted, with a pruner or
+        # without.
+        placeholders = int((inputs["input_ids"] == self.checkpoint.model.config.video_token_id).sum())
+        frames = sum(len(clip.timestamps) for clip in clips)
+        length = (placeholders - len(clips)) // frames
+        return [
+            {
+                "frames": len(clip.timestamps),
+                "tokens_before": len(clip.timestamps) * length,
+                "tokens_after": len(clip.timestamps) * length,
+            }
+            for clip in clips
+        ]
+
+
+def _count_tokens(prompt: int, new: int, videos: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """input_tokens is the prompt as written, before pruning."""
+    return {
+        "input_tokens": prompt,
+        "output_tokens": new,
+        "video_tokens_before": sum(video["tokens_before"] for video in videos),
+        "video_tokens_after": sum(video["tokens_after"] for video in videos),
+    }
+
+
+def _image(image: Any) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return image.convert("RGB")
+    if isinstance(image, str | Path):
+        with Image.open(image) as opened:
+            return opened.convert("RGB")
+    raise ValueError(f"an image must be a PIL image or a file, got {type(image).__name__}")

@@ -1,0 +1,101 @@
+"""An append-only record of finished samples, so that a run that was killed goes on where it was.
+
+One JSON line a sample, flushed to the disk before the next one starts: a SIGKILL at any moment loses at most the sample
+in flight. Each rank writes its own file and reads everybody's when it starts.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+
+class JournalError(RuntimeError):
+    """The journal cannot be used; the message says why."""
+
+
+class Journal:
+    """Finished samples of one run, by key.
+
+    Args:
+        folder: where the files of this run lie; made if missing.
+        run: identifies the run: model, method, settings, code. Other runs' files in the folder are not looked at.
+        rank: which process of the run this is.
+
+    Raises:
+        JournalError: another living process writes the file of this rank.
+    """
+
+    def __init__(self, folder: str | Path, run: str, rank: int = 0) -> None:
+        self.folder, self.run = Path(folder), run
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.path = self.folder / f"{run}-rank{rank}.jsonl"
+        self._file = open(self.path, "ab")  # noqa: SIM115 (held until close())
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._file.close()
+            raise JournalError(
+                f"{str(self.path)!r} is being written by another process; wait for it or stop it"
+            ) from error
+        self._drop_torn_line()
+        self.entries: dict[str, dict[str, Any]] = {}
+        for file in sorted(self.folder.glob(f"{run}-rank*.jsonl")):
+            self.entries.update(read_journal(file))
+
+    def _drop_torn_line(self) -> None:
+        """A line that a kill cut short has no end; appending to it would spoil the next one too."""
+        content = self.path.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            self._file.truncate(whole)
+
+    def get(self, key: str) -> dict[str, Any] | None:
+        """The entry of a sample, whichever rank wrote it; None if it was never finished."""
+        return self.entries.get(key)
+
+    def append(self, key: str, entry: dict[str, Any]) -> None:
+        """Add a finished sample; it is on the disk when this returns. A later entry of the same key wins."""
+        line = json.dumps({"key": key, **entry}, ensure_ascii=False, separators=(",", ":")) + "\n"
+        self._file.write(line.encode())
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self.entries[key] = {"key": key, **entry}
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def read_journal(path: Path) -> dict[str, dict[str, Any]]:
+    """The entries of one file by key; a torn last line is left out.
+
+    Raises:
+        JournalError: a line before the last is damaged, which no kill does.
+    """
+    lines = path.read_bytes().split(b"\n")
+    entries: dict[str, dict[str, Any]] = {}
+    for number, line in enumerate(lines, 1):
+        if not line:
+            continue
+        try:
+            entry = json.loads(line)
+            entries[entry["key"]] = entry
+        except (ValueError, TypeError, KeyError) as error:
+            if number == len(lines):  # no newline after it: torn
+                break
+            raise JournalError(
+                f"{str(path)!r}, line {number}, is not an entry: {error}; delete the file to start anew"
+            ) from error
+    return entries
