@@ -17,9 +17,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-SPARE = 8  # neighbours kept beyond those asked for, so that rounding of products cannot hide a true one
+SPARE = 4  # neighbours kept beyond those asked for, so that rounding of products cannot hide a true one
 CACHE_ELEMENTS = 1 << 22  # on a CPU larger blocks only leave the cache
-DISTANCE_ELEMENTS = 1 << 21
+HEAD = 128  # directions of the screening product
+SCREEN_BLOCKS = 4  # sets of fewer blocks are not worth screening
 
 
 class Peaks(NamedTuple):
@@ -63,12 +64,12 @@ def density_peaks(points: Tensor, count: int, num_neighbors: int = 7, memory_lim
     Raises:
         ValueError: count is not in 1 .. n.
     """
-    groups, size, _ = points.shape
+    size = points.shape[1]
     if not 1 <= count <= size:
         raise ValueError(f"count = {count}: expected 1 to {size}, the number of points")
     elements = _block_elements(points, memory_limit)
     if size * size <= elements:
-        parts = points.split(max(1, elements // (size * size)))
+        parts = torch.split(points, max(1, elements // (size * size)))
         scores = torch.cat([_scores_dense(part, num_neighbors) for part in parts])
     else:
         scores = torch.stack([_scores_blocked(part, num_neighbors, math.isqrt(elements)) for part in points])
@@ -112,7 +113,8 @@ def assign(points: Tensor, peaks: Peaks, memory_limit: float = 256) -> Tensor:
                 row, column = doubtful.nonzero(as_tuple=True)
                 exact = close.new_full(doubtful.shape, torch.inf)
                 set_of, place = unsure[0][row], unsure[1][row]
-                for chunk in torch.arange(len(row), device=row.device).split(max(1, DISTANCE_ELEMENTS // dim)):
+                for first in range(0, len(row), pairs := _distance_rows(points, 1)):
+                    chunk = slice(first, first + pairs)
                     a, b = part[set_of[chunk], place[chunk]], near[sets][set_of[chunk], column[chunk]]
                     exact[row[chunk], column[chunk]] = distances(a, b[:, None])[:, 0]
                 chosen[unsure] = exact.argmin(1)
@@ -124,6 +126,12 @@ def _block_elements(points: Tensor, memory_limit: float) -> int:
     """How many fp32 numbers a block of closenesses may hold; about four blocks' worth is alive at once."""
     elements = max(64 * 64, int(memory_limit * 2**20) // 16)
     return min(elements, CACHE_ELEMENTS) if points.device.type == "cpu" else elements
+
+
+def _distance_rows(points: Tensor, count: int) -> int:
+    """How many points to compare at a time with `count` others each: the copies of those stay in a CPU's cache."""
+    elements = 1 << 19 if points.device.type == "cpu" else 1 << 24
+    return max(1, elements // max(1, count * points.shape[-1]))
 
 
 def _product_error(dim: int) -> float:
@@ -138,10 +146,11 @@ def _half_squares(points: Tensor) -> Tensor:
 def _recheck(points: Tensor, rows: Tensor, others: Tensor) -> Tensor:
     """Distances from differences between points[rows] and points[others]; points (T, D), rows (p,), others (p, q)."""
     result = torch.empty(others.shape, device=points.device)
-    step = max(1, DISTANCE_ELEMENTS // max(1, others.shape[1] * points.shape[1]))
+    step = _distance_rows(points, others.shape[1])
     for start in range(0, len(rows), step):
         part = slice(start, start + step)
-        result[part] = distances(points[rows[part]], points[others[part]])
+        gathered = points.index_select(0, others[part].flatten())
+        result[part] = distances(points[rows[part]], gathered.view(-1, others.shape[1], points.shape[1]))
     return result
 
 
@@ -206,24 +215,67 @@ def _nearest(points: Tensor, half: Tensor, count: int, edge: int) -> tuple[Tenso
     """Closeness and index (n, count), closest first, of each point's nearest others.
 
     Each block of the symmetric matrix above the diagonal serves its rows and its columns. Blocks nearest the diagonal
-    come first: tokens close in time are close in angle, so that later blocks rarely hold anything of interest.
+    come first: tokens close in time are close in angle, so that later blocks hold little of interest, and a product
+    of their heads alone (see _heads) tells which rows and columns can be left out.
     """
-    size = len(points)
+    size, dim = points.shape
     best = points.new_full((size, count), -torch.inf)
     index = torch.zeros(size, count, dtype=torch.int64, device=points.device)
     blocks = list(_blocks(size, edge))
+    everyone = torch.arange(size, device=points.device)
     buffer = points.new_empty(edge * edge)
+    heads = _heads(points, half) if len(blocks) >= SCREEN_BLOCKS and dim >= 4 * HEAD else None
+    screen_from = 1
     for offset in range(len(blocks)):
+        asked = total = 0
         for rows, columns in zip(blocks, blocks[offset:], strict=False):
-            close = buffer[: _len(rows) * _len(columns)].view(_len(rows), _len(columns))
-            torch.mm(points[rows], points[columns].T, out=close)
-            close.sub_(half[rows, None]).sub_(half[columns])
+            row_ids, column_ids = everyone[rows], everyone[columns]
+            if heads is not None and offset >= screen_from:
+                bound = _closeness(heads, half, row_ids, column_ids, buffer)
+                few_rows = row_ids[bound.amax(1) > best[row_ids, -1]]
+                few_columns = column_ids[bound.amax(0) > best[column_ids, -1]]
+                asked += len(few_rows) + len(few_columns)
+                total += len(row_ids) + len(column_ids)
+                if 2 * (len(few_rows) + len(few_columns)) < len(row_ids) + len(column_ids):
+                    _offer(best, index, few_rows, _closeness(points, half, few_rows, column_ids, buffer), columns.start)
+                    _offer(best, index, few_columns, _closeness(points, half, few_columns, row_ids, buffer), rows.start)
+                    continue
+            close = _closeness(points, half, row_ids, column_ids, buffer)
             if offset == 0:
                 close.fill_diagonal_(-torch.inf)
             else:
-                _offer(best, index, columns, close.T, rows.start)
-            _offer(best, index, rows, close, columns.start)
+                _offer(best, index, column_ids, close.T, rows.start)
+            _offer(best, index, row_ids, close, columns.start)
+        if 2 * asked > total:
+            screen_from = 2 * offset  # nothing gained so near the diagonal: try again farther out
     return best, index
+
+
+def _closeness(points: Tensor, half: Tensor, rows: Tensor, columns: Tensor, buffer: Tensor) -> Tensor:
+    """-distance^2 / 2 (rows, columns) from a product, in the memory of the buffer (valid until its next use)."""
+    shape = len(rows), len(columns)
+    close = torch.mm(points[rows], points[columns].T, out=buffer[: shape[0] * shape[1]].view(shape))
+    return close.sub_(half[rows, None]).sub_(half[columns])
+
+
+def _heads(points: Tensor, half: Tensor) -> Tensor:
+    """(n, HEAD + 1) vectors whose inner products are upper bounds of those of the points.
+
+    A head is a point's share in the few directions in which the points differ most, with the length of the rest
+    behind it: x . y = head . head + rest . rest, and rest . rest is at most the product of the lengths. The directions
+    only need to be orthonormal for the bound to hold; two rounds of power iteration on a sample find good ones.
+    """
+    size, dim = points.shape
+    sample = points[:: math.ceil(size / (8 * HEAD))]
+    basis = sample[:: max(1, len(sample) // HEAD)][:HEAD].T
+    for _ in range(2):
+        basis = torch.linalg.qr(sample.T @ (sample @ basis)).Q
+    heads = points.new_empty(size, HEAD + 1)
+    torch.mm(points, basis, out=heads[:, :HEAD])
+    # Rounding must not make the bound too low: lengthen the rests by more than the products can be off.
+    rest = 2 * half - heads[:, :HEAD].square().sum(1)
+    heads[:, HEAD] = rest.clamp_(min=0).add_(8 * _product_error(dim)).sqrt_()
+    return heads
 
 
 def _nearest_denser(points: Tensor, half: Tensor, order: Tensor, rank: Tensor, queries: Tensor, edge: int) -> Tensor:
@@ -235,7 +287,7 @@ def _nearest_denser(points: Tensor, half: Tensor, order: Tensor, rank: Tensor, q
         first, last = int(places[0]), int(places[-1])
         best = points.new_full((len(asked), min(SPARE, last)), -torch.inf)
         index = torch.zeros(best.shape, dtype=torch.int64, device=points.device)
-        vectors, everyone = points[asked], slice(0, len(asked))
+        vectors, everyone = points[asked], torch.arange(len(asked), device=points.device)
         for keys in _blocks(last, edge):
             denser = order[keys]
             close = torch.mm(vectors, points[denser].T).sub_(half[asked, None]).sub_(half[denser])
@@ -248,13 +300,15 @@ def _nearest_denser(points: Tensor, half: Tensor, order: Tensor, rank: Tensor, q
     return result
 
 
-def _offer(best: Tensor, index: Tensor, rows: slice, close: Tensor, first: int) -> None:
+def _offer(best: Tensor, index: Tensor, rows: Tensor, close: Tensor, first: int) -> None:
     """Update the lists of `rows` with a block of closenesses (rows, columns) whose first column is point `first`."""
+    if len(rows) == 0:
+        return
     hit = (close.amax(1) > best[rows, -1]).nonzero()[:, 0]
     if len(hit) == 0:
         return
-    values, columns = close[hit].topk(min(best.shape[1], close.shape[1]), dim=1, sorted=False)
-    hit = hit + rows.start
+    values, columns = close.index_select(0, hit).topk(min(best.shape[1], close.shape[1]), dim=1, sorted=False)
+    hit = rows[hit]
     values = torch.cat([best[hit], values], dim=1)
     columns = torch.cat([index[hit], columns + first], dim=1)
     values, places = values.topk(best.shape[1], dim=1)
@@ -264,7 +318,3 @@ def _offer(best: Tensor, index: Tensor, rows: slice, close: Tensor, first: int) 
 
 def _blocks(size: int, edge: int) -> Iterator[slice]:
     return (slice(start, min(start + edge, size)) for start in range(0, size, edge))
-
-
-def _len(part: slice) -> int:
-    return int(part.stop - part.start)

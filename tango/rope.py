@@ -23,13 +23,11 @@ def rope_sections(dim: int) -> tuple[int, int, int]:
     return dim - 2 * space, space, space
 
 
-def rotate(
-    features: Tensor, positions: Tensor, time_base: float = 10000.0, space_base: float = 1000.0
-) -> Tensor:
+def rotate(features: Tensor, positions: Tensor, time_base: float = 10000.0, space_base: float = 1000.0) -> Tensor:
     """L2-normalise tokens and rotate them by their positions, in fp32.
 
     Within a section of width d, component i pairs with component i + d/2 and turns by position * base^(-2i/d).
-    A zero token stays zero.
+    A zero token stays zero; one shorter than 1e-12 is divided by 1e-12, as usual, and so stays short.
 
     Args:
         features: (..., D) tokens, any floating dtype, D even.
@@ -43,14 +41,14 @@ def rotate(
         ValueError: D is odd.
     """
     sections = rope_sections(features.shape[-1])
-    vectors = torch.nn.functional.normalize(features.float(), dim=-1, eps=torch.finfo(torch.float32).tiny)
+    vectors = torch.nn.functional.normalize(features.float(), dim=-1)
     rotated = torch.empty_like(vectors)
     start = 0
     for axis, (width, base) in enumerate(zip(sections, (time_base, space_base, space_base), strict=True)):
         half = width // 2
         # On the CPU first: the same frequencies, to the bit, on every device.
-        frequencies = (1.0 / base ** (torch.arange(0, width, 2, dtype=torch.float32) / max(width, 1))).to(features.device)
-        angles = positions[..., axis : axis + 1].float() * frequencies
+        frequencies = 1.0 / base ** (torch.arange(0, width, 2, dtype=torch.float32) / max(width, 1))
+        angles = positions[..., axis : axis + 1].float() * frequencies.to(features.device)
         cos, sin = angles.cos(), angles.sin_()
         first, second = vectors[..., start : start + half], vectors[..., start + half : start + width]
         torch.mul(first, cos, out=rotated[..., start : start + half]).sub_(second * sin)

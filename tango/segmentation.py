@@ -12,7 +12,7 @@ from torch import Tensor
 CUTS = 7  # fastvid cuts at the seven least similar places at least
 
 
-def neighbour_similarity(features: Tensor, block_bytes: int = 64 << 20) -> Tensor:
+def neighbour_similarity(features: Tensor, block_bytes: int = 32 << 20) -> Tensor:
     """Cosine between each token and the token at its place in the next frame; with a zero token it is 0.
 
     Args:
@@ -25,9 +25,8 @@ def neighbour_similarity(features: Tensor, block_bytes: int = 64 << 20) -> Tenso
     frames, tokens, dim = features.shape
     similarity = torch.empty(frames - 1, tokens, device=features.device)
     step = max(1, block_bytes // (16 * tokens * dim))
-    tiny = torch.finfo(torch.float32).tiny
     for start in range(0, frames - 1, step):
-        units = torch.nn.functional.normalize(features[start : start + step + 1].float(), dim=-1, eps=tiny)
+        units = torch.nn.functional.normalize(features[start : start + step + 1].float(), dim=-1)
         similarity[start : start + step] = (units[:-1] * units[1:]).sum(-1)
     return similarity.clamp_(-1.0, 1.0)
 
@@ -46,7 +45,7 @@ def holitom(similarity: Tensor, threshold: float) -> Tensor:
     Returns:
         (S,) int64 on the CPU, frames in each segment.
     """
-    pairs, tokens = similarity.shape
+    pairs = similarity.shape[0]
     frames = pairs + 1
     if frames == 1:
         return torch.ones(1, dtype=torch.int64)

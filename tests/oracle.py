@@ -7,6 +7,7 @@ n x n distances at once and loops where a loop reads best. `exact=True` takes di
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -52,7 +53,9 @@ class Oracle:
         kept, values, start = [], [], 0
         for size in sizes:
             part = slice(start, start + size)
-            pieces = self.segment(x[part], vectors[part], saliency[part], similar[start : start + size - 1], index[part])
+            pieces = self.segment(
+                x[part], vectors[part], saliency[part], similar[start : start + size - 1], index[part]
+            )
             for places, features_of in pieces:
                 kept.append(places)
                 values.append(features_of)
@@ -103,11 +106,13 @@ class Oracle:
         return sizes
 
     def fastvid(self, frame_vectors, tau):
-        similar = torch.cosine_similarity(frame_vectors[:-1], frame_vectors[1:], dim=-1, eps=1e-30).clamp(-1, 1).tolist()
+        similar = (
+            torch.cosine_similarity(frame_vectors[:-1], frame_vectors[1:], dim=-1, eps=1e-30).clamp(-1, 1).tolist()
+        )
         smallest = sorted(range(len(similar)), key=lambda f: (similar[f], f))[:7]
         cuts = [f for f in range(len(similar)) if f in smallest or similar[f] < tau]
         edges = [0, *(f + 1 for f in cuts), len(frame_vectors)]
-        return [b - a for a, b in zip(edges, edges[1:], strict=False)]
+        return [b - a for a, b in itertools.pairwise(edges)]
 
     # Step 3: one segment.
     def segment(self, x, vectors, saliency, similar, index):

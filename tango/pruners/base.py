@@ -143,11 +143,11 @@ def check_features(features: Tensor, grid: tuple[int, int] | None) -> None:
         kind = features.dtype if isinstance(features, Tensor) else type(features).__name__
         raise ValueError(f"features must be a floating-point tensor, got {kind}")
     if features.dim() != 3 or 0 in features.shape:
-        raise ValueError(f"features must have shape (frames, tokens, width), none of them 0, got {tuple(features.shape)}")
+        raise ValueError(f"features must have shape (frames, tokens, width), none 0, got {tuple(features.shape)}")
     if grid is not None:
         height, width = grid
         if height < 1 or width < 1 or height * width != features.shape[1]:
-            raise ValueError(f"grid {height} x {width} does not hold the {features.shape[1]} tokens a frame of features")
+            raise ValueError(f"grid {height} x {width} does not hold the {features.shape[1]} tokens of a frame")
     check_finite("features", features)
 
 
@@ -201,7 +201,7 @@ def token_budget(count: int, ratio: float) -> int:
 def keep(features: Tensor, indices: Tensor) -> Pruned:
     """Keep tokens unmerged at their places: features (F, L, D), indices (K,) flat; the video is one segment."""
     indices = indices.to(features.device)
-    frames, tokens, dim = features.shape
+    frames, _, dim = features.shape
     return Pruned(indices, features.reshape(-1, dim)[indices], torch.tensor([frames]))
 
 

@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tango.merging import PLACEMENTS, merge
+from tango.merging import PLACEMENTS, merge, segment_sums
 from tango.pruners.base import (
     Pruned,
     Pruner,
@@ -30,6 +30,8 @@ from tango.segmentation import fastvid, holitom, neighbour_similarity
 from tango.selection import candidates, select
 
 SEGMENTATIONS = ("holitom", "fastvid")
+SIMILARITY_BYTES = 32 << 20  # larger blocks are not faster
+ROTATE_BYTES = 32 << 20
 
 
 @dataclass
@@ -135,112 +137,108 @@ class Tango(Pruner):
         self, features: Tensor, saliency: Tensor, grid: tuple[int, int], times: Tensor, frame_vectors: Tensor | None
     ) -> Pruned:
         frames, tokens, dim = features.shape
+        device = features.device
         block = int(self.memory_limit * 2**20)
-        similarity = neighbour_similarity(features, block)
+        similarity = neighbour_similarity(features, min(block, SIMILARITY_BYTES))
         threshold = self.similarity_threshold
         if threshold is None:
             threshold = 0.65 if self.retention_ratio <= 0.1 else 0.8
         if self.segmentation == "holitom":
             sizes = holitom(similarity, threshold)
         else:
-            sizes = fastvid(_frame_means(features) if frame_vectors is None else frame_vectors, threshold)
+            if frame_vectors is None:
+                frame_vectors = features.mean(1, dtype=torch.float32)
+            sizes = fastvid(frame_vectors, threshold)
         starts = sizes.cumsum(0) - sizes
 
-        # A position (seconds, row, column) for each token, frame by frame.
-        cells = torch.cartesian_prod(torch.arange(grid[0]), torch.arange(grid[1])).view(tokens, 2)
-        cells = cells.to(features.device, torch.float32)
-        positions = torch.cat(
-            [times[:, None, None].expand(-1, tokens, 1), cells.expand(frames, -1, -1)], dim=2
-        )
+        cells = torch.cartesian_prod(torch.arange(grid[0]), torch.arange(grid[1])).to(device, torch.float32)
+        positions = torch.cat([times[:, None, None].expand(-1, tokens, 1), cells.expand(frames, -1, -1)], dim=2)
 
         kept: list[tuple[Tensor, Tensor]] = []
-        singles = starts[sizes == 1].to(features.device)
-        step = max(1, block // (4 * tokens * dim))
-        for chosen in singles.split(step) if len(singles) else ():
-            rows = torch.arange(tokens, device=features.device) + tokens * torch.arange(len(chosen), device=chosen.device)[:, None]
-            indices, values = self._compress(
-                features[chosen].reshape(-1, dim),
-                rows,
-                saliency[chosen],
-                self._rotate(features[chosen], positions[chosen]),
-                self.retention_ratio,
-            )
-            frame_offset = (chosen - torch.arange(len(chosen), device=chosen.device)) * tokens
-            kept.append(((indices + frame_offset[:, None]).flatten(), values.flatten(0, 1)))
+        single = starts[sizes == 1].to(device)
+        # Single frames are sets of one size: compressed together, as many as the memory limit lets be copied.
+        for first in range(0, len(single), step := max(1, block // (16 * tokens * dim))):
+            chosen = single[first : first + step]
+            count = len(chosen)
+            table, places = features[chosen].reshape(-1, dim), positions[chosen].reshape(-1, 3)
+            rows = torch.arange(count * tokens, device=device).view(count, tokens)
+            vectors = self._rotate(table, places, rows)
+            indices, values = self._compress(table, rows, saliency[chosen], vectors, self.retention_ratio)
+            moved = (chosen - torch.arange(count, device=device)) * tokens
+            kept.append(((indices + moved[:, None]).flatten(), values.flatten(0, 1)))
         for start, size in zip(starts.tolist(), sizes.tolist(), strict=True):
             if size > 1:
                 part = slice(start, start + size)
                 static = (similarity[start : start + size - 1] > self.static_threshold).all(0)
                 for indices, values in self._segment(features[part], saliency[part], positions[part], static):
                     kept.append((indices + start * tokens, values))
-        indices = torch.cat([indices for indices, _ in kept])
-        indices, order = indices.sort()
+        indices, order = torch.cat([indices for indices, _ in kept]).sort()
         values = torch.cat([values for _, values in kept])[order]
         return Pruned(indices, values.to(features.dtype), sizes)
 
     def _segment(
         self, features: Tensor, saliency: Tensor, positions: Tensor, static: Tensor
     ) -> list[tuple[Tensor, Tensor]]:
-        """Prune a segment of N > 1 frames: (indices, features) of its static, salient and context tokens."""
+        """Prune a segment of N > 1 frames: (indices, features) of its static, salient and context tokens (step 3)."""
         frames, tokens, dim = features.shape
-        still = static.nonzero()[:, 0]
-        moving = (~static).nonzero()[:, 0]
+        table, positions = features.reshape(-1, dim), positions.reshape(-1, 3)
+        still, moving = static.nonzero()[:, 0], (~static).nonzero()[:, 0]
+        offsets = tokens * torch.arange(frames, device=static.device)[:, None]
         count = len(still)
         ratio = min(1.0, self.retention_ratio / ((frames * tokens - (frames - 1) * count) / (frames * tokens)))
         kept = []
         if count:
-            means = features[:, still].mean(0, dtype=torch.float32)
-            vectors = self._rotate(features[0, still], positions[0, still])
-            rows = torch.arange(count, device=still.device)[None]
-            places, values = self._compress(means, rows, saliency[:, still].mean(0)[None], vectors[None], ratio)
-            kept.append((still[places[0]], values[0]))
+            places = torch.arange(count, device=still.device)
+            copies = (still + offsets).flatten()
+            means = segment_sums(table, copies, places.repeat(frames), count, self.memory_limit) / frames
+            vectors = self._rotate(table, positions, still[None])
+            chosen, values = self._compress(means, places[None], saliency[:, still].mean(0)[None], vectors, ratio)
+            kept.append((still[chosen[0]], values[0]))
         if len(moving):
-            budget, salient, context = self._budget(len(moving), ratio, least=0)
-            table, flat_positions = features.reshape(-1, dim), positions.reshape(-1, 3)
-            rows = tokens * torch.arange(frames, device=moving.device)[:, None] + moving
+            _, salient, context = self._budget(len(moving), ratio, least=0)
+            rows = moving + offsets
             scores = saliency[:, moving]
-            pool = candidates(scores, salient, self.expansion)
-            places = pool
-            if pool.shape[1] > salient:
-                pool_rows = rows.gather(1, pool)
-                vectors = self._rotate(table[pool_rows], flat_positions[pool_rows])
-                chosen = select(scores.gather(1, pool), vectors, salient, self.num_neighbors, self.memory_limit)
-                places = pool.gather(1, chosen)
-            selected = rows.gather(1, places).flatten()
+            chosen = candidates(scores, salient, self.expansion)
+            if chosen.shape[1] > salient:
+                vectors = self._rotate(table, positions, rows.gather(1, chosen))
+                chosen = chosen.gather(1, self._select(scores.gather(1, chosen), vectors, salient))
+            selected = rows.gather(1, chosen).flatten()
             kept.append((selected, table[selected].float()))
             if context:
-                left = torch.ones_like(rows, dtype=torch.bool).scatter_(1, places, False)
-                rest = rows[left][None]
-                kept.append(self._merge(table, rest, self._rotate(table[rest], flat_positions[rest]), frames * context))
+                rest = rows.gather(1, _others(rows, chosen)).view(1, -1)
+                merged, values = self._merge(table, rest, self._rotate(table, positions, rest), frames * context)
+                kept.append((merged[0], values[0]))
         return kept
 
     def _compress(
         self, table: Tensor, rows: Tensor, saliency: Tensor, vectors: Tensor, ratio: float
     ) -> tuple[Tensor, Tensor]:
-        """Compress G sets of n tokens at a ratio: indices (G, K) into the table and features (G, K, D), ascending."""
-        size = rows.shape[1]
-        _, salient, context = self._budget(size, ratio, least=1)
-        pool = candidates(saliency, salient, self.expansion)
-        chosen = select(saliency.gather(1, pool), _gather(vectors, pool), salient, self.num_neighbors, self.memory_limit)
-        places = pool.gather(1, chosen)
-        selected = rows.gather(1, places)
-        left = torch.ones_like(rows, dtype=torch.bool).scatter_(1, places, False)
-        rest = left.nonzero()[:, 1].view(len(rows), size - places.shape[1])
-        merged, values = merge(
-            table, rows.gather(1, rest), _gather(vectors, rest), context,
-            self.num_neighbors, self.anchor_weight, self.placement, self.memory_limit,
-        )
+        """Compress G sets of n tokens (step 4): kept rows of the table (G, K), ascending, and features (G, K, D)."""
+        _, salient, context = self._budget(rows.shape[1], ratio, least=1)
+        chosen = candidates(saliency, salient, self.expansion)
+        chosen = chosen.gather(1, self._select(saliency.gather(1, chosen), _gather(vectors, chosen), salient))
+        selected, rest = rows.gather(1, chosen), _others(rows, chosen)
+        merged, values = self._merge(table, rows.gather(1, rest), _gather(vectors, rest), context)
         indices, order = torch.cat([selected, merged], dim=1).sort(dim=1)
         return indices, _gather(torch.cat([table[selected].float(), values], dim=1), order)
 
+    def _rotate(self, table: Tensor, positions: Tensor, rows: Tensor) -> Tensor:
+        """ST-RoPE of rows (G, n) of the table (T, D): (G, n, D), by blocks so that nothing else of its size is made."""
+        dim = table.shape[1]
+        vectors = torch.empty(rows.numel(), dim, device=table.device)
+        step = max(1, int(min(self.memory_limit * 2**20, ROTATE_BYTES)) // (16 * dim))
+        for start in range(0, len(vectors), step):
+            part = rows.flatten()[start : start + step]
+            vectors[start : start + step] = rotate(table[part], positions[part], self.time_base, self.space_base)
+        return vectors.view(*rows.shape, dim)
+
+    def _select(self, saliency: Tensor, vectors: Tensor, count: int) -> Tensor:
+        return select(saliency, vectors, count, self.num_neighbors, self.memory_limit)
+
     def _merge(self, table: Tensor, rows: Tensor, vectors: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        indices, values = merge(
+        return merge(
             table, rows, vectors, count, self.num_neighbors, self.anchor_weight, self.placement, self.memory_limit
         )
-        return indices[0], values[0]
-
-    def _rotate(self, features: Tensor, positions: Tensor) -> Tensor:
-        return rotate(features, positions, self.time_base, self.space_base)
 
     def _budget(self, size: int, ratio: float, least: int) -> tuple[int, int, int]:
         """Tokens to keep of `size`: (all, salient, context), in double precision, in the order the paper's code has."""
@@ -254,6 +252,7 @@ def _gather(values: Tensor, index: Tensor) -> Tensor:
     return values.gather(1, index[..., None].expand(-1, -1, values.shape[2]))
 
 
-def _frame_means(features: Tensor) -> Tensor:
-    """(F, L, D) -> (F, D) fp32."""
-    return features.mean(1, dtype=torch.float32)
+def _others(rows: Tensor, chosen: Tensor) -> Tensor:
+    """Places (G, n - k), ascending, of the rows (G, n) that are not among the k chosen places (G, k) of each set."""
+    left = torch.ones_like(rows, dtype=torch.bool).scatter_(1, chosen, False)
+    return left.nonzero()[:, 1].view(rows.shape[0], rows.shape[1] - chosen.shape[1])
