@@ -44,15 +44,14 @@ NUMBERS = ("one", "two", "three", "four")
 # 5 x 7 pixel letters, one row of bits a number; none is an option's letter.
 GLYPHS: dict[str, tuple[int, ...]] = {
     "H": (17, 17, 17, 31, 17, 17, 17),
-    "K": (17, 18, 20, 24, 20, 18, 17),
     "L": (16, 16, 16, 16, 16, 16, 31),
-    "P": (30, 17, 17, 30, 16, 16, 16),
-    "S": (15, 16, 16, 14, 1, 1, 30),
+    "O": (14, 17, 17, 17, 17, 17, 14),
     "T": (31, 4, 4, 4, 4, 4, 4),
     "X": (17, 17, 10, 4, 10, 17, 17),
     "Z": (31, 1, 2, 4, 8, 16, 31),
 }
-GLYPH_SCALE = 2  # a letter is 10 x 14 pixels on a dark plate of 14 x 18
+GLYPH_SCALE = 3
+GLYPH_WIDTH, GLYPH_HEIGHT = 5 * GLYPH_SCALE + 4, 7 * GLYPH_SCALE + 4  # a letter of 15 x 21 pixels on a dark plate
 KINDS = ("colour", "shape", "direction", "order", "count", "glyph")
 LETTERS = "ABCD"
 INSTRUCTION = "Answer with the option's letter."
@@ -167,19 +166,19 @@ def _try_spec(seed: int, number: int, rng: np.random.Generator) -> Spec | None:
 
     glyph_start = float(rng.uniform(0, DURATION - GLYPH_SECONDS))
     glyph_window = (glyph_start, glyph_start + GLYPH_SECONDS)
-    place = free_place(14, 18, glyph_window, [])
+    place = free_place(GLYPH_WIDTH, GLYPH_HEIGHT, glyph_window, [])
     host = actors[int(rng.integers(3))]
     window = (host.start, host.end)
-    taken = [] if place is None else [(place[0] - 4, place[1] - 4, place[0] + 18, place[1] + 22)]
+    if place is None:
+        return None
+    taken = [(place[0] - 4, place[1] - 4, place[0] + GLYPH_WIDTH + 4, place[1] + GLYPH_HEIGHT + 4)]
     dots: list[tuple[float, float]] = []
     for _ in range(number):
         spot = free_place(10, 10, window, taken)
         if spot is None:
-            break
+            return None
         dots.append((spot[0] + 5.0, spot[1] + 5.0))
         taken.append((spot[0] - 10, spot[1] - 10, spot[0] + 20, spot[1] + 20))
-    if place is None or len(dots) < number:
-        return None
     glyph = str(rng.choice(list(GLYPHS)))
     return Spec(seed, cuts, tuple(actors), tuple(dots), window, glyph, place, glyph_window)
 
@@ -246,9 +245,9 @@ def render(spec: Spec, time: float) -> Array:
     if spec.glyph_window[0] <= time < spec.glyph_window[1]:
         x, y = spec.glyph_at
         bits = np.array([[row >> (4 - i) & 1 for i in range(5)] for row in GLYPHS[spec.glyph]], np.float32)
-        plate = np.full((18, 14), 18, np.float32)
-        plate[2:16, 2:12] += 232 * bits.repeat(GLYPH_SCALE, 0).repeat(GLYPH_SCALE, 1)
-        picture[y : y + 18, x : x + 14] = plate[..., None]
+        plate = np.full((GLYPH_HEIGHT, GLYPH_WIDTH), 18, np.float32)
+        plate[2:-2, 2:-2] += 232 * bits.repeat(GLYPH_SCALE, 0).repeat(GLYPH_SCALE, 1)
+        picture[y : y + GLYPH_HEIGHT, x : x + GLYPH_WIDTH] = plate[..., None]
     return np.asarray(np.clip(picture, 0, 255), np.uint8)
 
 
@@ -267,7 +266,7 @@ def caption(spec: Spec, time: float, rng: np.random.Generator) -> str:
         parts.append(f"{NUMBERS[len(spec.dots) - 1]} white dots")
     if spec.glyph_window[0] <= time < spec.glyph_window[1]:
         x, y = spec.glyph_at
-        parts.append(f"the letter {spec.glyph} at the {_place(x + 7, y + 9)}")
+        parts.append(f"the letter {spec.glyph} at the {_place(x + GLYPH_WIDTH / 2, y + GLYPH_HEIGHT / 2)}")
     return ", ".join(parts[i] for i in rng.permutation(len(parts))) if parts else "nothing"
 
 
