@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 
 LETTERS = "ABCDEFGHIJ"
+ARTICLES = "AI"  # letters that are also words: "A dog", "I think"
 
 
 def parse_choice(reply: str, options: Sequence[str]) -> str | None:
@@ -29,16 +30,16 @@ def parse_choice(reply: str, options: Sequence[str]) -> str | None:
         return front[1]
     if front := re.match(rf"([{known}{known.lower()}])\)?$", text):
         return front[1].upper()
-    if front := re.match(rf"([{known}])\s+(.*)", text, re.DOTALL):
+    if front := re.match(rf"([{known}])\s+(?!or\b|and\b)(.*)", text, re.DOTALL):
         own = _plain(options[known.index(front[1])])
-        if front[1] not in "AI" or _plain(front[2]) == own:
+        if front[1] not in ARTICLES or _plain(front[2]) == own:
             return front[1]
-    said = re.findall(rf"(?i:answer|option|choice)(?:\s+(?i:is))?\s*:?\s*\(?([{known}])\b(?!\s+[a-z])", text)
-    if len(set(said)) == 1:
-        return str(said[0])
-    alone = re.findall(rf"(?<![\w'])([{known}])(?![\w'])(?!\s+[a-z])", text)
-    if len(set(alone)) == 1:
-        return str(alone[0])
+    letter = rf"([{known}])(?![\w'])(?!(?<=[{ARTICLES}])\s+(?!(?:or|and|is)\b)[a-z])"
+    said = re.findall(rf"(?i:answer|option|choice)(?:\s+(?i:is))?\s*:?\s*\(?{letter}", text)
+    alone = re.findall(rf"(?<![\w']){letter}", text)
+    for found in (said, alone):
+        if len(set(found)) == 1:
+            return str(found[0])
     if alone or said:
         return None
     plain = _plain(text)

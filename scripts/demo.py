@@ -1,0 +1,89 @@
+"""Behind `make demo`: sweeps pruning methods over MotionQA with tango-tiny through lmms-eval, then writes the tables.
+
+    python scripts/demo.py [--jobs 1] [--limit 100] [--output results/motionqa]
+
+Run again it goes on where it was stopped; finished cells are not computed again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from tango.evaluation.lmms_cells import lmms_cell
+from tango.evaluation.sweep import Sweep, SweepError
+from tango.evaluation.timing import efficiency_table
+from tango.results import label, summary, write_results
+
+RATIOS = (0.1, 0.15, 0.2)
+BASELINES = ("random", "topk")  # at the smallest ratio: is Tango's choice better than a trivial one?
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--checkpoint", default="checkpoints/tango-tiny", help="folder of the model")
+    parser.add_argument("--data", type=Path, default=Path("data/motionqa"), help="folder with test.json and videos/")
+    parser.add_argument("--task", default="motionqa", help="lmms-eval's name of the task that reads --data")
+    parser.add_argument("--include-path", help="folder of lmms-eval tasks, if --task is not the plugin's own")
+    parser.add_argument("--config", default="configs/tango_tiny.yaml", help="settings of the methods (TANGO_CONFIG)")
+    parser.add_argument("--ratios", type=float, nargs="+", default=RATIOS, help="retention ratios for Tango")
+    parser.add_argument("--baselines", nargs="*", default=BASELINES, help="methods to run at the smallest ratio")
+    parser.add_argument("--jobs", type=int, default=1, help="cells at a time; more are faster, but time each other")
+    parser.add_argument("--limit", type=int, help="only the first so many questions")
+    parser.add_argument("--work", type=Path, default=Path("build/sweeps/motionqa"), help="folder of the sweep")
+    parser.add_argument("--output", type=Path, default=Path("results/motionqa"), help="folder of tables and plot")
+    args = parser.parse_args()
+    console = Console()
+
+    questions = args.data / "test.json"
+    for needed in (questions, Path(args.checkpoint) / "config.json", Path(args.config)):
+        if not needed.is_file():
+            console.print(
+                f"[red]{needed} is missing[/]; run this from the repository's root, or name what to use instead"
+            )
+            return 2
+    grid = [("vanilla", None), *(("tango", ratio) for ratio in args.ratios)]
+    grid += [(method, min(args.ratios)) for method in args.baselines]
+    cells = [
+        lmms_cell(
+            args.work,
+            pretrained=args.checkpoint,
+            task=args.task,
+            data=[questions, *sorted((args.data / "videos").iterdir())],
+            samples=len(json.loads(questions.read_text(encoding="utf-8"))),
+            method=method,
+            ratio=ratio,
+            config=args.config,
+            limit=args.limit,
+            include_path=args.include_path,
+        )
+        for method, ratio in grid
+    ]
+    sweep = Sweep(args.work, cells, args.jobs, console)
+    try:
+        failures = sweep.run()
+    except SweepError as error:
+        console.print(f"[red]{error}[/]")
+        return 2
+    except KeyboardInterrupt:
+        console.print("stopped; the same command goes on from here")
+        return 130
+    results = sweep.results()
+    if results:
+        missing = [cell.name for cell in cells if sweep.finished(cell) is None]
+        files = write_results(results, args.output, shlex.join(["python", *sys.argv]), missing)
+        console.print(summary(results))
+        console.print(efficiency_table({label(cell): cell["efficiency"] for cell in results}))
+        console.print(f"written: {', '.join(map(str, files))}", soft_wrap=True)
+    for name, reason in failures.items():
+        console.print(f"[red]{name}[/]: {reason}", soft_wrap=True)
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,286 @@
+"""Runs a grid of evaluations as subprocesses: resumable, one sweep to a folder, failures kept to their cell.
+
+A cell is one run of a framework's command line. It is finished when its `cell.json` is there, which is written whole or
+not at all; a cell that was interrupted is run again and takes its finished samples from the framework's journal. If
+what a cell stands for has changed since (checkpoint, data, code, command), it is computed anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+
+POLL_SECONDS = 0.5
+STOP_SECONDS = 10.0
+
+# Ask the kernel to end a cell with the sweep that started it, however that ends, then become the cell's command.
+STARTER = """
+import ctypes, os, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, 9)
+    if os.getppid() != int(sys.argv[1]):
+        os._exit(1)
+os.execvp(sys.argv[2], sys.argv[2:])
+"""
+
+
+class SweepError(RuntimeError):
+    """The sweep cannot run; the message says why."""
+
+
+class CellError(RuntimeError):
+    """A cell ended without a usable result; the message says why."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One evaluation.
+
+    name: unique in its sweep; names its folder. identity: a hash of all that its result follows from.
+    command, environment: what to run, in the current folder; the environment is added to this process's.
+    samples: how many it will answer, for the progress display.
+    collect: reads what the command wrote and returns the content of cell.json; raises CellError if that is no result.
+    """
+
+    name: str
+    identity: str
+    command: Sequence[str]
+    environment: dict[str, str]
+    samples: int
+    collect: Callable[[Path], dict[str, Any]] = field(repr=False)
+
+
+@dataclass
+class _Running:
+    cell: Cell
+    process: subprocess.Popen[bytes]
+    task: TaskID
+    counter: JournalCounter
+    count: int = 0
+
+
+class JournalCounter:
+    """Counts the distinct finished samples in a folder's journals, reading only what was added since it last looked."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._read: dict[Path, int] = {}
+        self._keys: set[str] = set()
+
+    def count(self) -> int:
+        for file in self.folder.glob("*.jsonl"):
+            with file.open("rb") as lines:
+                lines.seek(self._read.get(file, 0))
+                new = lines.read()
+            whole = new[: new.rfind(b"\n") + 1]
+            self._read[file] = self._read.get(file, 0) + len(whole)
+            self._keys.update(json.loads(line)["key"] for line in whole.splitlines())
+        return len(self._keys)
+
+
+class Sweep:
+    """A folder of cells.
+
+    Args:
+        folder: holds cells/<name>/ with cell.json, log.txt and run/, which is the framework's.
+        cells: the grid, in the order it is to be run.
+        jobs: how many run at a time; the machine's cores are divided among them.
+    """
+
+    def __init__(
+        self, folder: str | Path, cells: Sequence[Cell], jobs: int = 1, console: Console | None = None
+    ) -> None:
+        if jobs < 1:
+            raise SweepError(f"jobs={jobs}: run at least one cell at a time")
+        names = [cell.name for cell in cells]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise SweepError(f"two cells of the name {', '.join(sorted(twice))}")
+        self.folder, self.cells, self.jobs = Path(folder), list(cells), jobs
+        self.console = console or Console()
+        self.failures: dict[str, str] = {}
+
+    def path(self, cell: Cell) -> Path:
+        return self.folder / "cells" / cell.name
+
+    def finished(self, cell: Cell) -> dict[str, Any] | None:
+        """The cell's result, if it has one that still stands."""
+        file = self.path(cell) / "cell.json"
+        if not file.is_file():
+            return None
+        result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return result if result["identity"] == cell.identity else None
+
+    def results(self) -> list[dict[str, Any]]:
+        """Results of all finished cells, in the grid's order."""
+        return [result for cell in self.cells if (result := self.finished(cell)) is not None]
+
+    def run(self) -> dict[str, str]:
+        """Run what is not finished; returns the reason for each cell that failed.
+
+        Raises:
+            SweepError: another sweep works in this folder.
+            KeyboardInterrupt: on SIGINT or SIGTERM, after the running cells were stopped. The next run goes on.
+        """
+        self.failures = {}
+        with self._locked(), _terminated_is_interrupted(), self._progress() as progress:
+            waiting = [cell for cell in self.cells if self.finished(cell) is None]
+            done = len(self.cells) - len(waiting)
+            if done:
+                self.console.print(f"{done} of {len(self.cells)} cells are finished already")
+            total = sum(cell.samples for cell in waiting)
+            overall = progress.add_task("all cells", total=total, cells=f"{done}/{len(self.cells)} cells", left="")
+            running: list[_Running] = []
+            clock, settled = time.monotonic(), 0  # samples of cells that ended in this run
+            counted_before: int | None = None
+            try:
+                while waiting or running:
+                    while waiting and len(running) < self.jobs:
+                        running.append(self._start(waiting.pop(0), progress))
+                    time.sleep(POLL_SECONDS)
+                    for one in list(running):
+                        one.count = min(one.counter.count(), one.cell.samples)
+                        progress.update(one.task, completed=one.count)
+                        if one.process.poll() is not None:
+                            running.remove(one)
+                            settled += one.cell.samples
+                            self._settle(one.cell, one.process.returncode)
+                            progress.remove_task(one.task)
+                            done += one.cell.name not in self.failures
+                    counted = settled + sum(one.count for one in running)
+                    if counted_before is None:
+                        counted_before = counted  # what journals held already took no time now
+                    left = _time_left(time.monotonic() - clock, counted - counted_before, total - counted)
+                    progress.update(overall, completed=counted, cells=f"{done}/{len(self.cells)} cells", left=left)
+            finally:
+                _stop([one.process for one in running])
+        return self.failures
+
+    def _start(self, cell: Cell, progress: Progress) -> _Running:
+        folder = self.path(cell)
+        folder.mkdir(parents=True, exist_ok=True)
+        identity = folder / "identity"
+        if not identity.is_file() or identity.read_text(encoding="utf-8") != cell.identity:
+            for stale in ("cell.json", "log.txt"):
+                (folder / stale).unlink(missing_ok=True)
+            shutil.rmtree(folder / "run", ignore_errors=True)
+            identity.write_text(cell.identity, encoding="utf-8")
+        run = folder / "run"
+        for output in run.iterdir() if run.is_dir() else []:  # of an attempt that did not finish; journals are kept
+            if output.name != "journal":
+                shutil.rmtree(output) if output.is_dir() else output.unlink()
+        threads = str(max(1, (os.cpu_count() or 1) // self.jobs))
+        defaults = {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
+        with (folder / "log.txt").open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-c", STARTER, str(os.getpid()), *cell.command],
+                env={**defaults, **os.environ, **cell.environment},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        task = progress.add_task(f"  {cell.name}", total=cell.samples, cells="", left="")
+        return _Running(cell, process, task, JournalCounter(run / "journal"))
+
+    def _settle(self, cell: Cell, status: int) -> None:
+        """Turn what a cell's process left into its result, or into a failure."""
+        folder = self.path(cell)
+        try:
+            if status != 0:
+                raise CellError(f"exit status {status}; {_last_words(folder / 'log.txt')}")
+            result = {"identity": cell.identity, **cell.collect(folder / "run")}
+        except CellError as error:
+            self.failures[cell.name] = f"{error} (log: {folder / 'log.txt'})"
+            self.console.print(f"[red]{cell.name} failed[/]")
+            return
+        write_json(folder / "cell.json", result)
+        self.console.print(f"{cell.name} finished")
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "lock").open("a+", encoding="utf-8") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                lock.seek(0)
+                raise SweepError(
+                    f"another sweep (process {lock.read().strip()}) works in {str(self.folder)!r}; "
+                    "wait for it or stop it"
+                ) from error
+            lock.truncate(0)
+            lock.write(str(os.getpid()))
+            lock.flush()
+            yield
+
+    def _progress(self) -> Progress:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        return Progress(
+            *columns, TextColumn("{task.fields[cells]}"), TextColumn("{task.fields[left]}"), console=self.console
+        )
+
+
+def _time_left(elapsed: float, computed: int, remaining: int) -> str:
+    """How long the rest will take at the pace so far, start-up of cells included."""
+    if computed < 1 or remaining < 1:
+        return ""
+    seconds = int(elapsed / computed * remaining)
+    return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02} left"
+
+
+def _last_words(log: Path, lines: int = 3) -> str:
+    """The end of a log, without blank lines and progress bars."""
+    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+    kept = [line.split("\r")[-1].strip() for line in text.splitlines() if line.strip()]
+    return " / ".join(kept[-lines:]) or "it wrote no log"
+
+
+def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    for process in processes:
+        process.terminate()
+    deadline = time.monotonic() + STOP_SECONDS
+    for process in processes:
+        try:
+            process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+@contextlib.contextmanager
+def _terminated_is_interrupted() -> Iterator[None]:
+    """SIGTERM ends the sweep as SIGINT does, so that its cells are stopped with it."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt(f"signal {number}")
+
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a file whole or not at all, and have it on the disk before it takes its name."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        json.dump(content, file, indent=1, ensure_ascii=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)

@@ -1,0 +1,167 @@
+"""Asking a model: what reaches it, what comes back, with a pruner and without."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from tango.evaluation.chat import Chat, generation_settings
+from tango.evaluation.checkpoints import Checkpoint, CheckpointError, load
+from tango.pruners import REGISTRY
+
+TOKENS = 16  # a frame
+SETTINGS = {"max_new_tokens": 5}
+
+
+@pytest.fixture(scope="module")
+def loaded(checkpoint: Path) -> Checkpoint:
+    return load(str(checkpoint))
+
+
+@pytest.fixture(scope="module")
+def vanilla(loaded: Checkpoint) -> Iterator[Chat]:
+    with Chat(loaded, max_frames=8).session() as chat:
+        yield chat
+
+
+def about(*videos: Path, text: str = "What?", **part: Any) -> list[dict[str, Any]]:
+    content = [{"type": "video", "video": str(video), **part} for video in videos]
+    return [{"role": "user", "content": [*content, {"type": "text", "text": text}]}]
+
+
+@pytest.fixture(scope="module")
+def video(benchmark: Path) -> Path:
+    return benchmark / "videos" / "0.mp4"
+
+
+def test_an_answer_says_what_it_took(vanilla: Chat, video: Path) -> None:
+    answer = vanilla.generate(about(video), SETTINGS, "x")
+    assert answer.tokens["video_tokens_before"] == answer.tokens["video_tokens_after"] == 8 * TOKENS
+    assert answer.videos == [{"frames": 8, "tokens_before": 8 * TOKENS, "tokens_after": 8 * TOKENS}]
+    assert answer.tokens["output_tokens"] == answer.timing["new_tokens"] == 5
+    assert answer.timing["vit_s"] > 0
+    again = vanilla.generate(about(video), SETTINGS, "y")
+    assert again.response == answer.response
+
+
+@pytest.mark.parametrize("method", sorted(REGISTRY))
+def test_every_method_prunes_and_is_recorded(loaded: Checkpoint, video: Path, method: str) -> None:
+    with Chat(loaded, REGISTRY[method](retention_ratio=0.25), max_frames=8).session() as chat:
+        answer = chat.generate(about(video), SETTINGS, "x")
+        (record,) = answer.videos
+        assert record["tokens_before"] == 8 * TOKENS
+        # ceil for each frame of each segment may keep a few more than a quarter
+        assert 2 * TOKENS <= record["tokens_after"] == answer.tokens["video_tokens_after"] <= 3 * TOKENS
+        assert record["grid"] == [4, 4] and sum(record["segment_sizes"]) == 8 and len(record["kept"]) == 16
+        assert chat.generate(about(video), SETTINGS, "x").videos == answer.videos
+        text = chat.generate(about(text="Hello"), SETTINGS, "x")
+        assert text.videos == [] and text.tokens["video_tokens_before"] == 0
+
+
+def test_everything_kept_is_the_unpruned_model(loaded: Checkpoint, vanilla: Chat, video: Path) -> None:
+    expected = vanilla.generate(about(video), SETTINGS, "x").response
+    with Chat(loaded, REGISTRY["tango"](retention_ratio=1.0), max_frames=8).session() as chat:
+        assert chat.generate(about(video), SETTINGS, "x").response == expected
+
+
+def test_true_times_and_names_reach_the_pruner(loaded: Checkpoint, benchmark: Path, monkeypatch: Any) -> None:
+    seen: dict[str, Any] = {}
+    method = REGISTRY["tango"](retention_ratio=0.5)
+    with Chat(loaded, method, max_frames=3).session() as chat:
+        original = loaded.model.generate
+        monkeypatch.setattr(loaded.model, "generate", lambda **given: seen.update(given) or original(**given))
+        chat.generate(about(benchmark / "videos/0.mp4", benchmark / "videos/1.mp4"), SETTINGS, "x")
+        monkeypatch.undo()
+    assert seen["video_keys"] == ["0", "1"]
+    assert [t.tolist() for t in seen["video_timestamps"]] == [[0.0, 1.25, 2.75]] * 2
+
+
+def test_images_and_parts_of_videos(vanilla: Chat, video: Path) -> None:
+    image = [{"role": "user", "content": [{"type": "image", "image": Image.new("RGB", (40, 30), "red")}]}]
+    assert vanilla.generate(image, SETTINGS, "x").tokens["video_tokens_before"] == 0
+    part = vanilla.generate(about(video, start=0.5, end=1.0), SETTINGS, "x")
+    assert part.videos[0]["frames"] == 3
+    with pytest.raises(ValueError, match="'audio'"):
+        vanilla.generate([{"role": "user", "content": [{"type": "audio"}]}], SETTINGS, "x")
+
+
+def test_until_ends_an_answer(vanilla: Chat, video: Path) -> None:
+    full = vanilla.generate(about(video), {"max_new_tokens": 12}, "x")
+    mark = vanilla.checkpoint.processor.tokenizer.decode(
+        vanilla.checkpoint.processor.tokenizer(full.response, add_special_tokens=False).input_ids[2:4]
+    )
+    cut = vanilla.generate(about(video), {"max_new_tokens": 12, "until": mark}, "x")
+    assert cut.response == full.response[: full.response.find(mark)].strip()
+    assert cut.tokens["output_tokens"] <= full.tokens["output_tokens"]
+
+
+def test_sampling_depends_on_the_sample_not_on_what_came_before(vanilla: Chat, video: Path) -> None:
+    settings = {"max_new_tokens": 6, "temperature": 1.5}
+    first = [vanilla.generate(about(video), settings, name).response for name in ("a", "b")]
+    torch.rand(7)
+    second = [vanilla.generate(about(video), settings, name).response for name in ("b", "a")]
+    assert first == second[::-1] and first[0] != first[1]
+
+
+@pytest.mark.parametrize("ratio", [None, 0.5])
+def test_likelihood_agrees_with_greedy_decoding(loaded: Checkpoint, video: Path, ratio: float | None) -> None:
+    pruner = None if ratio is None else REGISTRY["tango"](retention_ratio=ratio)
+    with Chat(loaded, pruner, max_frames=4).session() as chat:
+        ids = chat.checkpoint.processor.tokenizer
+        told = [chat.loglikelihood(about(video), letter).response for letter in "ABCD\x00"]
+        scores = [score for score, _ in told]
+        assert all(score < 0 for score in scores)
+        greedy = chat.generate(about(video), {"max_new_tokens": 1}, "x")
+        if len(ids(greedy.response, add_special_tokens=False).input_ids) == 1:
+            score, first = chat.loglikelihood(about(video), greedy.response).response
+            assert first and score >= max(scores)
+        with pytest.raises(ValueError, match="no tokens"):
+            chat.loglikelihood(about(video), "")
+
+
+def test_only_inside_a_session(loaded: Checkpoint, video: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"chat\.session"):
+        Chat(loaded).generate(about(video), SETTINGS, "x")
+
+
+def test_generation_settings() -> None:
+    greedy, until = generation_settings({"until": "\n", "temperature": 0, "top_p": 1.0, "image_aspect_ratio": "pad"})
+    assert (greedy["do_sample"], greedy["temperature"], greedy["max_new_tokens"], until) == (False, None, 1024, ["\n"])
+    warm, until = generation_settings({"temperature": 0.7, "max_new_tokens": 3, "until": None})
+    assert (warm["do_sample"], warm["temperature"], until) == (True, 0.7, [])
+    assert not generation_settings({"temperature": 0.7, "do_sample": False})[0]["do_sample"]
+    assert generation_settings({"do_sample": True})[0]["do_sample"]
+    assert not generation_settings({"do_sample": True, "temperature": 0})[0]["do_sample"]
+    with pytest.raises(ValueError, match=r"unknown generation settings num_bean; known are .*num_beams"):
+        generation_settings({"num_bean": 2})
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"pretrained": "lmms-lab/llava-onevision-qwen2-7b-ov"}, "llava-hf/llava-onevision-qwen2-7b-ov-hf"),
+        ({"pretrained": "lmms-lab/LLaVA-Video-7B-Qwen2"}, "transformers' format"),
+        ({"pretrained": "./nowhere"}, "no such folder"),
+        ({"dtype": "float8"}, "use auto, float32, float16, bfloat16"),
+        ({"device": "cuda"}, "use device=cpu"),
+    ],
+)
+def test_checkpoints_that_cannot_be(checkpoint: Path, options: dict[str, str], said: str) -> None:
+    if options.get("device") == "cuda" and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(CheckpointError, match=said):
+        load(**{"pretrained": str(checkpoint), **options})
+
+
+def test_a_checkpoint_of_another_class(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}')
+    with pytest.raises(CheckpointError, match=r"Qwen2ForCausalLM.*LlavaOnevisionForConditionalGeneration"):
+        load(str(tmp_path))
+
+
+def test_how_a_checkpoint_is_loaded(checkpoint: Path) -> None:
+    loaded = load(str(checkpoint), dtype="bf16", attn_implementation="flash_attention_2")
+    assert loaded.described["dtype"] == "bfloat16" and loaded.described["attn_implementation"] == "sdpa"
