@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -82,5 +83,5 @@ def identity(messages: Sequence[Mapping[str, Any]]) -> list[Any]:
                     [message["role"], str(source), provenance.file_stamps(files), part.get("start"), part.get("end")]
                 )
             else:
-                parts.append([message["role"], provenance.digest(source.mode, source.size, source.tobytes().hex())])
+                parts.append([message["role"], source.mode, source.size, sha256(source.tobytes()).hexdigest()])
     return parts

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 TASKS = Path(__file__).parent / "tasks"
+UNFINISHED = "an evaluation ended before its results were saved; see the error above"
 
 
 @dataclass
@@ -131,6 +132,8 @@ def write_json(path: Path, content: Any) -> None:
 
 def begin(report: Callable[[dict[str, Any]], None]) -> None:
     """A model of ours is about to be evaluated; under the command line, watch over the exit status from now on."""
+    if RUN.active:  # lmms-eval does the next evaluation of a --config file although one before it broke down
+        RUN.problems.append(UNFINISHED)
     RUN.active, RUN.summary, RUN.report = True, None, report
     if "lmms_eval.__main__" in sys.modules and not getattr(begin, "_watching", False):
         begin._watching = True  # type: ignore[attr-defined]
@@ -146,7 +149,7 @@ def _exit_status() -> None:
     """Runs when the interpreter ends. Nothing else can set the exit status after lmms-eval has called sys.exit(0)."""
     problems = list(RUN.problems)
     if RUN.active:
-        problems.append("the evaluation ended before its results were saved; see the error above")
+        problems.append(UNFINISHED)
     if not problems:
         return
     for problem in problems:

@@ -40,7 +40,7 @@ class Journal:
         except OSError as error:
             self._file.close()
             raise JournalError(
-                f"{str(self.path)!r} is being written by another process; wait for it or stop it"
+                f"{str(self.path)!r} is being written by another process; wait for it, stop it, or write elsewhere"
             ) from error
         self._drop_torn_line()
         self.entries: dict[str, dict[str, Any]] = {}

@@ -87,7 +87,6 @@ def test_every_result_says_where_it_comes_from(resumed: tuple[Path, int]) -> Non
         (counts,) = sample["token_counts"]
         assert counts["video_tokens_before"] == 6 * 16 > counts["video_tokens_after"] > 0
     assert len(efficiency["samples"]) == QUESTIONS
-    assert results["results"]["motionqa_tiny"]["samples"] == QUESTIONS
     assert set(results["results"]["motionqa_tiny"]["accuracy_by_kind,none"]) == {"colour", "count"}
 
 
@@ -126,4 +125,3 @@ def test_a_failed_sample_is_recorded_not_scored_and_ends_with_an_error(
     assert [(f["doc_id"], f["tries"]) for f in results["tango"]["failed"]] == [(2, 2), (3, 2)]
     assert all("1.mp4" in failure["reason"] and "1.mp4" in run.stdout for failure in results["tango"]["failed"])
     assert set(samples) == {0, 1} and all(sample["filtered_resps"] for sample in samples.values())
-    assert results["results"]["motionqa_tiny"]["samples"] == 2

@@ -1,0 +1,69 @@
+"""scripts/demo.py: the grid it runs, and that tables come out of it."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from test_results import made_up
+
+from tango.evaluation.sweep import Cell
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("demo", REPOSITORY / "scripts" / "demo.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    def cell(folder: Path, **given: Any) -> Cell:
+        method, ratio = given["method"], given["ratio"]
+        status = "import sys; sys.exit(1)" if method == "topk" else "pass"
+        found = made_up(method, ratio, list(range(30)), 512 if ratio is None else 52)
+        name = f"{method}-{ratio}"
+        return Cell(name, name, [sys.executable, "-c", status], {}, given["samples"], lambda run: found)
+
+    monkeypatch.setattr(module, "lmms_cell", cell)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "data" / "videos").mkdir(parents=True)
+    (tmp_path / "data" / "test.json").write_text(json.dumps([{}] * 40))
+    (tmp_path / "settings.yaml").write_text("{}")
+    return module
+
+
+def run(demo: ModuleType, monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    given = ["--checkpoint", "model", "--data", "data", "--config", "settings.yaml", "--jobs", "4"]
+    monkeypatch.setattr(sys, "argv", ["scripts/demo.py", *given, *words])
+    return int(demo.main())
+
+
+def test_the_grid_and_its_tables(demo: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert run(demo, monkeypatch, "--baselines", "random") == 0
+    readme = (tmp_path / "results" / "motionqa" / "README.md").read_text()
+    for name in ("unpruned", "Tango 10 %", "Tango 15 %", "Tango 20 %", "random 10 %"):
+        assert name in readme
+    assert "made by: python scripts/demo.py --checkpoint model" in readme
+    assert (tmp_path / "results" / "motionqa" / "accuracy.png").is_file()
+
+
+def test_a_failed_cell_is_named_and_ends_with_an_error(
+    demo: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(demo, monkeypatch, "--ratios", "0.1") == 1
+    assert "topk-0.1: exit status 1" in capsys.readouterr().out
+    assert "Without a result:** topk-0.1" in (tmp_path / "results" / "motionqa" / "README.md").read_text()
+
+
+def test_what_is_missing_is_named(
+    demo: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(demo, monkeypatch, "--checkpoint", "nowhere") == 2
+    assert "nowhere/config.json is missing" in capsys.readouterr().out
