@@ -101,8 +101,11 @@ def test_records(models):
             assert sum(record.segment_sizes) == 4
             assert record.indices.device.type == "cpu"
             assert int(record.indices.max()) < record.tokens_before
-        model.generate(input_ids=torch.tensor([[5, 6]]), max_new_tokens=2)
-        assert session.videos == []
+        for call in (lambda ids: model.generate(ids, max_new_tokens=2), model):
+            outputs(model, inputs)
+            assert len(session.videos) == 3
+            call(torch.tensor([[5, 6]]))
+            assert session.videos == []
 
 
 def test_text_and_images_pass_through(models):
@@ -136,6 +139,32 @@ def test_image_and_video_in_one_prompt(models):
         _, logits = outputs(model, mixed)
     assert [record.tokens_after for record in session.videos] == [9, 9]
     assert logits.shape[1] == 1 + 10 + 55 + 2  # row 1: 8, kept tokens and newline, the whole image, 9 9
+
+
+def test_padding_is_no_image(model):
+    """A prompt of embeddings in which padding looks like an image placeholder."""
+    model.get_input_embeddings().weight.data[90] = 0
+    mixed = prompt([5, *video(), 6, *[90] * 55, 7], [8, *video(), 9]) | {
+        "pixel_values": torch.randn(1, 2, 3, 40, 40), "image_sizes": torch.tensor([[40, 40]]),
+        "pixel_values_videos": pixels(2),
+    }  # fmt: skip
+    with torch.no_grad(), make_pruner("uniform", 0.25)(model):
+        expected = model(**mixed).logits
+        actual = model(inputs_embeds=model.get_input_embeddings()(mixed.pop("input_ids")), **mixed).logits
+    assert torch.equal(actual[0], expected[0])
+    torch.testing.assert_close(actual[1, -12:], expected[1, -12:])
+
+
+def test_all_kept_is_encoded_as_the_model_does(models):
+    """In one call of the tower, for the sake of the last bit; otherwise video by video."""
+    model, inputs, frames = models(), example(3, torch.float32), []
+    hook = model.model.vision_tower.register_forward_pre_hook(lambda _, args: frames.append(len(args[0])))
+    for ratio, expected in ((1.0, [16]), (0.5, [4, 4, 4, 4])):
+        with torch.no_grad(), make_pruner("tango", ratio)(model):
+            model(**inputs)
+        assert frames == expected
+        frames.clear()
+    hook.remove()
 
 
 def test_calls_do_not_affect_each_other(models):

@@ -7,6 +7,7 @@ from transformers.video_utils import VideoMetadata
 
 from tango.models import attach
 from tango.models.llava_onevision import FRAMES_PER_CALL, SINK_TOKENS
+from tango.models.prompt import place
 from tango.pruners import Pruned, Pruner, Tango
 
 
@@ -49,6 +50,14 @@ def test_logits_are_those_of_the_shorter_prompt(models):
             actual = model(**inputs).logits
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
     assert session.videos[0].indices.tolist() == indices
+
+
+def test_columns_follow_their_tokens():
+    """A family whose tokens keep their own positions reads them off the columns, in the order of the embeddings."""
+    row = torch.tensor([0, 1, 3, 4, 7, 9])
+    slots = place(row, torch.tensor([7, 3, 4]))
+    assert slots.tolist() == [2, 3, 4]
+    assert row.tolist() == [0, 1, 7, 3, 4, 9]
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -105,14 +114,14 @@ def test_some_logits(models):
 
 
 def test_times_and_keys(models):
-    model, inputs = models(), example([5, *video(), 7, *video()], [9, *video(), 8])
+    model, inputs = models(), example([9, *video(), 8], [5, *video(), 7, *video()])
     times = [[0.0, 0.5, 1.0, 1.5], torch.arange(4) * 2, [3, 4, 5, 6]]
     metadata = [
         VideoMetadata(total_num_frames=100, fps=25.0, frames_indices=[0, 25, 50, 75]),
         {"fps": None, "frames_indices": [0, 1, 2, 3]},
         [{"fps": 2.0, "frames_indices": [0, 1, 2, 3]}],
     ]
-    default, ordinals = [[0, 1, 2, 3]] * 3, ["0", "1", "0"]
+    default, ordinals = [[0, 1, 2, 3]] * 3, ["0", "0", "1"]
     told, names = [[0, 0.5, 1, 1.5], [0, 2, 4, 6], [3, 4, 5, 6]], ["a", "b", 7]
     cases = (
         ({}, default, ordinals),

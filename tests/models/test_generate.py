@@ -261,8 +261,18 @@ def test_own_positions(models):
     with make_pruner("tango", 0.3)(model):
         expected = generate(model, inputs)
         assert torch.equal(generate(model, inputs | {"position_ids": positions}), expected)
-        shifted = generate(model, inputs | {"position_ids": positions + 3, "return_dict_in_generate": True})
-    assert torch.equal(shifted.sequences, expected)  # rotary attention only sees differences
+        seen = []
+        hook = model.model.language_model.register_forward_pre_hook(
+            lambda _, args, kwargs: seen.append(kwargs["position_ids"]), with_kwargs=True
+        )
+        shifted = generate(model, inputs | {"position_ids": positions + 3})
+        hook.remove()
+    assert torch.equal(shifted, expected)  # rotary attention only sees differences
+    width = seen[0].shape[1]
+    assert width < 41
+    assert seen[0][1].tolist() == list(range(3, width + 3))  # the longer row
+    assert seen[0][0].tolist()[-5:] == list(range(int(seen[0][0].max()) - 4, int(seen[0][0].max()) + 1))
+    assert [step[1].tolist() for step in seen[1:]] == [[width + 3 + step] for step in range(len(seen) - 1)]
 
 
 @pytest.mark.parametrize(

@@ -135,6 +135,9 @@ def test_a_tower_with_its_head(tmp_path):
     tensors = {f"vision_model.{name}": value.clone() for name, value in model.model.vision_tower.state_dict().items()}
     save_file({name: value for name, value in tensors.items() if pooling_head.is_head(name)}, beside)
     assert torch.equal(saliency(model, saliency_weights=str(beside)), own)
+    build_model(tmp_path)  # writes another head there, which only counts if one asks for it
+    assert torch.equal(saliency(model), own)
+    assert not torch.allclose(saliency(model, saliency_weights=str(beside)), own, rtol=1e-3)
 
 
 def test_read_once_for_each_attachment(models, monkeypatch):
