@@ -1,6 +1,6 @@
 """Writes MotionQA's shipped test split: videos and questions, from their seeds.
 
-    python scripts/make_motionqa.py [--output data/motionqa] [--videos 120]
+python scripts/make_motionqa.py [--output data/motionqa] [--videos 120]
 """
 
 import argparse

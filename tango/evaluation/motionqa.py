@@ -1,13 +1,13 @@
 """MotionQA: made-up videos with known contents, and multiple-choice questions about them.
 
-A video is eight seconds of a textured static background with one or two scene cuts. Three coloured shapes cross it one after
-another, white dots stand in one part of it, a small letter flashes for little more than a second, and grey blocks, some drifting,
-distract. Everything follows from a seed through `sample_spec`; `render` draws the frame at any time, `write_video` stores real
-H.264, and `questions` asks about it. Six kinds of question need different evidence: `colour` and `shape` of an object,
-`direction` of its motion, `order` of appearance, `count` of dots, and the `glyph` that flashed.
+A video is eight seconds of a textured static background with one or two scene cuts. Three coloured shapes cross it one
+after another, white dots stand in one part of it, a letter flashes for little more than a second, and grey blocks, some
+drifting, distract. Everything follows from a seed through `sample_spec`; `render` draws the frame at any time,
+`write_video` stores real H.264, and `questions` asks about it. Six kinds of question need different evidence:
+`colour` and `shape` of an object, `direction` of its motion, `order` of appearance, `count` of dots, and the `glyph`.
 
-Answers can't be guessed from the text: the asked-for object, the options and their order are drawn independently of each other
-(tests/evaluation/test_motionqa.py trains a text-only guesser and finds chance).
+Answers can't be guessed from the text: the asked-for object, the options and their order are drawn independently of
+each other (tests/evaluation/test_motionqa.py trains a text-only guesser and finds chance).
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ GLYPH_SCALE = 3
 GLYPH_WIDTH, GLYPH_HEIGHT = 5 * GLYPH_SCALE + 4, 7 * GLYPH_SCALE + 4  # a letter of 15 x 21 pixels on a dark plate
 KINDS = ("colour", "shape", "direction", "order", "count", "glyph")
 LETTERS = "ABCD"
-INSTRUCTION = "Answer with the option's letter."
+INSTRUCTION = "Answer with one of the options."
 
 Array = NDArray[Any]
 
@@ -271,7 +271,7 @@ def caption(spec: Spec, time: float, rng: np.random.Generator) -> str:
 
 
 def questions(spec: Spec, times: Array, rng: np.random.Generator) -> list[Question]:
-    """Every question about a video that frames sampled at `times` (seconds) show the answer to; options freshly drawn."""
+    """Every question that frames of a video sampled at `times` (seconds) answer; options freshly drawn."""
 
     def seen(window: tuple[float, float]) -> int:
         return int(sum(window[0] <= t < window[1] for t in times))
@@ -338,8 +338,8 @@ def write_video(path: Path, spec: Spec) -> None:
 def build(folder: Path, videos: int, first_seed: int, progress: Any = iter) -> list[dict[str, Any]]:
     """Writes `videos` videos and one question of every kind about each to `folder`; returns the rows of test.json.
 
-    Answer letters are balanced exactly, over all questions and within each kind, by rotating the options; the rows are in the
-    format that lmms-eval reads with `dataset_path: json`. `progress` wraps the loop over videos.
+    Answer letters are balanced, over all questions and within each kind, by moving the right option; the rows are in
+    the format that lmms-eval reads with `dataset_path: json`. `progress` wraps the loop over videos.
     """
     (folder / "videos").mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng([11, first_seed])

@@ -27,14 +27,19 @@ def test_answers_are_what_the_video_shows():
         by_shape = {a.shape: a for a in spec.actors}
         by_colour = {a.colour: a for a in spec.actors}
         words = row["question"].rstrip("?").split()
-        truth = {
-            "colour": lambda: by_shape[words[-1]].colour,
-            "shape": lambda: by_colour[words[-2]].shape,
-            "direction": lambda: by_shape[words[-2]].direction,
-            "order": lambda: spec.actors[0 if words[-1] == "first" else -1].name,
-            "count": lambda: ("one", "two", "three", "four")[len(spec.dots) - 1],
-            "glyph": lambda: spec.glyph,
-        }[row["kind"]]()
+        match row["kind"]:
+            case "colour":
+                truth = by_shape[words[-1]].colour
+            case "shape":
+                truth = by_colour[words[-2]].shape
+            case "direction":
+                truth = by_shape[words[-2]].direction
+            case "order":
+                truth = spec.actors[0 if words[-1] == "first" else -1].name
+            case "count":
+                truth = ("one", "two", "three", "four")[len(spec.dots) - 1]
+            case "glyph":
+                truth = spec.glyph
         assert said == truth, row
         assert len(set(row["options"])) == 4
 
@@ -84,7 +89,7 @@ def test_training_and_test_videos_differ():
 
 
 def guesser_features(asked: list[tuple[str, list[str]]]) -> torch.Tensor:
-    """(questions, 4 options, hashed features): letters, words of the option, and pairs of a question's and an option's word."""
+    """(questions, 4, hashed features): letters, words of the option, pairs of a question's and an option's word."""
     x = torch.zeros(len(asked), 4, 1024)
     for i, (text, options) in enumerate(asked):
         for j, option in enumerate(options):

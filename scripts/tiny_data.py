@@ -1,0 +1,170 @@
+"""What tango-tiny learns from: its tokenizer, frames with captions, conversations about MotionQA's training videos."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+
+import numpy as np
+import torch
+from PIL import Image
+from tokenizers import pre_tokenizers, trainers
+from torch import Tensor, nn
+from transformers import Qwen2Tokenizer
+
+from tango.evaluation import motionqa
+from tango.evaluation.motionqa import Spec, caption, questions, render, sample_spec
+
+TRAIN_SEED, VALIDATION_SEED = (
+    1_000_000,
+    500_000,
+)  # first seed of each split; the test split starts at 0, they never meet
+IMAGE, VIDEO, TURN, END, PAD = "<image>", "<video>", "<|im_start|>", "<|im_end|>", "<|endoftext|>"
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + ' ' }}"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'video' %}{{ '<video>\n' }}"
+    "{% elif part['type'] == 'image' %}{{ '<image>\n' }}{% endif %}{% endfor %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}"
+    "{% endif %}{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+DESCRIBE = "Describe the video."
+
+
+def make_tokenizer() -> Qwen2Tokenizer:
+    """Qwen2's kind of tokenizer (byte-level BPE), merges learned on MotionQA's words; other text falls to bytes."""
+    rng = np.random.default_rng(0)
+    corpus = [DESCRIBE, "user assistant system You are a helpful assistant."]
+    for seed in range(TRAIN_SEED, TRAIN_SEED + 2000):
+        spec = sample_spec(seed)
+        for question in questions(spec, motionqa.uniform_times(8), rng):
+            corpus += [question.prompt(), *(" " + option for option in question.options), *question.options]
+        corpus += [caption(spec, t, rng) for t in motionqa.uniform_times(8)]
+        corpus.append(describe(spec))
+    blank = Qwen2Tokenizer()
+    trainer = trainers.BpeTrainer(
+        vocab_size=640,
+        special_tokens=[PAD, TURN, END, IMAGE, VIDEO],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    blank._tokenizer.train_from_iterator(corpus, trainer)
+    trained = json.loads(blank._tokenizer.to_str())["model"]
+    return Qwen2Tokenizer(
+        vocab=trained["vocab"],
+        merges=[tuple(m) for m in trained["merges"]],
+        eos_token=END,
+        pad_token=PAD,
+        additional_special_tokens=[TURN, IMAGE, VIDEO],
+        model_max_length=32768,
+    )
+
+
+def describe(spec: Spec) -> str:
+    """All a video shows, as one line: the answer to DESCRIBE."""
+    actors = ", ".join(f"{a.name} {a.direction}" for a in spec.actors)
+    return f"{actors}, {motionqa.NUMBERS[len(spec.dots) - 1]} white dots, {spec.glyph}"
+
+
+def turns(spec: Spec, times: np.ndarray, rng: np.random.Generator, amount: int) -> list[tuple[str, str]]:
+    """(question, answer) turns about one video: every question openly and `amount` as multiple choice, in random order.
+
+    The answer to multiple choice is the option's text. Where all can be seen a description may come last.
+    """
+    found = questions(spec, times, rng)
+    if not found:
+        return []
+    # Kinds that a video has one question of are asked as often as those it has three of.
+    weights = np.array([1.0 / sum(o.kind == q.kind for o in found) for q in found])
+    chosen = rng.choice(len(found), amount, p=weights / weights.sum())
+    pairs = [(q.text, q.options[q.answer]) for q in found]
+    pairs += [(found[i].prompt(), found[i].options[found[i].answer]) for i in chosen]
+    pairs = [pairs[i] for i in rng.permutation(len(pairs))]
+    whole = all(sum(a.start <= t < a.end for t in times) >= 2 for a in spec.actors) and all(
+        any(w[0] <= t < w[1] for t in times) for w in (spec.dots_window, spec.glyph_window)
+    )
+    if whole and rng.random() < 0.5:
+        pairs.append((DESCRIBE, describe(spec)))
+    return pairs
+
+
+def as_coded(frame: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The frame after lossy coding with halved chroma, much as a video decoder returns it (JPEG is quicker)."""
+    buffer = io.BytesIO()
+    Image.fromarray(frame).save(buffer, "JPEG", quality=int(rng.integers(70, 96)), subsampling=2)
+    return np.asarray(Image.open(buffer))
+
+
+def as_pixels(frames: np.ndarray) -> Tensor:
+    """(N, H, W, 3) uint8 -> (N, 3, H, W) in [-1, 1], what the shipped processor does with mean = std = 0.5."""
+    return torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def vary(spec: Spec, focus: str, rng: np.random.Generator) -> Spec:
+    """A near twin of a video: another glyph, other shapes, other places, or ("all") anything else that has a name."""
+    actors, dots, glyph = spec.actors, spec.dots, spec.glyph
+    if focus == "place":
+        low, high = 14.0, motionqa.SIZE - 14.0
+        actors = tuple(
+            dataclasses.replace(a, x=rng.uniform(low, high), y=rng.uniform(low, high), distance=1.0) for a in actors
+        )
+    if focus in ("shape", "all"):
+        actors = tuple(dataclasses.replace(a, shape=str(rng.choice(motionqa.SHAPES))) for a in actors)
+    if focus in ("glyph", "all"):
+        glyph = str(rng.choice(list(motionqa.GLYPHS)))
+    if focus == "all":
+        actors = tuple(dataclasses.replace(a, colour=str(rng.choice(list(motionqa.COLOURS)))) for a in actors)
+        dots = dots[: int(rng.integers(1, len(dots) + 1))]
+    return dataclasses.replace(spec, actors=actors, dots=dots, glyph=glyph)
+
+
+def frame_batch(step: int, seed: int, size: int) -> tuple[Tensor, list[str]]:
+    """Frames and captions in groups of near twins, which make the captions' every word matter."""
+    rng = np.random.default_rng([1, seed, step])
+    frames: list[np.ndarray] = []
+    captions: list[str] = []
+    while len(frames) < size:
+        spec = sample_spec(TRAIN_SEED + int(rng.integers(1 << 30)))
+        focus = str(rng.choice(["glyph", "shape", "place", "all"], p=[0.3, 0.3, 0.2, 0.2]))
+        actor = spec.actors[int(rng.integers(3))]
+        windows = [(0.0, motionqa.DURATION), spec.dots_window, spec.glyph_window]
+        window = {"glyph": spec.glyph_window, "shape": (actor.start, actor.end), "place": (actor.start, actor.end)}.get(
+            focus
+        ) or windows[int(rng.integers(3))]
+        moment = float(rng.uniform(window[0], min(window[1], motionqa.DURATION - 0.01)))
+        group: set[str] = {"nothing"}  # captions already told, their parts sorted: twins must differ in what is in view
+        for twin in [spec, *(vary(spec, focus, rng) for _ in range(12))]:
+            text = caption(twin, moment, rng)
+            told = ", ".join(sorted(text.split(", ")))
+            if told not in group and len(group) < 5:
+                group.add(told)
+                frames.append(as_coded(render(twin, moment), rng))
+                captions.append(text)
+    return as_pixels(np.stack(frames[:size])), captions[:size]
+
+
+def assemble(
+    tokenizer: Qwen2Tokenizer, video_tokens: int, pairs: list[list[tuple[str, str]]], texts: list[str] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Token ids and labels of conversations about a video (or a text) each, padded right; only answers are learned."""
+    video_id = tokenizer.convert_tokens_to_ids(VIDEO)
+    end = tokenizer.convert_tokens_to_ids(END)
+    ids_rows, label_rows = [], []
+    for row, conversation in enumerate(pairs):
+        ids: list[int] = tokenizer(f"{TURN}user {texts[row] if texts else ''}").input_ids + [video_id] * video_tokens
+        labels = [-100] * len(ids)
+        for n, (question, answer) in enumerate(conversation):
+            opening = "\n" if n == 0 else f"\n{TURN}user "
+            asked = tokenizer(f"{opening}{question}{END}\n{TURN}assistant\n").input_ids
+            said = [*tokenizer(answer).input_ids, end]
+            ids += asked + said
+            labels += [-100] * len(asked) + said
+        ids_rows.append(torch.tensor(ids))
+        label_rows.append(torch.tensor(labels))
+    pad = tokenizer.pad_token_id
+    return (
+        nn.utils.rnn.pad_sequence(ids_rows, batch_first=True, padding_value=pad),
+        nn.utils.rnn.pad_sequence(label_rows, batch_first=True, padding_value=-100),
+    )
