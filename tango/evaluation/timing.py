@@ -221,7 +221,7 @@ def efficiency_table(rows: Mapping[str, Mapping[str, Any]], caption: str = "Effi
     table = Table(title=caption)
     table.add_column("")
     for name, (unit, _) in TITLES.items():
-        table.add_column(f"{name}\n({unit})", justify="right")
+        table.add_column(f"{name}\n({unit})", justify="right", overflow="fold")
     for name, row in rows.items():
         table.add_row(name, *("-" if row[title] is None else f"{row[title]:.2f}" for title in TITLES))
     return table
