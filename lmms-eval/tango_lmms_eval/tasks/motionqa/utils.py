@@ -25,7 +25,7 @@ def doc_to_text(doc: Mapping[str, Any], settings: Mapping[str, Any] | None = Non
 
 
 def process_results(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Score one reply. A reply without a letter is wrong, and counted as unparsed too."""
+    """Score one reply. One that chooses no option is wrong, and counted as unparsed too."""
     choice = parse_choice(results[0], doc["options"])
     entry = {"id": doc["id"], "video": doc["video"], "kind": doc["kind"], "answer": doc["answer"], "prediction": choice}
     scored = entry | {"score": float(choice == doc["answer"])}
