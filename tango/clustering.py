@@ -150,7 +150,7 @@ def _recheck(points: Tensor, rows: Tensor, others: Tensor) -> Tensor:
     for start in range(0, len(rows), step):
         part = slice(start, start + step)
         gathered = points.index_select(0, others[part].flatten())
-        result[part] = distances(points[rows[part]], gathered.view(-1, others.shape[1], points.shape[1]))
+        result[part] = distances(points[rows[part]], gathered.view(*others[part].shape, points.shape[1]))
     return result
 
 
@@ -263,12 +263,14 @@ def _heads(points: Tensor, half: Tensor) -> Tensor:
 
     A head is a point's share in the few directions in which the points differ most, with the length of the rest
     behind it: x . y = head . head + rest . rest, and rest . rest is at most the product of the lengths. The directions
-    only need to be orthonormal for the bound to hold; two rounds of power iteration on a sample find good ones.
+    only need to be orthonormal for the bound to hold; power iteration on a sample finds good ones.
     """
     size, dim = points.shape
-    sample = points[:: math.ceil(size / (8 * HEAD))]
-    basis = sample[:: max(1, len(sample) // HEAD)][:HEAD].T
-    for _ in range(2):
+    # Any orthonormal directions will do, so a fixed seed; drawn on the CPU, the same on every device.
+    generator = torch.Generator().manual_seed(0)
+    sample = points[torch.randint(size, (8 * HEAD,), generator=generator).to(points.device)]
+    basis = torch.randn(dim, HEAD, generator=generator).to(points.device)
+    for _ in range(3):
         basis = torch.linalg.qr(sample.T @ (sample @ basis)).Q
     heads = points.new_empty(size, HEAD + 1)
     torch.mm(points, basis, out=heads[:, :HEAD])

@@ -1,8 +1,8 @@
 """A plain, dense Tango to hold the fast one against, written from the paper's steps alone and sharing no code with it.
 
 Yin et al., "Tango: Taming Visual Signals for Efficient Video Large Language Models", arXiv 2604.09547. It takes all
-n x n distances at once and loops where a loop reads best. `exact=True` takes distances in fp64 from differences;
-`exact=False` in fp32 from one matrix product, which is the usual fast dense way and what benchmarks/ compares with.
+n x n distances at once and loops where a loop reads best. Distances come from differences, in fp32 or fp64, or from
+one fp32 matrix product, which is the usual fast dense way and what benchmarks/ compares with.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Oracle:
     segmentation: str = "holitom"
     placement: str = "anchor"
     sink_tokens: tuple[int, ...] = ()
-    exact: bool = True
+    distance: str = "difference"  # or "difference64", "product"
 
     def prune(self, features, saliency, grid, timestamps, segment_features=None):
         """(indices, fp32 features, segment sizes) of a video: features (F, L, D), saliency (F, L), timestamps (F,)."""
@@ -79,7 +79,7 @@ class Oracle:
         out, start = [], 0
         for width, base, position in sections:
             x1, x2 = x[..., start : start + width // 2], x[..., start + width // 2 : start + width]
-            frequency = torch.tensor([base ** (-2 * i / width) for i in range(width // 2)], dtype=torch.float32)
+            frequency = 1 / base ** (2 * torch.arange(width // 2, dtype=torch.float32) / max(width, 1))
             angle = position[..., None] * frequency
             out += [x1 * angle.cos() - x2 * angle.sin(), x2 * angle.cos() + x1 * angle.sin()]
             start += width
@@ -198,8 +198,9 @@ class Oracle:
 
     # Step 7: density peaks.
     def distances(self, x: Tensor) -> Tensor:
-        if self.exact:
-            return torch.cdist(x.double(), x.double(), compute_mode="donot_use_mm_for_euclid_dist")
+        if self.distance != "product":
+            x = x.double() if self.distance == "difference64" else x
+            return torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
         squares = x.square().sum(1)
         return (squares[:, None] + squares - 2 * (x @ x.T)).clamp_(min=0).sqrt_().fill_diagonal_(0)
 
@@ -214,7 +215,7 @@ class Oracle:
         rank[order] = torch.arange(n)
         delta = torch.where(rank[None] < rank[:, None], d, torch.inf).amin(1)
         delta[order[0]] = d.max()
-        return (rho * delta).sort(descending=True, stable=True).indices[:m]
+        return (rho * delta.double()).sort(descending=True, stable=True).indices[:m]
 
     def join(self, d, centres):
         """The centre each point belongs to: the nearest, the lower index among equals, and a centre to itself."""

@@ -1,0 +1,176 @@
+"""Density peaks and assignment against the plain dense definitions, with ties, copies and blocks."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracle import Oracle
+
+import tango.clustering
+from tango.clustering import Peaks, assign, density_peaks, distances
+
+TINY = 1e-6  # MiB: blocks of 64 x 64
+
+
+def unit(*shape, seed=0):
+    points = torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) + 0.5
+    return points / points.norm(dim=-1, keepdim=True)
+
+
+def with_copies(points, seed, copies, zeros):
+    """Some points of each set become copies of others, some become zero."""
+    generator = torch.Generator().manual_seed(seed)
+    size = points.shape[1]
+    for part in points:
+        chosen = torch.rand(size, generator=generator) < copies
+        part[chosen] = part[torch.randint(size, (int(chosen.sum()),), generator=generator)]
+        part[torch.rand(size, generator=generator) < zeros] = 0
+    return points
+
+
+def dense(points, count, neighbors, distance="difference"):
+    oracle = Oracle(num_neighbors=neighbors, distance=distance)
+    peaks, clusters = [], []
+    for part in points:
+        d = oracle.distances(part)
+        by_score = oracle.peaks(d, count)
+        peaks.append(by_score)
+        clusters.append(torch.searchsorted(by_score.sort().values, oracle.join(d, by_score)))
+    return torch.stack(peaks), torch.stack(clusters)
+
+
+@settings(deadline=None, derandomize=True, max_examples=120)
+@given(
+    groups=st.integers(1, 3),
+    size=st.integers(1, 220),
+    dim=st.sampled_from([8, 12, 33, 64]),
+    share=st.floats(0, 1),
+    neighbors=st.integers(1, 12),
+    copies=st.sampled_from([0.0, 0.0, 0.2, 0.9]),
+    zeros=st.sampled_from([0.0, 0.3]),
+    memory_limit=st.sampled_from([TINY, 256]),
+    seed=st.integers(0, 10**6),
+)
+def test_equals_the_dense_definition(groups, size, dim, share, neighbors, copies, zeros, memory_limit, seed):
+    points = with_copies(unit(groups, size, dim, seed=seed), seed, copies, zeros)
+    count = max(1, int(share * size))
+    peaks = density_peaks(points, count, neighbors, memory_limit)
+    expected, clusters = dense(points, count, neighbors)
+    assert torch.equal(peaks.indices, expected)
+    assert torch.equal(assign(points, peaks, memory_limit), clusters)
+
+
+@pytest.mark.parametrize("size", [60, 900])
+@pytest.mark.parametrize("memory_limit", [TINY, 256])
+def test_equals_the_definition_in_double_precision(size, memory_limit):
+    """Without ties the precision of the distances does not show."""
+    points = unit(2, size, 96, seed=size)
+    peaks = density_peaks(points, size // 5, 7, memory_limit)
+    expected, clusters = dense(points, size // 5, 7, "difference64")
+    assert torch.equal(peaks.indices, expected)
+    assert torch.equal(assign(points, peaks, memory_limit), clusters)
+
+
+def smooth_tracks(frames, tokens, dim, seed=0, replaced=0.02):
+    """Points that drift slowly from frame to frame, some replaced: the structure that screening makes use of."""
+    generator = torch.Generator().manual_seed(seed)
+    directions = torch.randn(2, tokens, dim, generator=generator)
+    angle = torch.arange(frames)[:, None, None] * 0.15
+    points = directions[0] * angle.cos() + directions[1] * angle.sin()
+    points = points + 0.05 * torch.randn(points.shape, generator=generator)
+    new = torch.rand(frames, tokens, generator=generator) < replaced
+    points[new] = torch.randn(int(new.sum()), dim, generator=generator)
+    points = points.view(1, frames * tokens, dim)
+    return points / points.norm(dim=-1, keepdim=True)
+
+
+def test_screened_blocks_change_nothing(monkeypatch):
+    points = smooth_tracks(60, 20, 4 * tango.clustering.HEAD)
+    calls = []
+    offer = tango.clustering._offer
+    monkeypatch.setattr(tango.clustering, "_offer", lambda *a: (calls.append(a[2]), offer(*a))[1])
+    screened = density_peaks(points, 80, 7, TINY)
+    asked = sum(len(rows) for rows in calls)
+    calls.clear()
+    monkeypatch.setattr(tango.clustering, "SCREEN_BLOCKS", 10**9)
+    full = density_peaks(points, 80, 7, TINY)
+    assert asked < 0.7 * sum(len(rows) for rows in calls)  # screening did leave blocks out
+    assert torch.equal(screened.indices, full.indices)
+    assert torch.equal(screened.scores, full.scores)
+    assert torch.equal(screened.indices, dense(points, 80, 7)[0])
+    head = tango.clustering._heads(points[0], points[0].square().sum(1) / 2)
+    assert (head.double() @ head.double().T >= points[0].double() @ points[0].double().T).all()
+
+
+@pytest.mark.parametrize("kind", ["zero", "copies", "few distinct", "random"])
+def test_screening_survives_degenerate_sets(kind):
+    dim = 4 * tango.clustering.HEAD
+    points = torch.zeros(1, 300, dim)
+    if kind != "zero":
+        distinct = {"copies": 1, "few distinct": 5, "random": 300}[kind]
+        points = unit(1, distinct, dim)[:, torch.arange(300) % distinct].clone()
+    peaks = density_peaks(points, 20, 7, TINY)
+    assert torch.equal(peaks.indices, dense(points, 20, 7)[0])
+    assert torch.equal(assign(points, peaks, TINY), dense(points, 20, 7)[1])
+
+
+@pytest.mark.parametrize("size", [5, 100, 700])
+@pytest.mark.parametrize("memory_limit", [TINY, 256])
+def test_equal_points(size, memory_limit):
+    """All points equal: every score but the first is 0, so the peaks are the lowest indices, each once."""
+    for points in (torch.zeros(1, size, 6), unit(1, 1, 6).expand(1, size, 6)):
+        peaks = density_peaks(points, 4, 7, memory_limit)
+        assert peaks.indices.tolist() == [[0, 1, 2, 3]]
+        assert peaks.scores.tolist() == [[torch.inf, 0, 0, 0]]
+        cluster = assign(points, peaks, memory_limit)
+        assert cluster[0, :4].tolist() == [0, 1, 2, 3]  # a centre belongs to its own cluster
+        assert not cluster[0, 4:].any()  # and the others to the lowest of the equals
+
+
+def test_memory_limit_cannot_change_a_bit():
+    points = with_copies(unit(2, 500, 48), 0, 0.1, 0.05)
+    first = density_peaks(points, 60)
+    for memory_limit in (TINY, 0.5, 1.0, 4096):
+        peaks = density_peaks(points, 60, memory_limit=memory_limit)
+        assert torch.equal(first.indices, peaks.indices)
+        assert torch.equal(first.scores, peaks.scores)
+        assert torch.equal(assign(points, first), assign(points, peaks, memory_limit))
+
+
+@pytest.mark.parametrize("memory_limit", [TINY, 256])
+def test_order_of_the_points_does_not_matter_without_ties(memory_limit):
+    points = unit(1, 300, 24)
+    shuffle = torch.randperm(300, generator=torch.Generator().manual_seed(5))
+    peaks = density_peaks(points, 40, memory_limit=memory_limit)
+    shuffled = density_peaks(points[:, shuffle], 40, memory_limit=memory_limit)
+    assert torch.equal(shuffle[shuffled.indices], peaks.indices)
+    centres = peaks.indices.sort().values[0]
+    shuffled_centres = shuffle[shuffled.indices.sort().values[0]]
+    cluster = centres[assign(points, peaks, memory_limit)[0]]
+    assert torch.equal(cluster[shuffle], shuffled_centres[assign(points[:, shuffle], shuffled, memory_limit)[0]])
+
+
+def test_peak_limits():
+    points = unit(1, 5, 4)
+    assert sorted(density_peaks(points, 5)[0][0].tolist()) == [0, 1, 2, 3, 4]
+    assert density_peaks(points[:, :1], 1).indices.tolist() == [[0]]
+    for count in (0, 6):
+        with pytest.raises(ValueError, match=f"count = {count}: expected 1 to 5"):
+            density_peaks(points, count)
+
+
+def test_ties_of_distance_go_to_the_lower_centre():
+    # Points 2 and 3 are as far from centre 0 as from centre 1, in exact arithmetic and in fp32.
+    points = torch.tensor([[[1.0, 0, 0], [-1.0, 0, 0], [0, 1.0, 0], [0, 0, 1.0]]])
+    for order in ([0, 1], [1, 0]):
+        peaks = Peaks(torch.tensor([order]), torch.ones(1, 2, dtype=torch.float64))
+        assert assign(points, peaks).tolist() == [[0, 1, 0, 0]]
+
+
+def test_distances_are_symmetric_and_exact_for_copies():
+    points = unit(40, 96)
+    square = distances(points, points.expand(40, 40, 96))
+    assert torch.equal(square, square.T)
+    assert not square.diagonal().any()
+    expected = torch.cdist(points.double(), points.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    torch.testing.assert_close(square.double(), expected, atol=1e-6, rtol=0)
