@@ -140,12 +140,22 @@ def test_trivial_baselines_keep_their_budget_unmerged(video, ratio):
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("retention_ratio", 0.0), ("retention_ratio", 1.01), ("retention_ratio", float("nan")), ("context_ratio", -0.1),
-        ("expansion", 0.9), ("num_neighbors", 0), ("anchor_weight", 1.5), ("time_base", 0.0),
-        ("segmentation", "dycoke"), ("placement", "somewhere"), ("saliency", "cls"), ("memory_limit", 0), ("sink_tokens", (-1,)),
+        ("retention_ratio", 0.0),
+        ("retention_ratio", 1.01),
+        ("retention_ratio", float("nan")),
+        ("context_ratio", -0.1),
+        ("expansion", 0.9),
+        ("num_neighbors", 0),
+        ("anchor_weight", 1.5),
+        ("time_base", 0.0),
+        ("segmentation", "dycoke"),
+        ("placement", "somewhere"),
+        ("saliency", "cls"),
+        ("memory_limit", 0),
+        ("sink_tokens", (-1,)),
         ("similarity_threshold", 2.0),
     ],
-)  # fmt: skip
+)
 def test_a_setting_out_of_range_is_named(field, value):
     with pytest.raises(ValueError, match=rf"Tango\.{field} = "):
         Tango(**{field: value})
