@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ TRAIN_SEED, VALIDATION_SEED = (
     1_000_000,
     500_000,
 )  # first seed of each split; the test split starts at 0, they never meet
+PATCH, GRID = 8, motionqa.SIZE // 8
 IMAGE, VIDEO, TURN, END, PAD = "<image>", "<video>", "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + ' ' }}"
@@ -120,11 +122,49 @@ def vary(spec: Spec, focus: str, rng: np.random.Generator) -> Spec:
     return dataclasses.replace(spec, actors=actors, dots=dots, glyph=glyph)
 
 
-def frame_batch(step: int, seed: int, size: int) -> tuple[Tensor, list[str]]:
-    """Frames and captions in groups of near twins, which make the captions' every word matter."""
+@dataclass
+class FrameBatch:
+    """Frames (B, 3, H, W), their captions, and for each patch what it shows and where its object's centre is."""
+
+    pixels: Tensor
+    captions: list[str]
+    classes: Tensor  # (B, patches, 4) int64: colour, shape, letter, dot, each counted from 1, 0 for none
+    centres: Tensor  # (B, patches, 2), x and y from -1 to 1; meaningless where there is no object
+
+
+def patch_truth(spec: Spec, time: float) -> tuple[np.ndarray, np.ndarray]:
+    """One frame's `classes` and `centres`. A patch belongs to an object if its centre lies inside it or nearly so."""
+    middle = (np.arange(GRID) + 0.5) * PATCH
+    ys, xs = (a.ravel() for a in np.meshgrid(middle, middle, indexing="ij"))
+    classes = np.zeros((GRID * GRID, 4), np.int64)
+    centres = np.zeros((GRID * GRID, 2), np.float32)
+
+    def mark(inside: np.ndarray, x: float, y: float, **labels: int) -> None:
+        centres[inside] = 2 * x / motionqa.SIZE - 1, 2 * y / motionqa.SIZE - 1
+        for name, label in labels.items():
+            classes[inside, ("colour", "shape", "letter", "dot").index(name)] = label
+
+    if spec.dots_window[0] <= time < spec.dots_window[1]:
+        for x, y in spec.dots:
+            mark(np.hypot(xs - x, ys - y) < 5, x, y, dot=1)
+    for actor in spec.actors:
+        if actor.start <= time < actor.end:
+            x, y = actor.position(time)
+            colour, shape = 1 + list(motionqa.COLOURS).index(actor.colour), 1 + motionqa.SHAPES.index(actor.shape)
+            mark(np.hypot(xs - x, ys - y) < actor.radius + 2, x, y, colour=colour, shape=shape)
+    if spec.glyph_window[0] <= time < spec.glyph_window[1]:
+        x, y = spec.glyph_at[0] + motionqa.GLYPH_WIDTH / 2, spec.glyph_at[1] + motionqa.GLYPH_HEIGHT / 2
+        inside = (abs(xs - x) < motionqa.GLYPH_WIDTH / 2) & (abs(ys - y) < motionqa.GLYPH_HEIGHT / 2)
+        mark(inside, x, y, letter=1 + list(motionqa.GLYPHS).index(spec.glyph))
+    return classes, centres
+
+
+def frame_batch(step: int, seed: int, size: int) -> FrameBatch:
+    """Frames in groups of near twins, which make the captions' every word matter."""
     rng = np.random.default_rng([1, seed, step])
     frames: list[np.ndarray] = []
     captions: list[str] = []
+    truth: list[tuple[np.ndarray, np.ndarray]] = []
     while len(frames) < size:
         spec = sample_spec(TRAIN_SEED + int(rng.integers(1 << 30)))
         focus = str(rng.choice(["glyph", "shape", "place", "all"], p=[0.3, 0.3, 0.2, 0.2]))
@@ -142,18 +182,18 @@ def frame_batch(step: int, seed: int, size: int) -> tuple[Tensor, list[str]]:
                 group.add(told)
                 frames.append(as_coded(render(twin, moment), rng))
                 captions.append(text)
-    return as_pixels(np.stack(frames[:size])), captions[:size]
+                truth.append(patch_truth(twin, moment))
+    classes, centres = (torch.from_numpy(np.stack(column[:size])) for column in zip(*truth, strict=True))
+    return FrameBatch(as_pixels(np.stack(frames[:size])), captions[:size], classes, centres)
 
 
-def assemble(
-    tokenizer: Qwen2Tokenizer, video_tokens: int, pairs: list[list[tuple[str, str]]], texts: list[str] | None = None
-) -> tuple[Tensor, Tensor]:
-    """Token ids and labels of conversations about a video (or a text) each, padded right; only answers are learned."""
+def assemble(tokenizer: Qwen2Tokenizer, video_tokens: int, pairs: list[list[tuple[str, str]]]) -> tuple[Tensor, Tensor]:
+    """Token ids and labels of conversations about a video each, padded right; only answers are learned."""
     video_id = tokenizer.convert_tokens_to_ids(VIDEO)
     end = tokenizer.convert_tokens_to_ids(END)
     ids_rows, label_rows = [], []
-    for row, conversation in enumerate(pairs):
-        ids: list[int] = tokenizer(f"{TURN}user {texts[row] if texts else ''}").input_ids + [video_id] * video_tokens
+    for conversation in pairs:
+        ids: list[int] = tokenizer(f"{TURN}user ").input_ids + [video_id] * video_tokens
         labels = [-100] * len(ids)
         for n, (question, answer) in enumerate(conversation):
             opening = "\n" if n == 0 else f"\n{TURN}user "

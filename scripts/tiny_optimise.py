@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 
@@ -79,6 +80,16 @@ class Optimiser:
     def load(self, state: list[Any]) -> None:
         for part, s in zip(self.parts, state, strict=True):
             part.load_state_dict(s)
+
+
+def bar() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
 
 
 def save_state(path: Path, **state: Any) -> None:

@@ -2,10 +2,9 @@
 
     torchrun --nproc-per-node=2 scripts/train_tiny.py --output checkpoints/tango-tiny --work build/tango-tiny
 
-Two stages. First SigLIP's vision tower with its attention-pooling head, contrastively (sigmoid loss) on frames and
-captions: the head's attention is the saliency that Tango reads, so it has to be trained. Then the projector and the
-Qwen2 language model on MotionQA's training seeds, over features of the frozen tower that are computed once; its first
-steps are questions about written descriptions. No token is ever pruned or dropped in training.
+Two stages. First SigLIP's vision tower with its attention-pooling head (tiny_tower.py). Then the projector and the
+Qwen2 language model on MotionQA's training seeds, over features of the frozen tower that are computed once. No
+token is ever pruned or dropped in training.
 
 Every batch follows from --seed and its step, and --work holds the state, so a run that was stopped goes on where it
 was. Needs no network and no GPU. One process works as well; two share the second stage's batches, which on a CPU is
@@ -25,25 +24,22 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from safetensors.torch import save_file
 from tiny_data import (
     CHAT_TEMPLATE,
+    GRID,
     IMAGE,
     TRAIN_SEED,
     TURN,
     VALIDATION_SEED,
     VIDEO,
-    as_coded,
-    as_pixels,
     assemble,
-    describe,
-    frame_batch,
     make_tokenizer,
     turns,
 )
-from tiny_optimise import Optimiser, load_state, save_state, sum_gradients, workers
-from torch import Tensor, nn
+from tiny_optimise import Optimiser, bar, load_state, save_state, sum_gradients, workers
+from tiny_tower import CANDIDATES, prepare_videos, train_tower
+from torch import Tensor
 from torch.nn import functional as F
 from transformers import (
     LlavaOnevisionConfig,
@@ -53,91 +49,12 @@ from transformers import (
     LlavaOnevisionVideoProcessor,
     Qwen2Config,
     Qwen2Tokenizer,
-    SiglipConfig,
     SiglipModel,
     SiglipVisionConfig,
 )
 
 from tango.evaluation import motionqa
-from tango.evaluation.motionqa import questions, render, sample_spec
-
-PATCH, GRID = 8, motionqa.SIZE // 8
-CANDIDATES = 16  # frames of a training video that are encoded; each step samples some of them
-
-
-def bar() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
-
-
-# --- stage 1: the tower ---
-def siglip(tokenizer: Qwen2Tokenizer) -> SiglipModel:
-    width = 96
-    shared = {"hidden_size": width, "num_attention_heads": 4, "intermediate_size": 4 * width}
-    return SiglipModel(
-        SiglipConfig(
-            text_config={
-                **shared,
-                "num_hidden_layers": 2,
-                "vocab_size": len(tokenizer),
-                "bos_token_id": None,
-                "eos_token_id": tokenizer.eos_token_id,
-                "pad_token_id": tokenizer.pad_token_id,
-                "max_position_embeddings": 48,
-                "projection_size": width,
-            },
-            vision_config={**shared, "num_hidden_layers": 3, "image_size": motionqa.SIZE, "patch_size": PATCH},
-        )
-    )
-
-
-def train_tower(args: argparse.Namespace, tokenizer: Qwen2Tokenizer) -> tuple[SiglipModel, float]:
-    torch.manual_seed(args.seed)
-    model = siglip(tokenizer).to(args.device)
-    with torch.no_grad():  # SigLIP's own starting point for its loss: temperature 10, bias -10
-        model.logit_scale.fill_(np.log(10.0))
-        model.logit_bias.fill_(-10.0)
-    optimiser = Optimiser([model], args.tower_steps, args.tower_rate)
-    path = args.work / "tower.pt"
-    start, spent = 0, 0.0
-    if state := load_state(path):
-        model.load_state_dict(state["model"])
-        optimiser.load(state["optimiser"])
-        start, spent = state["step"], state["spent"]
-    model.train()
-    if args.compile:
-        model.vision_model.compile(dynamic=False)
-    began, smooth = time.time(), None
-    with bar() as progress:
-        task = progress.add_task("tower", total=args.tower_steps, completed=start, note="")
-        for step in range(start, args.tower_steps):
-            pixels, captions = frame_batch(step, args.seed, args.tower_batch)
-            text = tokenizer(captions, padding="max_length", max_length=48, truncation=True, return_tensors="pt")
-            out = model(input_ids=text.input_ids.to(args.device), pixel_values=pixels.to(args.device), return_loss=True)
-            out.loss.backward()
-            optimiser.step(step)
-            smooth = out.loss.item() if smooth is None else 0.95 * smooth + 0.05 * out.loss.item()
-            if (step + 1) % 50 == 0:
-                match = (out.logits_per_image.argmax(1).cpu() == torch.arange(len(captions))).float().mean().item()
-                print(
-                    f"tower step {step + 1} loss {smooth:.3f} match {match:.2f} {time.time() - began + spent:.0f}s",
-                    flush=True,
-                )
-            if (step + 1) % 200 == 0 or step + 1 == args.tower_steps:
-                save_state(
-                    path,
-                    model=model.state_dict(),
-                    optimiser=optimiser.state(),
-                    step=step + 1,
-                    spent=time.time() - began + spent,
-                )
-            progress.update(task, advance=1, note=f"loss {smooth:.3f}")
-    return model.eval(), time.time() - began + spent
+from tango.evaluation.motionqa import questions, sample_spec
 
 
 # --- stage 2: projector and language model ---
@@ -173,44 +90,6 @@ def llava(tokenizer: Qwen2Tokenizer, vision: SiglipVisionConfig) -> LlavaOnevisi
     return model
 
 
-@torch.no_grad()
-def encode_videos(
-    tower: nn.Module, first_seed: int, amount: int, seed: int, path: Path, label: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """Tower features (V, CANDIDATES, patches, width) fp16 and times (V, CANDIDATES); kept on disk, resumable."""
-    patches, width = GRID * GRID, 96
-    done_path = path.with_suffix(".done")
-    rng = np.random.default_rng([2, seed, first_seed])
-    times = np.arange(CANDIDATES) * (motionqa.DURATION / CANDIDATES) + rng.uniform(0, 0.48, (amount, 1))
-    done = int(done_path.read_text()) if done_path.exists() and path.exists() else 0
-    features = np.lib.format.open_memmap(path, "r+" if done else "w+", np.float16, (amount, CANDIDATES, patches, width))
-    with bar() as progress:
-        task = progress.add_task(f"encoding {label}", total=amount, completed=done, note="")
-        for i in range(done, amount, 8):
-            stop = min(i + 8, amount)
-            frames = []
-            for v in range(i, stop):
-                coding = np.random.default_rng([3, first_seed + v])
-                spec = sample_spec(first_seed + v)
-                frames += [as_coded(render(spec, float(t)), coding) for t in times[v]]
-            pixels = as_pixels(np.stack(frames)).to(next(tower.parameters()).device)
-            hidden = tower(pixels, output_hidden_states=True).hidden_states[-1]
-            features[i:stop] = hidden.view(stop - i, CANDIDATES, patches, width).half().cpu().numpy()
-            if i % 256 == 0 or stop == amount:
-                features.flush()
-                done_path.write_text(str(stop))
-            progress.update(task, completed=stop)
-    return features, times
-
-
-def prepare_videos(args: argparse.Namespace, tower: SiglipModel) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Features and times of the training and the validation videos; computed once, then read."""
-    return [
-        encode_videos(tower.vision_model, first, amount, args.seed, args.work / f"{label}.npy", f"{label} videos")
-        for label, first, amount in (("train", TRAIN_SEED, args.videos), ("validation", VALIDATION_SEED, 100))
-    ]
-
-
 def embed_videos(model: LlavaOnevisionForConditionalGeneration, features: Tensor) -> Tensor:
     """Features (B, frames, patches, width) of the tower -> (B, frames * tokens + 1, D), as the model's own forward."""
     batch = features.shape[0]
@@ -219,12 +98,9 @@ def embed_videos(model: LlavaOnevisionForConditionalGeneration, features: Tensor
     return torch.cat([pooled, model.model.image_newline.expand(batch, 1, -1)], 1)
 
 
-def language_hidden(
-    model: LlavaOnevisionForConditionalGeneration, ids: Tensor, video: Tensor | None, start: int
-) -> Tensor:
+def language_hidden(model: LlavaOnevisionForConditionalGeneration, ids: Tensor, video: Tensor, start: int) -> Tensor:
     embedded = model.get_input_embeddings()(ids)
-    if video is not None:
-        embedded = torch.cat([embedded[:, :start], video, embedded[:, start + video.shape[1] :]], 1)
+    embedded = torch.cat([embedded[:, :start], video, embedded[:, start + video.shape[1] :]], 1)
     return model.model.language_model(inputs_embeds=embedded, use_cache=False).last_hidden_state
 
 
@@ -272,7 +148,7 @@ def train_language(
     weights = {k: v for k, v in vision.state_dict().items() if not k.startswith("head.")}
     model.model.vision_tower.load_state_dict(weights)
     model.model.vision_tower.requires_grad_(False)
-    total = args.text_steps + args.language_steps
+    total = args.language_steps
     optimiser = Optimiser([model], total, args.language_rate)
     path = args.work / "language.pt"
     start, spent = 0, 0.0
@@ -288,27 +164,18 @@ def train_language(
         task = progress.add_task("language model", total=total, completed=start, note="")
         for step in range(start, total):
             frames = pick_frames(np.random.default_rng([5, args.seed, step]))
-            written = step < args.text_steps
-            everything = motionqa.uniform_times(motionqa.NUM_FRAMES)
-            chosen, specs, pairs = [], [], []
-            for row in range(rank, args.language_batch * (3 if written else 1), world):
+            chosen, pairs = [], []
+            for row in range(rank, args.language_batch, world):
                 rng = np.random.default_rng([6, args.seed, step, row])
                 asked: list[tuple[str, str]] = []
                 while not asked:
                     v = int(rng.integers(args.videos))
-                    spec = sample_spec(TRAIN_SEED + v)
-                    asked = turns(spec, everything if written else train_t[v, frames], rng, args.turns)
+                    asked = turns(sample_spec(TRAIN_SEED + v), train_t[v, frames], rng, args.turns)
                 chosen.append(v)
-                specs.append(spec)
                 pairs.append(asked)
-            if written:
-                video = None
-                ids, labels = assemble(tokenizer, 0, pairs, [describe(spec) for spec in specs])
-            else:
-                video = embed_videos(
-                    model, torch.from_numpy(train_x[np.array(chosen)][:, frames]).float().to(args.device)
-                )
-                ids, labels = assemble(tokenizer, video.shape[1], pairs)
+            shown = torch.from_numpy(train_x[np.array(chosen)][:, frames]).float()
+            video = embed_videos(model, shown.to(args.device))
+            ids, labels = assemble(tokenizer, video.shape[1], pairs)
             ids, labels = ids.to(args.device), labels.to(args.device)
             hidden = language_hidden(model, ids, video, prefix)
             learned = labels[:, 1:] != -100
@@ -326,7 +193,7 @@ def train_language(
             smooth = now if smooth is None else 0.95 * smooth + 0.05 * now
             if (step + 1) % 25 == 0 and rank == 0:
                 print(f"language step {step + 1} loss {smooth:.3f} {time.time() - began + spent:.0f}s", flush=True)
-            if ((step + 1) % 200 == 0 or step + 1 == total) and rank == 0:
+            if ((step + 1) % args.save_every == 0 or step + 1 == total) and rank == 0:
                 save_state(
                     path,
                     model=model.state_dict(),
@@ -373,7 +240,7 @@ def save_checkpoint(folder: Path, tokenizer: Qwen2Tokenizer, tower: SiglipModel,
     save_file(head, folder / "pooling_head.safetensors", metadata={"format": "pt"})
 
 
-def main() -> None:
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument(
         "--output", type=Path, default=Path("checkpoints/tango-tiny"), help="folder of the finished checkpoint"
@@ -387,18 +254,21 @@ def main() -> None:
     parser.add_argument(
         "--compile", action="store_true", help="compile the tower (a third faster; needs a C++ compiler)"
     )
-    parser.add_argument("--tower-steps", type=int, default=4000)
+    parser.add_argument("--tower-steps", type=int, default=1600)
     parser.add_argument("--tower-batch", type=int, default=64)
     parser.add_argument("--tower-rate", type=float, default=2e-3)
     parser.add_argument("--videos", type=int, default=6000, help="training videos of the second stage")
-    parser.add_argument(
-        "--text-steps", type=int, default=300, help="the language model's first steps: questions about descriptions"
-    )
-    parser.add_argument("--language-steps", type=int, default=4000)
+    parser.add_argument("--validation-videos", type=int, default=100)
+    parser.add_argument("--language-steps", type=int, default=2400)
     parser.add_argument("--language-batch", type=int, default=16)
     parser.add_argument("--language-rate", type=float, default=2e-3)
+    parser.add_argument("--save-every", type=int, default=200, help="steps between saved states and validations")
     parser.add_argument("--turns", type=int, default=4, help="multiple-choice questions about each video of a batch")
-    args = parser.parse_args()
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
     torch.set_num_threads(args.threads)
     args.work.mkdir(parents=True, exist_ok=True)
     tokenizer = make_tokenizer()
@@ -406,9 +276,8 @@ def main() -> None:
         dist.init_process_group("gloo", timeout=datetime.timedelta(hours=12))
     rank, world = workers()
     if rank > 0:
-        dist.barrier()  # the first process trains the tower and encodes the videos; the others read what it wrote
+        dist.barrier()  # the first process trains the tower; the others read what it wrote
     tower, tower_seconds = train_tower(args, tokenizer)
-    prepare_videos(args, tower)
     if rank == 0 and world > 1:
         dist.barrier()
     torch.set_num_threads(max(1, args.threads // world))

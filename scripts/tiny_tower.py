@@ -1,0 +1,191 @@
+"""tango-tiny's first stage: SigLIP's vision tower with its attention-pooling head, and what it sees in videos.
+
+The tower learns two things at once. Contrastively (sigmoid loss), which caption belongs to which frame: the head's
+attention is the saliency that Tango reads, so it has to be trained. And, through linear read-outs that are thrown away
+afterwards, what each patch shows and where the centre of its object is, which teaches it far more from a frame than one
+caption does, and keeps an object's content in the object's own tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from tiny_data import (
+    GRID,
+    PATCH,
+    TRAIN_SEED,
+    VALIDATION_SEED,
+    FrameBatch,
+    as_coded,
+    as_pixels,
+    frame_batch,
+)
+from tiny_optimise import Optimiser, bar, load_state, save_state, workers
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import Qwen2Tokenizer, SiglipConfig, SiglipModel
+
+from tango.evaluation import motionqa
+from tango.evaluation.motionqa import render, sample_spec
+
+WIDTH = 96
+CANDIDATES = 16  # frames of a video that are encoded; each step of the second stage samples some of them
+
+
+def siglip(tokenizer: Qwen2Tokenizer) -> SiglipModel:
+    shared = {"hidden_size": WIDTH, "num_attention_heads": 4, "intermediate_size": 4 * WIDTH}
+    return SiglipModel(
+        SiglipConfig(
+            text_config={
+                **shared,
+                "num_hidden_layers": 2,
+                "vocab_size": len(tokenizer),
+                "bos_token_id": None,
+                "eos_token_id": tokenizer.eos_token_id,
+                "pad_token_id": tokenizer.pad_token_id,
+                "max_position_embeddings": 48,
+                "projection_size": WIDTH,
+            },
+            vision_config={**shared, "num_hidden_layers": 3, "image_size": motionqa.SIZE, "patch_size": PATCH},
+        )
+    )
+
+
+class ReadOut(nn.Module):
+    """Linear read-outs of single patches: colour, shape, letter, dot as classes (0: none), and the object's centre."""
+
+    SIZES = (1 + len(motionqa.COLOURS), 1 + len(motionqa.SHAPES), 1 + len(motionqa.GLYPHS), 2)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.classes = nn.Linear(WIDTH, sum(self.SIZES))
+        self.centre = nn.Linear(WIDTH, 2)
+
+    def forward(self, patches: Tensor, batch: FrameBatch) -> tuple[Tensor, Tensor]:
+        """Patches (B, patches, WIDTH) -> the loss, and the share of object patches whose classes are all right."""
+        logits = self.classes(patches).flatten(0, 1).split(self.SIZES, -1)
+        truth = batch.classes.to(patches.device).flatten(0, 1)
+        loss = patches.new_zeros(())
+        right = torch.ones(len(truth), dtype=torch.bool, device=patches.device)
+        for n, scores in enumerate(logits):
+            weight = scores.new_ones(scores.shape[1])
+            weight[0] = 0.1  # nine in ten patches show nothing
+            loss = loss + F.cross_entropy(scores, truth[:, n], weight)
+            right &= scores.argmax(-1) == truth[:, n]
+        shown = (truth > 0).any(-1)
+        centres = batch.centres.to(patches.device).flatten(0, 1)
+        guess = self.centre(patches).flatten(0, 1)[shown]
+        error = F.smooth_l1_loss(guess, centres[shown], beta=0.1, reduction="sum") / max(1, guess.numel())
+        return loss + 2 * error, right[shown].float().mean()
+
+
+def train_tower(args: argparse.Namespace, tokenizer: Qwen2Tokenizer) -> tuple[SiglipModel, float]:
+    """The trained tower and its seconds; goes on from args.work/tower.pt where there is one."""
+    torch.manual_seed(args.seed)
+    model, read_out = siglip(tokenizer).to(args.device), ReadOut().to(args.device)
+    with torch.no_grad():  # SigLIP's own starting point for its loss: temperature 10, bias -10
+        model.logit_scale.fill_(np.log(10.0))
+        model.logit_bias.fill_(-10.0)
+    optimiser = Optimiser([model, read_out], args.tower_steps, args.tower_rate)
+    path = args.work / "tower.pt"
+    start, spent = 0, 0.0
+    if state := load_state(path):
+        model.load_state_dict(state["model"])
+        read_out.load_state_dict(state["read_out"])
+        optimiser.load(state["optimiser"])
+        start, spent = state["step"], state["spent"]
+    model.train()
+    if args.compile:
+        model.vision_model.compile(dynamic=False)
+    began = time.time()
+    with bar() as progress:
+        task = progress.add_task("tower", total=args.tower_steps, completed=start, note="")
+        for step in range(start, args.tower_steps):
+            batch = frame_batch(step, args.seed, args.tower_batch)
+            text = tokenizer(batch.captions, padding="max_length", max_length=48, truncation=True, return_tensors="pt")
+            out = model(
+                input_ids=text.input_ids.to(args.device), pixel_values=batch.pixels.to(args.device), return_loss=True
+            )
+            dense, right = read_out(out.vision_model_output.last_hidden_state, batch)
+            (out.loss + dense).backward()
+            optimiser.step(step)
+            if (step + 1) % 25 == 0:
+                match = (out.logits_per_image.argmax(1).cpu() == torch.arange(len(batch.captions))).float().mean()
+                note = f"caption loss {out.loss:.3f} match {match:.2f} patch loss {dense:.3f} right {right:.2f}"
+                print(f"tower step {step + 1} {note} {time.time() - began + spent:.0f}s", flush=True)
+                progress.update(task, note=note)
+            if (step + 1) % args.save_every == 0 or step + 1 == args.tower_steps:
+                save_state(
+                    path,
+                    model=model.state_dict(),
+                    read_out=read_out.state_dict(),
+                    optimiser=optimiser.state(),
+                    step=step + 1,
+                    spent=time.time() - began + spent,
+                )
+            progress.update(task, advance=1)
+    return model.eval(), time.time() - began + spent
+
+
+# --- what the frozen tower sees ---
+@torch.no_grad()
+def encode_videos(
+    tower: nn.Module, first_seed: int, amount: int, seed: int, path: Path, label: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Tower features (V, CANDIDATES, patches, WIDTH) fp16 and times (V, CANDIDATES); kept on disk, resumable.
+
+    Of several processes each encodes its part; all return when everything is there.
+    """
+    rank, world = workers()
+    shape = (amount, CANDIDATES, GRID * GRID, WIDTH)
+    rng = np.random.default_rng([2, seed, first_seed])
+    times = np.arange(CANDIDATES) * (motionqa.DURATION / CANDIDATES) + rng.uniform(0, 0.48, (amount, 1))
+    if rank == 0 and not path.exists():
+        np.lib.format.open_memmap(path, "w+", np.float16, shape).flush()
+    meet()
+    features = np.lib.format.open_memmap(path, "r+")
+    if features.shape != shape:
+        raise SystemExit(
+            f"{path} holds features of shape {features.shape}, not {shape}: delete it, or use another --work"
+        )
+    done_path = path.with_suffix(f".done-{rank}-of-{world}")
+    done = int(done_path.read_text()) if done_path.exists() else amount * rank // world
+    end = amount * (rank + 1) // world
+    with bar() as progress:
+        task = progress.add_task(f"encoding {label}", total=end, completed=done, note="")
+        for i in range(done, end, 8):
+            stop = min(i + 8, end)
+            frames = []
+            for v in range(i, stop):
+                coding = np.random.default_rng([3, first_seed + v])
+                spec = sample_spec(first_seed + v)
+                frames += [as_coded(render(spec, float(t)), coding) for t in times[v]]
+            pixels = as_pixels(np.stack(frames)).to(next(tower.parameters()).device)
+            hidden = tower(pixels, output_hidden_states=True).hidden_states[-1]
+            features[i:stop] = hidden.view(stop - i, *shape[1:]).half().cpu().numpy()
+            if i % 256 < 8 or stop == end:
+                features.flush()
+                done_path.write_text(str(stop))
+            progress.update(task, completed=stop)
+    meet()
+    return features, times
+
+
+def meet() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+
+
+def prepare_videos(args: argparse.Namespace, tower: SiglipModel) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Features and times of the training and the validation videos; computed once, then read."""
+    return [
+        encode_videos(tower.vision_model, first, amount, args.seed, args.work / f"{label}.npy", f"{label} videos")
+        for label, first, amount in (
+            ("train", TRAIN_SEED, args.videos),
+            ("validation", VALIDATION_SEED, args.validation_videos),
+        )
+    ]

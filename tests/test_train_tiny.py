@@ -1,0 +1,114 @@
+"""The training of the shipped model, for a few steps: it runs, makes a checkpoint, and goes on where it was stopped."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoProcessor, LlavaOnevisionForConditionalGeneration
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+
+import tiny_data
+import tiny_tower
+import train_tiny
+
+from tango import Tango
+from tango.evaluation.motionqa import SIZE, sample_spec
+
+FEW = [
+    "--tower-steps", "4", "--tower-batch", "8", "--videos", "8", "--validation-videos", "1", "--language-steps", "4",
+    "--language-batch", "2", "--turns", "1", "--save-every", "2", "--threads", "1", "--device", "cpu",
+]  # fmt: skip
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tokenizer():
+    """Learned once; that takes longer than all else here."""
+    learned = tiny_data.make_tokenizer()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_tiny, "make_tokenizer", lambda: learned)
+        yield
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, tokenizer):
+    folder = tmp_path_factory.mktemp("whole")
+    train_tiny.main([*FEW, "--work", str(folder / "work"), "--output", str(folder / "out")])
+    return folder / "out"
+
+
+def stop_after(calls, function):
+    """The function, which raises from its `calls`-th call on."""
+    made = 0
+
+    def wrapped(*args, **kwargs):
+        nonlocal made
+        made += 1
+        if made > calls:
+            raise Stopped
+        return function(*args, **kwargs)
+
+    return wrapped
+
+
+@pytest.mark.parametrize("stage", ["tower", "language"])
+def test_a_stopped_training_ends_with_the_same_weights(whole, tmp_path, monkeypatch, stage):
+    arguments = [*FEW, "--work", str(tmp_path / "work"), "--output", str(tmp_path / "out")]
+    with monkeypatch.context() as patched, pytest.raises(Stopped):
+        if stage == "tower":
+            patched.setattr(tiny_tower, "frame_batch", stop_after(3, tiny_tower.frame_batch))
+        else:
+            patched.setattr(train_tiny, "pick_frames", stop_after(3, train_tiny.pick_frames))
+        train_tiny.main(arguments)
+    saved = torch.load(tmp_path / "work" / f"{stage}.pt", weights_only=False)
+    assert saved["step"] == 2  # what came after was lost, and is made again
+    train_tiny.main(arguments)
+    for name in ("model.safetensors", "pooling_head.safetensors"):
+        ours, theirs = load_file(tmp_path / "out" / name), load_file(whole / name)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours), name
+
+
+def test_the_checkpoint_loads_and_is_pruned(whole):
+    record = json.loads((whole / "training.json").read_text())
+    assert record["arguments"]["tower_steps"] == 4 and 0 <= record["validation_accuracy"]["overall"] <= 1
+    model = LlavaOnevisionForConditionalGeneration.from_pretrained(whole).eval()
+    processor = AutoProcessor.from_pretrained(whole)
+    content = [{"type": "video"}, {"type": "text", "text": "Which letter flashes up?"}]
+    text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    clip = np.random.default_rng(0).integers(0, 256, (4, SIZE, SIZE, 3), dtype=np.uint8)
+    inputs = processor(text=text, videos=[clip], return_tensors="pt")
+    with Tango(retention_ratio=0.25)(model) as session:
+        model.generate(**inputs, max_new_tokens=2)
+    (video,) = session.videos
+    assert video.tokens_before == 4 * 64 and 0 < video.tokens_after <= 4 * 64 * 0.25 + 8
+
+
+def test_the_truth_of_a_patch_is_what_is_drawn_there():
+    spec = sample_spec(tiny_data.TRAIN_SEED)
+    for actor in spec.actors:
+        time = (actor.start + actor.end) / 2
+        classes, centres = tiny_data.patch_truth(spec, time)
+        x, y = actor.position(time)
+        patch = int(y // tiny_data.PATCH) * tiny_data.GRID + int(x // tiny_data.PATCH)
+        colour, shape, letter, dot = classes[patch]
+        assert list(tiny_data.motionqa.COLOURS)[colour - 1] == actor.colour
+        assert tiny_data.motionqa.SHAPES[shape - 1] == actor.shape
+        assert (letter, dot) == (0, 0)
+        assert np.allclose((centres[patch] + 1) * SIZE / 2, (x, y), atol=1e-3)
+        shown = (classes[:, 0] > 0).sum() * tiny_data.PATCH**2
+        assert shown == pytest.approx(np.pi * (actor.radius + 2) ** 2, rel=0.3)
+
+
+def test_features_of_another_shape_are_refused(tmp_path):
+    np.save(tmp_path / "train.npy", np.zeros((1, 2, 3, 4), np.float16))
+    with pytest.raises(SystemExit, match=r"shape \(1, 2, 3, 4\), not \(8, 16, 256, 96\)"):
+        tiny_tower.encode_videos(torch.nn.Identity(), 0, 8, 0, tmp_path / "train.npy", "train")
