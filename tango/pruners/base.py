@@ -19,6 +19,8 @@ from torch import Tensor
 if TYPE_CHECKING:
     from torch import nn
 
+    from tango.pruners.in_llm import LayerPruning
+
 SALIENCY_SIGNALS = ("pooling_head", "global_query")
 
 
@@ -46,6 +48,8 @@ class Pruner(ABC):
             the model family.
         saliency_weights: where to read the pooling head: a path or a hub id; None looks beside the checkpoint, then
             takes the family's default.
+        exact_budget: keep exactly budget() tokens of every video, a number known before it is encoded; False leaves
+            each method the rounding, and the dependence on content, that it was published with.
 
     Raises:
         ValueError: a field is out of its range; the message names the field, the value and the range.
@@ -56,17 +60,31 @@ class Pruner(ABC):
     retention_ratio: float = 0.1
     saliency: str | None = None
     saliency_weights: str | None = None
+    exact_budget: bool = False
 
     def __post_init__(self) -> None:
         self._number("retention_ratio", above=0, most=1)
         self._choice("saliency", (*SALIENCY_SIGNALS, None))
         if self.saliency_weights is not None and not isinstance(self.saliency_weights, str):
             self._reject("saliency_weights", "a path or a hub id as text, or None")
+        self._flag("exact_budget")
 
     @property
     def signals(self) -> frozenset[str]:
         """Keyword arguments of prune() that the model side must supply beyond features, grid and timestamps."""
         return frozenset()
+
+    def in_llm(self, layers: int) -> LayerPruning | None:
+        """What happens inside a language model of so many layers; None where nothing is pruned there.
+
+        Raises:
+            ValueError: the settings do not fit that many layers.
+        """
+        return None
+
+    def before_llm(self, layers: int) -> Pruner:
+        """The pruner to apply before such a language model, where pruning inside it takes part of the budget."""
+        return self
 
     @abstractmethod
     def prune(
@@ -89,6 +107,13 @@ class Pruner(ABC):
         Raises:
             ValueError: an input is missing, not finite, or of the wrong shape.
         """
+
+    def budget(self, frames: int, tokens: int) -> int:
+        """Tokens that prune() returns of `frames` frames of `tokens` tokens with exact_budget.
+
+        round(r * (frames * tokens)), halves to the even number, and at least 1.
+        """
+        return max(1, round(self.retention_ratio * (frames * tokens)))
 
     def __call__(self, model: nn.Module) -> AbstractContextManager[Any]:
         """Attach to a model for the length of a `with` block; gives the session that records what was pruned."""
@@ -120,6 +145,10 @@ class Pruner(ABC):
         value = getattr(self, field)
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             self._reject(field, f"an integer of at least {least}")
+
+    def _flag(self, field: str) -> None:
+        if not isinstance(getattr(self, field), bool):
+            self._reject(field, "True or False")
 
     def _choice(self, field: str, choices: Sequence[str | None]) -> None:
         if getattr(self, field) not in choices:
