@@ -38,7 +38,7 @@ def language_model(model: Any) -> nn.Module:
 
 
 class LlavaOnevision(Family):
-    """LlavaOnevisionForConditionalGeneration.
+    """LlavaOnevisionForConditionalGeneration; the base of LLaVA-Video's family, which pools and lays out differently.
 
     Signals: saliency (F, L), from the pooling head (default) or from the mean query of the last vision layer, pooled
     to the token grid as the features are; segment_features (F, vision width), the pooling head's output.
@@ -49,19 +49,21 @@ class LlavaOnevision(Family):
         "vision_feature_layer", "vision_feature_select_strategy", "vision_aspect_ratio",
     )  # fmt: skip
     video_inputs = ("pixel_values_videos",)
+    title = "LLaVA-OneVision"
+    sinks: Mapping[tuple[int, int], tuple[int, ...]] = SINK_TOKENS
 
     def __init__(self, model: Any, pruner: "Pruner") -> None:
         self.model = model
         self.core = model.model
         tower = self.core.vision_tower
         if not hasattr(tower, "encoder") or not hasattr(tower, "post_layernorm"):
-            raise TypeError(f"LLaVA-OneVision is supported with a SigLIP vision tower, not with {type(tower).__name__}")
+            raise TypeError(f"{self.title} is supported with a SigLIP vision tower, not with {type(tower).__name__}")
         self.saliency = pruner.saliency or "pooling_head"
         if self.saliency not in SALIENCIES:
-            raise ValueError(f"saliency={pruner.saliency!r}: LLaVA-OneVision has {', '.join(SALIENCIES)}")
+            raise ValueError(f"saliency={pruner.saliency!r}: {self.title} has {', '.join(SALIENCIES)}")
         self.signals = pruner.signals
         if unknown := self.signals - SIGNALS:
-            raise ValueError(f"{pruner.name} needs {', '.join(sorted(unknown))}; LLaVA-OneVision has {sorted(SIGNALS)}")
+            raise ValueError(f"{pruner.name} needs {', '.join(sorted(unknown))}; {self.title} has {sorted(SIGNALS)}")
         # All frames of a prompt in one call, as the model itself does, where the result must equal its own to the bit.
         self.frames_per_call = FRAMES_PER_CALL if pruner.retention_ratio < 1 else None
         vectors = "segment_features" in self.signals
@@ -71,20 +73,25 @@ class LlavaOnevision(Family):
             self.head = load_pooling_head(tower, origin, pruner.saliency_weights, with_output=vectors)
 
     def sink_tokens(self, grid: tuple[int, int]) -> tuple[int, ...] | None:
-        return SINK_TOKENS.get(grid)
+        return self.sinks.get(grid)
+
+    def layout(self, frames: int) -> tuple[int, int, str]:
+        """Tokens along a side of a frame, placeholders of a video of so many frames, and the latter in words."""
+        vision = self.core.config.vision_config
+        side = -(-(vision.image_size // vision.patch_size) // 2)
+        return side, frames * side * side + 1, f"{side} x {side} a frame and one newline each"
 
     def videos(self, inputs: Mapping[str, Any]) -> Iterator[Video]:
         pixels: Tensor = inputs["pixel_values_videos"]
         if pixels.dim() != 5 or 0 in pixels.shape:
             raise ValueError(f"pixel_values_videos has shape {tuple(pixels.shape)}, not (videos, frames, C, H, W)")
         count, frames = pixels.shape[:2]
-        side = -(-(self.core.config.vision_config.image_size // self.core.config.vision_config.patch_size) // 2)
+        side, length, words = self.layout(frames)
         places = self._placeholders(inputs, self.core.config.video_token_id).nonzero()
-        length = frames * side * side + 1
         if len(places) != count * length:
             raise ValueError(
                 f"the prompt holds {len(places)} video placeholders, and {count} videos of {frames} frames need "
-                f"{count * length} ({side} x {side} a frame and one newline each)"
+                f"{count * length} ({words})"
             )
         places = places.view(count, length, 2)
         rows: list[int] = places[:, 0, 0].tolist()
