@@ -1,9 +1,9 @@
 """Pruning inside the language model, before its layer K: the settings, the shares and the steps, on plain tensors.
 
-Layers 0 .. K-1 see every token of a prompt. Layer K-1's attention of the last prompt token then ranks the tokens of each
-video, and layers K and later only see the best of them (FastV, arXiv 2403.06764). A method may let what it drops live
-on in what it keeps (Tango, arXiv 2604.09547; HoliTom, arXiv 2505.21334). Here is what to compute; which tensors of a
-model it is computed on, and what becomes of caches, masks and positions, is `tango/models/in_llm.py`.
+Layers 0 .. K-1 see every token of a prompt. Layer K-1's attention of the last prompt token then ranks the tokens of
+each video, and layers K and later only see the best of them (FastV, arXiv 2403.06764). A method may let what it drops
+live on in what it keeps (Tango, arXiv 2604.09547; HoliTom, arXiv 2505.21334). Here is what to compute; which tensors
+of a model it is computed on, and what becomes of caches, masks and positions, is `tango/models/in_llm.py`.
 """
 
 from __future__ import annotations
@@ -111,10 +111,12 @@ def attention_row(query: Tensor, keys: Tensor, visible: Tensor, scaling: float) 
 
 
 def most_similar(vectors: Tensor, anchors: Tensor) -> Tensor:
-    """For each vector (m, D) the anchor (k, D) of highest cosine similarity: (m,) int64; ties go to the lower anchor."""
+    """For each vector (m, D) the anchor (k, D) of highest cosine similarity (m,); ties go to the lower anchor."""
     with full_precision(vectors.device):
         units = torch.nn.functional.normalize(anchors.float(), dim=1).T
-        parts = [torch.nn.functional.normalize(part.float(), dim=1) @ units for part in vectors.split(MERGE_ROWS)]
+        parts = [
+            torch.nn.functional.normalize(part.float(), dim=1) @ units for part in torch.split(vectors, MERGE_ROWS)
+        ]
         return torch.cat([similarity.max(1).indices for similarity in parts])
 
 
@@ -130,7 +132,7 @@ def check_layer(name: str, layer: int, layers: int) -> None:
     """Raise ValueError unless a language model of that many layers can be pruned before `layer`: 1 .. layers - 1."""
     if not 1 <= layer < layers:
         raise ValueError(
-            f"{name} = {layer}: this language model has {layers} layers and can be pruned before layers 1 to {layers - 1}"
+            f"{name} = {layer}: a language model of {layers} layers can be pruned before layers 1 to {layers - 1}"
         )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -25,6 +25,7 @@ from tango.pruners.base import (
     full_precision,
     zero_sinks,
 )
+from tango.pruners.in_llm import LayerPruning, check_layer, prefill_ratio
 from tango.rope import rope_sections, rotate
 from tango.segmentation import fastvid, holitom, neighbour_similarity
 from tango.selection import candidates, select
@@ -53,6 +54,10 @@ class Tango(Pruner):
         memory_limit: MiB of temporary memory for distances and conversions.
         sink_tokens: positions of a frame whose saliency is set to 0; None leaves them to the model family (no sinks
             when prune() is called directly).
+        pruned_layer: prune again inside the language model, before this layer (the paper's LLaVA-Video: 18 of 28); None
+            does not. On a model, retention_ratio is then the mean over the layers, so that more stays before them.
+            prune() called directly knows no layers and keeps retention_ratio. Nothing is pruned at a ratio of 1.
+        llm_retention: share of a video's tokens that stays at that layer; each dropped one merges into a kept one.
 
     Raises:
         ValueError: a field is out of its range.
@@ -72,6 +77,8 @@ class Tango(Pruner):
     placement: str = "anchor"
     memory_limit: float = 256
     sink_tokens: tuple[int, ...] | None = None
+    pruned_layer: int | None = None
+    llm_retention: float = 0.5
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -88,6 +95,26 @@ class Tango(Pruner):
         self._choice("placement", PLACEMENTS)
         self._number("memory_limit", above=0)
         self._positions("sink_tokens")
+        if self.pruned_layer is not None:
+            self._integer("pruned_layer", least=1)
+        self._number("llm_retention", above=0, most=1)
+
+    def in_llm(self, layers: int) -> LayerPruning | None:
+        """See Pruner.in_llm; merges by the mean, as the paper's code does."""
+        if self.pruned_layer is None:
+            return None
+        check_layer("Tango.pruned_layer", self.pruned_layer, layers)
+        if self.retention_ratio == 1 or self.llm_retention == 1:
+            return None
+        return LayerPruning(self.pruned_layer, self.llm_retention, merging="mean")
+
+    def before_llm(self, layers: int) -> Pruner:
+        """See Pruner.before_llm; the similarity threshold stays that of the ratio that was asked for."""
+        inside = self.in_llm(layers)
+        if inside is None:
+            return self
+        ratio = prefill_ratio(self.retention_ratio, layers, inside.layer, inside.retention)
+        return replace(self, retention_ratio=ratio, similarity_threshold=self._threshold())
 
     @property
     def signals(self) -> frozenset[str]:
@@ -140,9 +167,7 @@ class Tango(Pruner):
         device = features.device
         block = int(self.memory_limit * 2**20)
         similarity = neighbour_similarity(features, min(block, SIMILARITY_BYTES))
-        threshold = self.similarity_threshold
-        if threshold is None:
-            threshold = 0.65 if self.retention_ratio <= 0.1 else 0.8
+        threshold = self._threshold()
         if self.segmentation == "holitom":
             sizes = holitom(similarity, threshold)
         else:
@@ -239,6 +264,11 @@ class Tango(Pruner):
         return merge(
             table, rows, vectors, count, self.num_neighbors, self.anchor_weight, self.placement, self.memory_limit
         )
+
+    def _threshold(self) -> float:
+        if self.similarity_threshold is not None:
+            return self.similarity_threshold
+        return 0.65 if self.retention_ratio <= 0.1 else 0.8
 
     def _budget(self, size: int, ratio: float, least: int) -> tuple[int, int, int]:
         """Tokens to keep of `size`: (all, salient, context), in double precision, in the order the paper's code has."""

@@ -1,0 +1,75 @@
+"""FastV: no pruning before the language model; inside it, the tokens that the last prompt token attends to least go."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from tango.pruners.base import Pruned, Pruner, check_features, keep
+from tango.pruners.in_llm import LayerPruning, check_layer
+
+
+@dataclass
+class FastV(Pruner):
+    """FastV, arXiv 2403.06764: a whole video enters; layers K and later see the share p that layer K-1 attends to most.
+
+    Args:
+        retention_ratio: the mean over all N layers; p = (N r - K) / (N - K) makes it so, and r must be above K / N. The
+            paper's K = 2 and p = 0.5 is a ratio of 0.536 for 28 layers. 1 keeps every token.
+        saliency, saliency_weights: not used.
+        pruned_layer: K, counted from 0; the paper's demo has 2 or 3.
+
+    Ranked once, at prefill, by the attention row of the last prompt token, as the authors' later code does (the paper's
+    text has the attention of all tokens; their first code ranks anew for every generated token). Nothing is merged.
+
+    Raises:
+        ValueError: a field is out of its range; or, on a model, the ratio cannot be met with its number of layers.
+    """
+
+    name: ClassVar[str] = "fastv"
+
+    pruned_layer: int = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._integer("pruned_layer", least=1)
+
+    def in_llm(self, layers: int) -> LayerPruning | None:
+        """See Pruner.in_llm."""
+        check_layer("FastV.pruned_layer", self.pruned_layer, layers)
+        if self.retention_ratio == 1:
+            return None
+        least = self.pruned_layer / layers
+        if self.retention_ratio <= least:
+            raise ValueError(
+                f"FastV.retention_ratio = {self.retention_ratio}: with pruned_layer = {self.pruned_layer} that many of "
+                f"{layers} layers see every token, so only ratios above {least:.3f} can be met; raise the ratio"
+                + (" or lower pruned_layer" if self.pruned_layer > 1 else "")
+            )
+        share = (layers * self.retention_ratio - self.pruned_layer) / (layers - self.pruned_layer)
+        return LayerPruning(self.pruned_layer, share)
+
+    def prune(
+        self,
+        features: Tensor,
+        saliency: Tensor | None = None,
+        grid: tuple[int, int] | None = None,
+        timestamps: Tensor | Sequence[float] | None = None,
+        segment_features: Tensor | None = None,
+    ) -> Pruned:
+        """Keep one video whole: what FastV prunes, it prunes inside the language model.
+
+        Args:
+            features: (F, L, D) tokens, any floating dtype.
+            grid: (H, W), checked where given.
+            saliency, timestamps, segment_features: not used.
+
+        Raises:
+            ValueError: features are not finite or of the wrong shape.
+        """
+        check_features(features, grid)
+        return keep(features, torch.arange(features.shape[0] * features.shape[1]))
