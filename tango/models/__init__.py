@@ -23,6 +23,7 @@ __all__ = ["FAMILIES", "Session", "VideoRecord", "attach", "family_of"]
 # transformers class -> module of its family; modules are imported when a model asks for them.
 FAMILIES = {
     "LlavaOnevisionForConditionalGeneration": "tango.models.llava_onevision",
+    "LlavaVideoForConditionalGeneration": "tango.models.llava_video",
 }
 
 

@@ -1,0 +1,136 @@
+"""LLaVA-Video (arXiv 2410.02713): a model class that transformers lacks, its processor, and its family.
+
+The parts are LLaVA-OneVision's, but a frame's patches are averaged by 2 x 2 (27 x 27 to 13 x 13), and a newline follows
+each row of each frame instead of one the whole video. So F frames of W x W tokens stand in the prompt as F*W*(W + 1)
+placeholders. After pruning a newline follows each row of a frame of which a token is left.
+
+Importing this file makes the class known to AutoConfig, AutoModelForImageTextToText and AutoProcessor.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
+    LlavaOnevisionProcessor,
+)
+from transformers.models.llava_onevision.modeling_llava_onevision import LlavaOnevisionModel
+
+from tango.models.family import Video
+from tango.models.llava_onevision import LlavaOnevision, language_model, vision_modules
+
+if TYPE_CHECKING:
+    from tango.pruners.base import Pruned
+
+__all__ = [
+    "FAMILY", "FRAMES", "LlavaVideoConfig", "LlavaVideoForConditionalGeneration", "LlavaVideoProcessor",
+    "language_model", "vision_modules",
+]  # fmt: skip
+
+FRAMES = 64  # sampled from each video, as in the published evaluation
+# Positions that draw attention in every frame whatever it shows, by grid.
+SINK_TOKENS = {(13, 13): (26, 157, 11)}
+
+
+class LlavaVideoConfig(LlavaOnevisionConfig):  # type: ignore[no-untyped-call]
+    """LlavaOnevisionConfig under a model type of its own, so that a saved model comes back as the class it was."""
+
+    model_type = "llava_video"
+
+
+class LlavaVideoModel(LlavaOnevisionModel):  # type: ignore[no-untyped-call]
+    """LlavaOnevisionModel with LLaVA-Video's pooling and newlines; everything else is inherited."""
+
+    config: LlavaVideoConfig
+
+    def apply_pooling(self, image_features: Tensor) -> Tensor:
+        """Means of 2 x 2 patches: (F, P*P, D) to (F, (P // 2)**2, D). An odd last row and column are left out."""
+        frames, patches, width = image_features.shape
+        side = math.isqrt(patches)
+        grid = image_features.view(frames, side, side, width).permute(0, 3, 1, 2)
+        return F.avg_pool2d(grid, 2).flatten(2).mT.contiguous()
+
+    def get_video_features(self, pixel_values: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """As in LlavaOnevisionModel, with `pooler_output` (V, F*W*(W + 1) - 1, D): the tokens with a newline after
+        each row but the last, because LlavaOnevisionModel.forward() ends a video with one.
+        """
+        whole = kwargs.pop("return_dict", self.config.return_dict)
+        output = super().get_video_features(pixel_values, *args, return_dict=True, **kwargs)
+        features = output.pooler_output
+        side = math.isqrt(features.shape[1] // pixel_values.shape[1])
+        rows = features.view(len(features), -1, side, features.shape[-1])
+        newlines = self.image_newline.to(rows).expand(*rows.shape[:2], 1, -1)
+        output.pooler_output = torch.cat((rows, newlines), 2).flatten(1, 2)[:, :-1]
+        return output if whole or whole is None else output.to_tuple()
+
+
+class LlavaVideoForConditionalGeneration(LlavaOnevisionForConditionalGeneration):  # type: ignore[no-untyped-call]
+    """LLaVA-Video, with the interface of LlavaOnevisionForConditionalGeneration. Runs with and without a pruner."""
+
+    config: LlavaVideoConfig
+
+    def __init__(self, config: LlavaVideoConfig) -> None:
+        super(LlavaOnevisionForConditionalGeneration, self).__init__(config)  # its own would build the other model
+        text: Any = config.text_config
+        self.model = LlavaVideoModel(config)  # type: ignore[no-untyped-call]
+        self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
+        self.post_init()  # type: ignore[no-untyped-call]
+
+
+class LlavaVideoProcessor(LlavaOnevisionProcessor):
+    """LlavaOnevisionProcessor that writes F*W*(W + 1) placeholders for a video of F frames."""
+
+    def replace_video_token(self, video_inputs: Mapping[str, Any], video_idx: int, **kwargs: Any) -> str:
+        side = math.isqrt(self.num_image_tokens) // 2
+        return str(self.video_token) * (len(video_inputs["pixel_values_videos"][video_idx]) * side * (side + 1))
+
+    @staticmethod
+    def time_instruction(duration: float, timestamps: Sequence[float]) -> str:
+        """What the published evaluation puts between a video and the question: its length and the time of each frame.
+
+        duration and timestamps (F,) are seconds; the text says them with two decimals.
+        """
+        times = ",".join(f"{time:.2f}s" for time in timestamps)
+        return (
+            f"The video lasts for {duration:.2f} seconds, and {len(timestamps)} frames are uniformly sampled from it. "
+            f"These frames are located at {times}.Please answer the following questions related to this video."
+        )
+
+
+class LlavaVideo(LlavaOnevision):
+    """LlavaVideoForConditionalGeneration. Signals as LLaVA-OneVision's, pooled by averages."""
+
+    title = "LLaVA-Video"
+    sinks = SINK_TOKENS
+
+    def layout(self, frames: int) -> tuple[int, int, str]:
+        vision = self.core.config.vision_config
+        side = vision.image_size // vision.patch_size // 2
+        return side, frames * side * (side + 1), f"{side} rows of {side} and a newline a frame"
+
+    def lay_out(self, video: Video, pruned: "Pruned") -> tuple[Tensor, Tensor]:
+        """The kept tokens row by row, in a row as the pruner ordered them, and a newline after each row."""
+        width = video.grid[1]
+        indices = pruned.indices.to(pruned.features.device)
+        rows = indices // width
+        ends: Tensor = torch.unique(rows)  # ascending
+        places = torch.cat((indices + rows, ends * (width + 1) + width))
+        order = torch.cat((rows, ends)).argsort(stable=True)  # newlines come last, so each ends its row
+        newlines = self.core.image_newline.to(pruned.features).expand(len(ends), -1)
+        columns = video.columns[places[order].to(video.columns.device)]
+        return torch.cat((pruned.features, newlines))[order], columns
+
+
+FAMILY = LlavaVideo
+
+AutoConfig.register(LlavaVideoConfig.model_type, LlavaVideoConfig, exist_ok=True)
+AutoModelForImageTextToText.register(LlavaVideoConfig, LlavaVideoForConditionalGeneration, exist_ok=True)
+AutoProcessor.register(LlavaVideoConfig, LlavaVideoProcessor, exist_ok=True)  # type: ignore[no-untyped-call]
