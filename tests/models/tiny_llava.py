@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import (
-    LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
     Qwen2Config,
     SiglipVisionConfig,
@@ -31,6 +30,7 @@ def build_model(
     dtype: torch.dtype = torch.float32,
     attention: str = "sdpa",
     seed: int = 0,
+    model_class: type[LlavaOnevisionForConditionalGeneration] = LlavaOnevisionForConditionalGeneration,
     **vision: Any,
 ) -> LlavaOnevisionForConditionalGeneration:
     """A model whose pooling head is in `folder`, which it takes for the folder it was loaded from."""
@@ -38,7 +38,7 @@ def build_model(
                 "num_attention_heads": 4, "vision_use_head": False}  # fmt: skip
     text = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
             "num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.4}  # fmt: skip
-    config = LlavaOnevisionConfig(
+    config = model_class.config_class(
         vision_config=SiglipVisionConfig(**(settings | vision)),
         text_config=Qwen2Config(**text),
         image_token_id=IMAGE,
@@ -48,7 +48,7 @@ def build_model(
         vision_feature_select_strategy="full",
     )
     torch.manual_seed(seed)
-    model = LlavaOnevisionForConditionalGeneration._from_config(config, attn_implementation=attention)
+    model = model_class._from_config(config, attn_implementation=attention)
     for name, parameter in model.model.vision_tower.named_parameters():
         if "bias" in name:  # zeros when fresh: let mistakes with them show
             torch.nn.init.normal_(parameter, std=0.5)
