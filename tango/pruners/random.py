@@ -18,7 +18,7 @@ class Random(Pruner):
     """Keep B of n tokens, drawn without replacement: B = min(n, max(1, ceil(n * r - 1e-9))).
 
     Args:
-        retention_ratio, saliency, saliency_weights: see Pruner.
+        retention_ratio, saliency, saliency_weights, exact_budget: see Pruner.
         seed: with the video's key it seeds the draw, which is made on the CPU: the same on every device and run.
 
     Raises:
@@ -58,7 +58,9 @@ class Random(Pruner):
             ValueError: features are not finite or of the wrong shape.
         """
         check_features(features, grid)
-        count = features.shape[0] * features.shape[1]
+        frames, tokens, _ = features.shape
+        count = frames * tokens
+        budget = self.budget(frames, tokens) if self.exact_budget else token_budget(count, self.retention_ratio)
         generator = torch.Generator().manual_seed((self.seed + zlib.crc32(key.encode())) % 2**63)
-        drawn = torch.randperm(count, generator=generator)[: token_budget(count, self.retention_ratio)]
+        drawn = torch.randperm(count, generator=generator)[:budget]
         return keep(features, drawn.sort().values)

@@ -19,7 +19,7 @@ class TopK(Pruner):
     """Keep the B most salient of n tokens: B = min(n, max(1, ceil(n * r - 1e-9))); ties go to the lower index.
 
     Args:
-        retention_ratio, saliency, saliency_weights: see Pruner.
+        retention_ratio, saliency, saliency_weights, exact_budget: see Pruner.
         scope: "frame" gives frame f floor((f + 1) B / F) - floor(f B / F) tokens; "video" takes the B largest of all.
         sink_tokens: positions of a frame whose saliency is set to 0; None leaves them to the model family (no sinks
             when prune() is called directly).
@@ -64,7 +64,8 @@ class TopK(Pruner):
         check_features(features, grid)
         saliency = zero_sinks(check_saliency(saliency, features), self.sink_tokens)
         frames, tokens = saliency.shape
-        budget = token_budget(frames * tokens, self.retention_ratio)
+        count = frames * tokens
+        budget = self.budget(frames, tokens) if self.exact_budget else token_budget(count, self.retention_ratio)
         if self.scope == "video":
             ranked = saliency.flatten().sort(descending=True, stable=True).indices
             return keep(features, ranked[:budget].sort().values)

@@ -37,6 +37,7 @@ class Uniform(Pruner):
             ValueError: features are not finite or of the wrong shape.
         """
         check_features(features, grid)
-        count = features.shape[0] * features.shape[1]
-        budget = token_budget(count, self.retention_ratio)
+        frames, tokens, _ = features.shape
+        count = frames * tokens
+        budget = self.budget(frames, tokens) if self.exact_budget else token_budget(count, self.retention_ratio)
         return keep(features, (2 * torch.arange(budget) + 1) * count // (2 * budget))
