@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from tango.models.in_llm import DecoderPruner
 from tango.models.seam import Seam, Session, VideoRecord
 
 if TYPE_CHECKING:
@@ -51,5 +52,9 @@ def attach(model: nn.Module, pruner: "Pruner") -> Iterator[Session]:
     ValueError or FileNotFoundError if a signal that the pruner needs cannot be had.
     """
     module = family_of(model)
-    with Seam(model, module.FAMILY(model, pruner), pruner).installed() as session:
+    decoder = module.language_model(model)
+    layers = decoder.config.num_hidden_layers
+    inside, before = pruner.in_llm(layers), pruner.before_llm(layers)
+    decoder_pruner = DecoderPruner(decoder, inside) if inside is not None else None
+    with Seam(model, module.FAMILY(model, before), before, decoder_pruner).installed() as session:
         yield session

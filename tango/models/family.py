@@ -3,6 +3,7 @@
 `Family` is the base class of the one class in each family file; `Video` is what it hands over for each video.
 """
 
+import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from tango.models.prompt import take
-
 if TYPE_CHECKING:
+    from tango.models.prompt import Prompt
     from tango.pruners.base import Pruned, Pruner
 
 
@@ -23,6 +23,8 @@ class Video:
 
     row, columns: its row of the batch and the prompt columns (n,) of its placeholders, ascending.
     features (F, L, D), saliency (F, L) or None, segment_features (F, E) or None, grid (H, W) with H*W = L.
+    extra (F, L, X) or None: what else of each token the language model receives; pruners do not see it.
+    interval: seconds between frames, as far as the prompt tells.
     """
 
     row: int
@@ -31,6 +33,8 @@ class Video:
     grid: tuple[int, int]
     saliency: Tensor | None = None
     segment_features: Tensor | None = None
+    extra: Tensor | None = None
+    interval: float = 1.0
 
 
 class Family(ABC):
@@ -41,6 +45,7 @@ class Family(ABC):
 
     inputs: tuple[str, ...]  # keyword arguments that videos() and embed() use up; the language model never sees them
     video_inputs: tuple[str, ...]  # those of them whose presence means that the prompt holds a video
+    extra_width = 0  # X: columns of lay_out()'s and embed()'s embeddings (.., D + X) beyond the language model's width
 
     @abstractmethod
     def __init__(self, model: nn.Module, pruner: "Pruner") -> None:
@@ -52,11 +57,15 @@ class Family(ABC):
 
     @abstractmethod
     def lay_out(self, video: Video, pruned: "Pruned") -> tuple[Tensor, Tensor]:
-        """What stands in the prompt for a pruned video: embeddings (T, D) and the prompt column of each (T,)."""
+        """What stands in the prompt for a pruned video: embeddings (T, D + X), prompt column of each (T,)."""
+
+    def token_columns(self, video: Video) -> Tensor:
+        """The prompt columns (F*L,) of a video's visual tokens, in flat order; here what follows them is newlines."""
+        return video.columns[: video.features.shape[0] * video.features.shape[1]]
 
     @abstractmethod
     def embed(self, ids: Tensor | None, embeds: Tensor | None, real: Tensor, inputs: Mapping[str, Any]) -> Tensor:
-        """Embed a prompt, images included and videos not: (B, W, D). `real` (B, W) is False where it is padded.
+        """Embed a prompt, images included and videos not: (B, W, D + X). `real` (B, W) is False where it is padded.
 
         The prompt comes as ids (B, W) or, where the caller gave embeddings, as embeds (B, W, D).
         """
@@ -66,21 +75,39 @@ class Family(ABC):
         return None
 
     def timestamps(self, video: Video, given: Sequence[float] | Tensor | None) -> Tensor:
-        """Seconds of each frame (F,); without times, frame f is taken to be at second f."""
+        """Seconds of each frame (F,); without times, frame f is taken to be at second f * video.interval."""
         frames = video.features.shape[0]
         if given is None:
-            return torch.arange(frames, dtype=torch.float32, device=video.features.device)
+            return torch.arange(frames, dtype=torch.float32, device=video.features.device) * video.interval
         times = torch.as_tensor(given, dtype=torch.float32, device=video.features.device).flatten()
         if len(times) != frames:
             raise ValueError(f"{len(times)} timestamps for a video of {frames} frames; one a frame is needed")
         return times
 
-    def positions(self, given: Tensor | None, source: Tensor, attended: Tensor) -> Tensor | None:
-        """Position ids (B, W) of a pruned prompt; None leaves the numbering to the model.
+    def positions(self, inputs: Mapping[str, Any], source: Tensor, attended: Tensor) -> Tensor | None:
+        """Position ids (.., B, W) of a pruned prompt whose tokens keep those that the unpruned prompt gives them.
 
-        Here: without gaps. Where the caller gave position ids (B, N), each row goes on from its first one.
+        inputs: the unpruned prompt of width N; source (B, W): its column at each place, -1 for padding; attended
+        (B, W): what the pruned prompt's mask shows. None (here): the pruned prompt is numbered without gaps.
         """
-        if given is None:
-            return None
-        first = take(given.expand(source.shape[0], -1), source).gather(1, attended.int().argmax(1, keepdim=True))
-        return (first + attended.long().cumsum(1) - 1).masked_fill(~attended, 0)
+        return None
+
+    @contextlib.contextmanager
+    def installed(self) -> Iterator[None]:
+        """Open while the pruner is attached, for hooks of the family's own."""
+        yield
+
+    def begin(self, prompt: "Prompt | None") -> None:
+        """Told before the model runs on a pruned prompt; None: nothing of an earlier one is to be used any more."""
+
+
+def placeholders(core: Any, prompt: Mapping[str, Any], token: int) -> Tensor:
+    """Where a placeholder stands (B, N); in a prompt of embeddings it is told by its embedding."""
+    embeds = prompt.get("inputs_embeds")
+    found: Tensor
+    if embeds is None:
+        found = prompt["input_ids"] == token
+    else:
+        embedding = core.get_input_embeddings()(torch.tensor(token, device=embeds.device))
+        found = (embeds == embedding.to(embeds.device)).all(-1)
+    return found

@@ -116,6 +116,9 @@ class LlavaVideo(LlavaOnevision):
         side = vision.image_size // vision.patch_size // 2
         return side, frames * side * (side + 1), f"{side} rows of {side} and a newline a frame"
 
+    def token_columns(self, video: Video) -> Tensor:
+        return video.columns.view(-1, video.grid[1] + 1)[:, :-1].flatten()
+
     def lay_out(self, video: Video, pruned: "Pruned") -> tuple[Tensor, Tensor]:
         """The kept tokens row by row, in a row as the pruner ordered them, and a newline after each row."""
         width = video.grid[1]

@@ -18,29 +18,40 @@ class Edit:
     """What becomes of one video in row `row` of a prompt.
 
     Its placeholders stood in `before` (n,); of those columns `after` (T,) stay, in this order, and hold `embeddings`
-    (T, D).
+    (T, D + X), X of the family. `visual` (T,) is False where that is a newline.
     """
 
     row: int
     before: Tensor
     after: Tensor
     embeddings: Tensor
+    visual: Tensor
 
 
 @dataclass(frozen=True)
 class Prompt:
     """A pruned prompt of width W.
 
-    inputs_embeds (B, W, D); attention_mask (B, W) or None; position_ids (.., B, W) or None (numbered by the model);
+    inputs_embeds (B, W, D); extra (B, W, X): what the family adds to them elsewhere in the model; attention_mask (B, W)
+    or None; position_ids (.., B, W) or None (numbered by the model);
     source (B, W) int64: the column of the unpruned prompt that each position comes from, -1 for padding;
+    spans (B, W) int64: the video that each position belongs to, counted over the whole prompt, newlines included; -1
+    elsewhere; visual (B, W) bool: where a visual token of a video stands;
     unchanged: nothing was dropped, so that the caller's own mask, positions and labels still fit.
     """
 
     inputs_embeds: Tensor
+    extra: Tensor
     attention_mask: Tensor | None
     position_ids: Tensor | None
     source: Tensor
+    spans: Tensor
+    visual: Tensor
     unchanged: bool
+
+    def attended(self) -> Tensor:
+        """Where the prompt is not padded (B, W), bool."""
+        return torch.ones_like(self.visual) if self.attention_mask is None else self.attention_mask.bool()
 
     def align(self, tensor: Tensor, padding: int) -> Tensor:
         """Take a (B, N, ..) tensor of the unpruned prompt to (B, W, ..)."""
@@ -73,19 +84,32 @@ def shorten(family: "Family", inputs: Mapping[str, Any], edits: Sequence[Edit], 
     out = family.embed(
         None if ids is None else take(ids, source), None if embeds is None else take(embeds, source), real, inputs
     )
-    for edit, slot in zip(edits, slots, strict=True):
-        start = int(real[edit.row].int().argmax())  # padding on the left
-        out[edit.row, (slot + start).to(out.device)] = edit.embeddings.to(out.device, out.dtype)
+    spans, visual = torch.full_like(source, -1), torch.zeros_like(real)
+    for index, (edit, slot) in enumerate(zip(edits, slots, strict=True)):
+        places = slot + int(real[edit.row].int().argmax())  # padding on the left
+        out[edit.row, places.to(out.device)] = edit.embeddings.to(out.device, out.dtype)
+        spans[edit.row, places] = index
+        visual[edit.row, places] = edit.visual.to(places.device)
 
-    positions = inputs.get("position_ids")
-    if unchanged:
-        return Prompt(out, mask, positions, source, unchanged)
+    narrow = out.shape[-1] - family.extra_width
+    out, extra = out[..., :narrow].contiguous(), out[..., narrow:]
+
     attended = real & take(attended, source)
-    if mask is not None:
-        mask = attended.to(mask.device, mask.dtype)
-    elif not bool(real.all()):
-        mask = attended.long()
-    return Prompt(out, mask, family.positions(positions, source, attended), source, unchanged)
+    positions, numbered = family.positions(inputs, source, attended), inputs.get("position_ids")
+    if positions is None and numbered is not None:
+        positions = numbered if unchanged else renumber(numbered, source, attended)
+    if not unchanged:
+        if mask is not None:
+            mask = attended.to(mask.device, mask.dtype)
+        elif not bool(real.all()):
+            mask = attended.long()
+    return Prompt(out, extra, mask, positions, source, spans, visual, unchanged)
+
+
+def renumber(given: Tensor, source: Tensor, attended: Tensor) -> Tensor:
+    """Positions (B, W) without gaps, each row going on from the first of those given to the unpruned prompt (B, N)."""
+    first = take(given.expand(source.shape[0], -1), source).gather(1, attended.int().argmax(1, keepdim=True))
+    return (first + attended.long().cumsum(1) - 1).masked_fill(~attended, 0)
 
 
 def take(tensor: Tensor, source: Tensor, padding: float = 0) -> Tensor:

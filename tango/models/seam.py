@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from tango.models.family import Family, Video
+from tango.models.in_llm import DecoderPruner
 from tango.models.prompt import Edit, Prompt, Side, shorten
 from tango.pruners.base import Pruned, Pruner, check_finite
 
@@ -43,6 +44,8 @@ class VideoRecord:
     """What became of one video. Token counts are visual tokens; newline embeddings are not counted.
 
     `indices` (tokens_after,) are flat indices f*H*W + h*W + w on the CPU, in the order the language model sees them.
+    tokens_in_llm: those that its last layers still see, where they are pruned inside it too, and average_retention:
+    the share of tokens_before that its layers see at prefill, in the mean over all of them.
     """
 
     tokens_before: int
@@ -51,6 +54,8 @@ class VideoRecord:
     frames: int
     segment_sizes: list[int]
     indices: Tensor
+    tokens_in_llm: int
+    average_retention: float
 
 
 @dataclass
@@ -63,10 +68,13 @@ class Session:
 class Seam:
     """One pruner on one model: what generate() and forward() do while they are attached."""
 
-    def __init__(self, model: nn.Module, family: Family, pruner: Pruner) -> None:
+    def __init__(
+        self, model: nn.Module, family: Family, pruner: Pruner, decoder_pruner: DecoderPruner | None = None
+    ) -> None:
         self.model: Any = model
         self.family = family
         self.pruner = pruner
+        self.decoder_pruner = decoder_pruner
         self.session = Session()
         self._generating = False
         self._uncached: tuple[Prompt, int] | None = None  # the pruned prompt and its unpruned width N
@@ -89,8 +97,10 @@ class Seam:
         generate.seam = self  # type: ignore[attr-defined]
         hook = self.model.register_forward_pre_hook(self.before_forward, with_kwargs=True)
         self.model.generate = generate
+        inside = self.decoder_pruner.installed(self.session) if self.decoder_pruner else contextlib.nullcontext()
         try:
-            yield self.session
+            with inside, self.family.installed():
+                yield self.session
         finally:
             hook.remove()
             del self.model.generate
@@ -117,6 +127,13 @@ class Seam:
         finally:
             self._generating = False
             self._uncached = None
+            self._arm(None)
+
+    def _arm(self, prompt: Prompt | None) -> None:
+        """The next call of the language model is on this prompt: for what is to be done inside of it."""
+        self.family.begin(prompt)
+        if self.decoder_pruner is not None:
+            self.decoder_pruner.arm(prompt)
 
     def _pruned_call(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """The arguments of generate() for a prompt with videos."""
@@ -199,11 +216,16 @@ class Seam:
         if self._uncached is not None:
             return (), self._step_without_cache(kwargs, *self._uncached)
         self.session.videos = []
+        self._arm(None)
         if not self._has_video(kwargs):
             return (), without(kwargs, OURS)
+        if self.decoder_pruner is not None and kwargs.get("labels") is not None:
+            raise ValueError("labels do not work with pruning inside the language model: their tokens may be dropped "
+                             "there; compute the loss from the logits, or unset pruned_layer")  # fmt: skip
         prompt = self.prune(kwargs, side=None)
         call = without(kwargs, OURS + self.family.inputs + ("input_ids",))
-        if not prompt.unchanged and isinstance(kwargs.get("logits_to_keep"), Tensor):
+        whole = prompt.unchanged and self.decoder_pruner is None
+        if not whole and isinstance(kwargs.get("logits_to_keep"), Tensor):
             raise ValueError("logits_to_keep as a tensor of positions does not work while a pruner is attached: "
                              "positions move; pass a number of last positions")  # fmt: skip
         for name, padding in (("labels", -100), ("token_type_ids", 0), ("mm_token_type_ids", 0)):
@@ -218,6 +240,7 @@ class Seam:
 
     def _step_without_cache(self, kwargs: dict[str, Any], prompt: Prompt, full: int) -> dict[str, Any]:
         """One step of generation without a cache: the pruned prompt, then the tokens generated so far."""
+        self._arm(prompt)
         new = kwargs.pop("input_ids")[:, full:]
         times = len(new) // len(prompt.inputs_embeds)  # beams, returned sequences: rows of one prompt lie together
         mask = prompt.attention_mask
@@ -259,8 +282,11 @@ class Seam:
         edits = []
         for video, pruned in self._prune_videos(inputs):
             embeddings, columns = self.family.lay_out(video, pruned)
-            edits.append(Edit(video.row, video.columns, columns, embeddings))
-        return shorten(self.family, inputs, edits, side)
+            visual = torch.isin(columns, self.family.token_columns(video).to(columns.device))
+            edits.append(Edit(video.row, video.columns, columns, embeddings, visual))
+        prompt = shorten(self.family, inputs, edits, side)
+        self._arm(prompt)
+        return prompt
 
     def _prune_videos(self, inputs: Mapping[str, Any]) -> Iterator[tuple[Video, Pruned]]:
         """Every video of a prompt with its pruned tokens; fills the session's records on the way."""
@@ -287,7 +313,8 @@ class Seam:
                 **({"saliency": None} | {name: signals[name] for name in self.pruner.signals}),
             )
             indices, sizes = pruned.indices.cpu(), [int(size) for size in pruned.segment_sizes]
-            records.append(VideoRecord(frames * length, len(indices), video.grid, frames, sizes, indices))
+            before, after = frames * length, len(indices)
+            records.append(VideoRecord(before, after, video.grid, frames, sizes, indices, after, after / before))
             yield video, pruned
         for name, values in (("video_keys", keys), ("video_timestamps", times)):
             if values is not None and len(values) != len(records):

@@ -1,0 +1,244 @@
+"""Pruning inside the decoder of a model: hooks that drop video tokens before a layer, and what follows from it.
+
+For decoders of the Qwen2 kind (LLaVA's Qwen2, Qwen2.5-VL, Qwen3-VL). What is computed is in `tango/pruners/in_llm.py`;
+here is where it is taken from, and how the layers after the drop get along with fewer tokens than the ones before:
+
+- scores: before layer K-1's attention, the row of the last prompt token is computed from that layer's rotated queries
+  and keys: one query against the keys, in any attention implementation, and nothing that the layer does is changed;
+- before layer K the residual stream, the rotary embeddings and the mask shrink to what stays. Rows of a batch rank
+  themselves; those that become shorter than others are padded where the prompt is padded, else on the left;
+- positions stay what they were, so that rows have gaps. The mask is therefore built from places, not from positions:
+  transformers takes a jump of positions for the start of another sequence;
+- a cache holds fewer entries from layer K on. Layer 0, which transformers asks for the length, has them all, so new
+  tokens are numbered as if nothing had been dropped at K. The mask of the later layers is kept on the cache.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers.masking_utils import create_causal_mask
+
+from tango.models.prompt import Prompt, pad, padding_side, take
+from tango.pruners.in_llm import LayerPruning, attention_row, average_ratio
+
+if TYPE_CHECKING:
+    from tango.models.seam import Session
+
+MARK = "tango_layout"  # the attribute of a cache that holds its Layout
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a cache of a pruned prompt holds: `width` entries of the prompt before `layer`, and `mask` from it on.
+
+    mask: (B, n') bool, False where a row is padded.
+    """
+
+    layer: int
+    width: int
+    mask: Tensor
+
+
+class DecoderPruner:
+    """One `LayerPruning` on one decoder.
+
+    `arm()` names the prompt that the decoder's next call prefills (or recomputes, without a cache); other calls are
+    left alone, but for those that go on from a cache which a pruned prompt has filled.
+
+    Raises TypeError for a decoder whose attention is not of the Qwen2 kind, ValueError for sliding windows.
+    """
+
+    def __init__(self, decoder: Any, settings: LayerPruning) -> None:
+        self.decoder = decoder
+        self.settings = settings
+        self.layers: list[Any] = list(decoder.layers)
+        attention = getattr(self.layers[settings.layer - 1], "self_attn", None)
+        if not all(hasattr(attention, name) for name in ("q_proj", "k_proj", "head_dim", "scaling")):
+            raise TypeError(f"no pruning inside {type(decoder).__name__}: it has no attention of the Qwen2 kind")
+        if "sliding_attention" in getattr(decoder.config, "layer_types", ()):
+            raise ValueError("no pruning inside a language model with sliding windows; unset use_sliding_window")
+        self._prompt: Prompt | None = None
+        self._scores: Tensor | None = None  # (B, N) of the prompt that is under way
+        self._given: Tensor | None = None  # the mask (B, N) of the call that is under way, where it has one
+        self._changes: dict[str, Any] | None = None  # arguments of layers K and later in this call
+
+    @contextlib.contextmanager
+    def installed(self, session: "Session") -> Iterator[None]:
+        """Hook the decoder; `session` is told what stayed. Unhooked at the end, whatever happened."""
+        self.session = session
+        layer = self.settings.layer
+        hooks = [
+            self.decoder.register_forward_pre_hook(self._start, with_kwargs=True),
+            self.layers[layer - 1].self_attn.register_forward_pre_hook(self._score, with_kwargs=True),
+            self.layers[layer].register_forward_pre_hook(self._enter, with_kwargs=True),
+        ]
+        hooks += [each.register_forward_pre_hook(self._follow, with_kwargs=True) for each in self.layers[layer + 1 :]]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+            self.arm(None)
+
+    def arm(self, prompt: Prompt | None) -> None:
+        """Prune this prompt in the decoder's next call, whose tokens after the prompt's width are new ones."""
+        self._prompt = prompt
+        self._scores = self._given = self._changes = None
+
+    # -- hooks ---------------------------------------------------------------------------------------------------
+
+    def _start(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before the decoder: forget the last call, and see that a cache that goes on is one of ours."""
+        self._scores = self._changes = None
+        mask: Any = kwargs.get("attention_mask")
+        cache: Any = kwargs.get("past_key_values")
+        self._given = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
+        layout, layer = getattr(cache, MARK, None), self.settings.layer
+        if layout is not None and int(cache.get_seq_length()) == 0:  # emptied since, as static caches are
+            delattr(cache, MARK)
+        elif layout is not None and layout.layer != layer:
+            raise ValueError(
+                f"past_key_values holds a prompt pruned before layer {layout.layer}, and the attached method prunes "
+                f"before layer {layer}: go on from it with the method that filled it"
+            )
+
+    def _score(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before layer K-1's attention: rank the tokens by its row of the last prompt token."""
+        if self._prompt is not None:
+            hidden = args[0] if args else kwargs["hidden_states"]
+            visible, last = self._visible(self._prompt, hidden)
+            self._scores = last_row(module, hidden, kwargs["position_embeddings"], visible, last)
+
+    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Before layer K: drop what does not stay, or make the mask of a call that goes on from a pruned prompt."""
+        hidden: Tensor = args[0]
+        cache: Any = kwargs.get("past_key_values")
+        layout: Layout | None = getattr(cache, MARK, None)
+        if self._prompt is not None and self._scores is not None:
+            source, hidden = self._drop(self._prompt, self._scores, hidden)
+            if source is not None:
+                layout = Layout(self.settings.layer, self._prompt.source.shape[1], source >= 0)
+                if cache is not None:
+                    setattr(cache, MARK, layout)
+                cos, sin = kwargs["position_embeddings"]
+                self._changes = {
+                    "attention_mask": self._mask(hidden, layout.mask, cache),
+                    "position_embeddings": (take_rows(cos, source), take_rows(sin, source)),
+                    "position_ids": None,
+                }
+            self._prompt = self._scores = None
+        elif layout is not None:
+            mask = layout.mask.to(hidden.device)
+            if self._given is not None:
+                mask = torch.cat((mask, self._given[:, layout.width :].to(hidden.device).bool()), 1)
+            self._changes = {"attention_mask": self._mask(hidden, mask, cache), "position_ids": None}
+        return None if self._changes is None else ((hidden, *args[1:]), kwargs | self._changes)
+
+    def _follow(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Before the layers after K."""
+        return None if self._changes is None else (args, kwargs | self._changes)
+
+    # -- steps ---------------------------------------------------------------------------------------------------
+
+    def _visible(self, prompt: Prompt, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """What the last prompt token of each row sees of the call (B, N), bool, and its place (B,)."""
+        rows, width = prompt.source.shape
+        if len(hidden) % rows or hidden.shape[1] < width:
+            raise RuntimeError(
+                f"the prompt to prune has {rows} rows of {width} tokens, and the decoder was called with "
+                f"{tuple(hidden.shape[:2])}"
+            )
+        mask = prompt.attended().to(hidden.device).repeat_interleave(len(hidden) // rows, 0)
+        last = width - 1 - mask.flip(1).int().argmax(1)
+        return nn.functional.pad(mask, (0, hidden.shape[1] - width)), last
+
+    def _drop(self, prompt: Prompt, scores: Tensor, hidden: Tensor) -> tuple[Tensor | None, Tensor]:
+        """The columns (B, n') that stay, -1 for padding, or None for all; and the hidden states (B, n', D) of these."""
+        times, length = len(hidden) // len(prompt.source), hidden.shape[1]
+        stay = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
+        merges: list[tuple[int, Tensor, Tensor]] = []
+        for row, spans in enumerate(prompt.spans.to(hidden.device).repeat_interleave(times, 0)):
+            visual = prompt.visual[row // times].to(hidden.device)
+            for video in spans.unique().tolist():
+                if video < 0:
+                    continue
+                places = (spans == video if self.settings.newlines else (spans == video) & visual).nonzero()[:, 0]
+                kept = self.settings.keep(scores[row, places])
+                stay[row, places] = False
+                stay[row, places[kept]] = True
+                merges.append((row, places, kept))
+                if row % times == 0:
+                    left = int(visual[places[kept]].sum())
+                    self._record(video, left)
+        if bool(stay.all()):
+            return None, hidden
+        attended = nn.functional.pad(
+            prompt.attended().to(hidden.device).repeat_interleave(times, 0),
+            (0, length - prompt.source.shape[1]),
+            value=True,
+        )
+        columns = torch.arange(length, device=hidden.device)
+        source = pad([columns[row] for row in stay & attended], padding_side(attended))
+        shorter = take(hidden, source)
+        for row, places, kept in merges:
+            slots = torch.isin(source[row], places[kept]).nonzero()[:, 0]
+            shorter[row, slots] = self.settings.merge(hidden[row, places], kept)
+        return source, shorter
+
+    def _record(self, video: int, left: int) -> None:
+        record, layers = self.session.videos[video], len(self.layers)
+        before, inside = record.tokens_after / record.tokens_before, left / record.tokens_before
+        average = average_ratio(before, inside, layers, self.settings.layer)
+        self.session.videos[video] = replace(record, tokens_in_llm=left, average_retention=average)
+
+    def _mask(self, hidden: Tensor, mask: Tensor, cache: Any) -> Any:
+        """The mask of layers K and later, as the attention implementation wants it; tokens beyond (B, ..) are seen."""
+        config, layer = self.decoder.config, self.settings.layer
+        length = hidden.shape[1]
+        if cache is not None and "flash" in config._attn_implementation:
+            length += int(cache.get_seq_length(layer))
+        elif cache is not None:
+            length = cache.get_mask_sizes(length, layer)[0]  # with a static cache's empty room: causality masks it
+        mask = nn.functional.pad(mask, (0, max(0, length - mask.shape[1])), value=True)
+        return create_causal_mask(
+            config=config, inputs_embeds=hidden, attention_mask=mask, past_key_values=cache, layer_idx=layer
+        )
+
+
+def last_row(attention: Any, hidden: Tensor, rotary: tuple[Tensor, Tensor], visible: Tensor, last: Tensor) -> Tensor:
+    """Softmax weights of one query a row, mean over the heads: (B, N), fp32.
+
+    attention: the module; hidden (B, N, D): what it is given; rotary: cosines and sines (B or 1, N, d); visible (B, N):
+    which keys the query may see (those after it excluded); last (B,): the query's place.
+    """
+    rows = torch.arange(len(hidden), device=hidden.device)
+    with torch.no_grad():
+        cos, sin = (part.expand(len(hidden), -1, -1) for part in rotary)
+        query = heads(attention, "q", hidden[rows, last][:, None])
+        keys = heads(attention, "k", hidden)
+        query = rotate(query, cos[rows, last][:, None], sin[rows, last][:, None])
+        keys = rotate(keys, cos, sin)
+        return attention_row(query[:, :, 0], keys, visible, attention.scaling).mean(1)
+
+
+def heads(attention: Any, which: str, hidden: Tensor) -> Tensor:
+    """Queries ("q") or keys ("k") of (B, N, D) by head, normalised where the model does so: (B, H, N, d)."""
+    states = getattr(attention, f"{which}_proj")(hidden).unflatten(-1, (-1, attention.head_dim))
+    norm = getattr(attention, f"{which}_norm", None)
+    split: Tensor = states if norm is None else norm(states)
+    return split.transpose(1, 2)
+
+
+def rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding of (B, H, N, d) by cosines and sines (B, N, d), component i paired with i + d/2."""
+    first, second = states.chunk(2, -1)
+    return states * cos[:, None] + torch.cat((-second, first), -1) * sin[:, None]
+
+
+def take_rows(tensor: Tensor, source: Tensor) -> Tensor:
+    """Rows of (B or 1, N, d) at source (B, n')."""
+    return take(tensor.expand(len(source), -1, -1), source)
