@@ -97,7 +97,7 @@ class Family(ABC):
         """Open while the pruner is attached, for hooks of the family's own."""
         yield
 
-    def begin(self, prompt: "Prompt | None") -> None:
+    def begin(self, prompt: "Prompt | None") -> None:  # noqa: B027
         """Told before the model runs on a pruned prompt; None: nothing of an earlier one is to be used any more."""
 
 
