@@ -27,7 +27,7 @@ class Peaks(NamedTuple):
     """Density peaks of G sets.
 
     indices: (G, m) int64 by score, highest first.
-    scores: (G, m) fp64, density times separation; infinite for the densest point, 0 for a copy of a denser one.
+    scores: (G, m) fp64, density times separation; infinite for the densest point, 0 only for a copy of a denser one.
     """
 
     indices: Tensor
@@ -47,7 +47,9 @@ def distances(points: Tensor, others: Tensor) -> Tensor:
     return torch.cdist(points[:, None], others, compute_mode="donot_use_mm_for_euclid_dist")[:, 0]
 
 
-def density_peaks(points: Tensor, count: int, num_neighbors: int = 7, memory_limit: float = 256) -> Peaks:
+def density_peaks(
+    points: Tensor, count: int, num_neighbors: int = 7, memory_limit: float = 256, itself: bool = False
+) -> Peaks:
     """The `count` points that are dense and far from any denser point.
 
     Density is exp(-mean of the squared distances to the k nearest other points), separation the distance to the
@@ -56,10 +58,12 @@ def density_peaks(points: Tensor, count: int, num_neighbors: int = 7, memory_lim
     makes its score the highest, so that distance is not computed.
 
     Args:
-        points: (G, n, D) fp32, G independent sets.
+        points: (G, n, D) fp32, G independent sets, of lengths around 1 (unit vectors, or features / sqrt(D)).
         count: peaks to find, 1 to n.
         num_neighbors: k, at least 1; the n - 1 others if there are fewer.
         memory_limit: MiB that temporary blocks may take (no less than a block of 64 x 64 is used).
+        itself: count a point, at distance 0, as the first of its own k neighbours, as FastVID (arXiv 2503.11187),
+            HoliTom (arXiv 2505.21334), FlashVID (arXiv 2602.08024) and PruneVid (arXiv 2412.16117) do.
 
     Raises:
         ValueError: count is not in 1 .. n.
@@ -70,33 +74,38 @@ def density_peaks(points: Tensor, count: int, num_neighbors: int = 7, memory_lim
     elements = _block_elements(points, memory_limit)
     if size * size <= elements:
         parts = torch.split(points, max(1, elements // (size * size)))
-        scores = torch.cat([_scores_dense(part, num_neighbors) for part in parts])
+        scores = torch.cat([_scores_dense(part, num_neighbors, itself) for part in parts])
     else:
-        scores = torch.stack([_scores_blocked(part, num_neighbors, math.isqrt(elements)) for part in points])
+        edge = math.isqrt(elements)
+        scores = torch.stack([_scores_blocked(part, num_neighbors, edge, itself) for part in points])
     scores, indices = scores.sort(dim=1, descending=True, stable=True)
     return Peaks(indices[:, :count], scores[:, :count])
 
 
-def assign(points: Tensor, peaks: Peaks, memory_limit: float = 256) -> Tensor:
+def assign(points: Tensor, peaks: Peaks, memory_limit: float = 256, by_score: bool = False) -> Tensor:
     """Join every point to its nearest centre; the lower index among equals, and every centre to itself.
 
     Args:
         points: (G, n, D) fp32.
         peaks: m centres of each set, from density_peaks().
         memory_limit: as in density_peaks().
+        by_score: take the centre of higher score among equals, as PruneVid (arXiv 2412.16117) does.
 
     Returns:
-        (G, n) int64 in 0 .. m-1: the centre's place among the set's centres in ascending order of index.
+        (G, n) int64 in 0 .. m-1: the centre's place among the set's centres in ascending order of index, or, by_score,
+        among peaks.indices.
     """
     groups, size, dim = points.shape
     centres, order = peaks.indices.sort(dim=1)
+    if by_score:
+        centres, order = peaks.indices, torch.arange(centres.shape[1], device=points.device).expand_as(order)
     count = centres.shape[1]
     near = points.gather(1, centres[..., None].expand(-1, -1, dim))
     # A copy of a denser point has score 0. All points with higher scores are then centres too, the original among
     # them, at a lower index: no point but itself may join it.
     copies = peaks.scores.gather(1, order) == 0
     half = (near.square().sum(2) / 2).masked_fill_(copies, torch.inf)
-    slack = 2 * _product_error(dim)
+    slack = 2 * _product_error(points)
     cluster = torch.empty(groups, size, dtype=torch.int64, device=points.device)
     elements = _block_elements(points, memory_limit)
     for group in range(0, groups, step := max(1, elements // (size * count))):
@@ -134,9 +143,10 @@ def _distance_rows(points: Tensor, count: int) -> int:
     return max(1, elements // max(1, count * points.shape[-1]))
 
 
-def _product_error(dim: int) -> float:
-    """Bound of the rounding error of an inner product of unit vectors, generous for any order of summation in use."""
-    return 4 * math.sqrt(dim) * torch.finfo(torch.float32).eps
+def _product_error(points: Tensor) -> float:
+    """Bound of the rounding error of an inner product of points, generous for any order of summation in use."""
+    longest = float(points.square().sum(-1).amax())
+    return 4 * math.sqrt(points.shape[-1]) * torch.finfo(torch.float32).eps * longest
 
 
 def _half_squares(points: Tensor) -> Tensor:
@@ -154,8 +164,10 @@ def _recheck(points: Tensor, rows: Tensor, others: Tensor) -> Tensor:
     return result
 
 
-def _density(near: Tensor, num_neighbors: int) -> Tensor:
+def _density(near: Tensor, num_neighbors: int, itself: bool) -> Tensor:
     """(.., n) fp64 densities from distances (.., n, >= k) to the nearest other points, in any order."""
+    if itself:
+        near = torch.nn.functional.pad(near, (1, 0))
     near = near.double().sort(dim=-1).values[..., :num_neighbors]
     if near.shape[-1] == 0:
         return torch.ones(near.shape[:-1], dtype=torch.float64, device=near.device)
@@ -169,7 +181,12 @@ def _rank(density: Tensor) -> tuple[Tensor, Tensor]:
     return order, torch.empty_like(order).scatter_(-1, order, places)
 
 
-def _scores_dense(points: Tensor, num_neighbors: int) -> Tensor:
+def _score(density: Tensor, separation: Tensor) -> Tensor:
+    """Density times separation, where a density too small for a number counts as the smallest one."""
+    return density.clamp(min=torch.finfo(torch.float64).tiny) * separation.double()
+
+
+def _scores_dense(points: Tensor, num_neighbors: int, itself: bool) -> Tensor:
     """Scores (G, n) of G sets small enough for all their closenesses at once."""
     groups, size, dim = points.shape
     flat = points.reshape(-1, dim)
@@ -183,32 +200,32 @@ def _scores_dense(points: Tensor, num_neighbors: int) -> Tensor:
         return _recheck(flat, rows, (neighbors + base).flatten(0, 1)).view(neighbors.shape)
 
     near = close.topk(min(num_neighbors + SPARE, size - 1), dim=2, sorted=False).indices
-    density = _density(exact(near), num_neighbors)
+    density = _density(exact(near), num_neighbors, itself)
     _, rank = _rank(density)
     close.masked_fill_(rank[:, None] > rank[..., None], -torch.inf)
     denser = close.topk(min(SPARE, size), dim=2, sorted=False)
     separation = exact(denser.indices).masked_fill_(denser.values == -torch.inf, torch.inf).amin(2)
-    return density * separation.double()
+    return _score(density, separation)
 
 
-def _scores_blocked(points: Tensor, num_neighbors: int, edge: int) -> Tensor:
+def _scores_blocked(points: Tensor, num_neighbors: int, edge: int, itself: bool) -> Tensor:
     """Scores (n,) of one large set (n, D), from blocks of edge x edge closenesses."""
-    size, dim = points.shape
+    size = points.shape[0]
     half = _half_squares(points)
     close, near = _nearest(points, half, min(num_neighbors + SPARE, size - 1), edge)
     rows = torch.arange(size, device=points.device)
     exact = _recheck(points, rows, near)
-    density = _density(exact, num_neighbors)
+    density = _density(exact, num_neighbors, itself)
     order, rank = _rank(density)
     # The nearest denser point is often among the neighbours known already: any point not among them is at least as
     # far as the last of them, less the error of products.
     separation = exact.masked_fill(rank[near] > rank[:, None], torch.inf).amin(1)
-    beyond = (-2 * close[:, -1] - 4 * _product_error(dim)).clamp_(min=0).sqrt_()
+    beyond = (-2 * close[:, -1] - 4 * _product_error(points)).clamp_(min=0).sqrt_()
     known = (separation <= beyond) | (near.shape[1] == size - 1)
     known[order[0]] = True
     queries = order[~known[order]]
     separation[queries] = _nearest_denser(points, half, order, rank, queries, edge)
-    return density * separation.double()
+    return _score(density, separation)
 
 
 def _nearest(points: Tensor, half: Tensor, count: int, edge: int) -> tuple[Tensor, Tensor]:
@@ -276,7 +293,7 @@ def _heads(points: Tensor, half: Tensor) -> Tensor:
     torch.mm(points, basis, out=heads[:, :HEAD])
     # Rounding must not make the bound too low: lengthen the rests by more than the products can be off.
     rest = 2 * half - heads[:, :HEAD].square().sum(1)
-    heads[:, HEAD] = rest.clamp_(min=0).add_(8 * _product_error(dim)).sqrt_()
+    heads[:, HEAD] = rest.clamp_(min=0).add_(8 * _product_error(points)).sqrt_()
     return heads
 
 

@@ -31,7 +31,7 @@ def neighbour_similarity(features: Tensor, block_bytes: int = 32 << 20) -> Tenso
     return similarity.clamp_(-1.0, 1.0)
 
 
-def holitom(similarity: Tensor, threshold: float) -> Tensor:
+def holitom(similarity: Tensor, threshold: float, max_window: int | None = None) -> Tensor:
     """Partition frames so that the total gain of the segments is largest.
 
     The gain of a window of frames [a, b] is (b - a) times the number of positions whose similarity is above the
@@ -41,6 +41,7 @@ def holitom(similarity: Tensor, threshold: float) -> Tensor:
     Args:
         similarity: (F - 1, L) cosine of neighbouring frames at each position.
         threshold: similarity that must be exceeded.
+        max_window: most frames a segment may have; None for any number.
 
     Returns:
         (S,) int64 on the CPU, frames in each segment.
@@ -61,7 +62,7 @@ def holitom(similarity: Tensor, threshold: float) -> Tensor:
     best = torch.zeros(frames + 1, dtype=torch.int64)  # best[j]: of the first j frames
     length = [1] * (frames + 1)
     for last in range(1, frames):
-        totals = best[: last + 1].flip(0) + gains[last - 1, : last + 1]
+        totals = (best[: last + 1].flip(0) + gains[last - 1, : last + 1])[:max_window]
         choice = int(totals.argmax())  # the first of equals
         best[last + 1] = totals[choice]
         length[last + 1] = choice + 1
@@ -73,12 +74,13 @@ def holitom(similarity: Tensor, threshold: float) -> Tensor:
     return torch.tensor(sizes[::-1], dtype=torch.int64)
 
 
-def fastvid(frame_vectors: Tensor, threshold: float) -> Tensor:
-    """Cut between neighbouring frames that are among the seven least similar pairs, or less similar than a threshold.
+def fastvid(frame_vectors: Tensor, threshold: float, cuts: int = CUTS) -> Tensor:
+    """Cut between neighbouring frames that are among the `cuts` least similar pairs, or less similar than a threshold.
 
     Args:
         frame_vectors: (F, E) one vector a frame.
         threshold: pairs with a cosine below it are cut in any case.
+        cuts: how many places to cut at least, where there are as many.
 
     Returns:
         (S,) int64 on the CPU, frames in each segment.
@@ -88,6 +90,6 @@ def fastvid(frame_vectors: Tensor, threshold: float) -> Tensor:
         return torch.ones(1, dtype=torch.int64)
     similarity = neighbour_similarity(frame_vectors[:, None])[:, 0].cpu()
     cut = similarity < threshold
-    cut[similarity.sort(stable=True).indices[:CUTS]] = True
+    cut[similarity.sort(stable=True).indices[:cuts]] = True
     ends = torch.cat([cut.nonzero()[:, 0] + 1, torch.tensor([frames])])
     return torch.diff(ends, prepend=torch.zeros(1, dtype=torch.int64))

@@ -174,3 +174,35 @@ def test_distances_are_symmetric_and_exact_for_copies():
     assert not square.diagonal().any()
     expected = torch.cdist(points.double(), points.double(), compute_mode="donot_use_mm_for_euclid_dist")
     torch.testing.assert_close(square.double(), expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("memory_limit", [TINY, 256])
+@pytest.mark.parametrize("neighbors", [1, 2, 4, 300])
+@pytest.mark.parametrize("length", [1.0, 30.0])
+def test_a_point_as_its_own_first_neighbour(neighbors, memory_limit, length):
+    """Density from the k smallest distances of a row, 0 to itself included, for points of any length."""
+    points = length * with_copies(unit(2, 150, 16, seed=5), 5, 0.2, 0.1)
+    peaks = density_peaks(points, 40, neighbors, memory_limit, itself=True)
+    joined = assign(points, peaks, memory_limit)
+    for group, part in enumerate(points):
+        d = torch.cdist(part, part, compute_mode="donot_use_mm_for_euclid_dist")
+        rho = torch.exp(-d.double().sort(1).values[:, :neighbors].square().mean(1))
+        rank = torch.empty_like(order := rho.sort(descending=True, stable=True).indices)
+        rank[order] = torch.arange(len(part))
+        delta = torch.where(rank[None] < rank[:, None], d, torch.inf).amin(1)
+        delta[order[0]] = d.max()
+        score = rho.clamp(min=torch.finfo(torch.float64).tiny) * delta
+        assert torch.equal(peaks.indices[group], score.sort(descending=True, stable=True).indices[:40])
+        centres = peaks.indices[group].sort().values
+        expected = d[:, centres].argmin(1)
+        expected[centres] = torch.arange(40)
+        assert torch.equal(joined[group], expected)
+
+
+def test_points_too_far_apart_for_a_density():
+    """exp(-d^2) is 0 in doubles: the lower index counts as denser, and every point still joins its nearest centre."""
+    points = torch.tensor([[[0.0], [100.0], [201.0], [305.0], [306.0]]])
+    peaks = density_peaks(points, 4, 2)
+    assert peaks.scores.isfinite()[0, 1:].all() and (peaks.scores > 0).all()
+    assert peaks.indices[0].tolist() == [0, 3, 2, 1]
+    assert assign(points, peaks)[0].tolist() == [0, 1, 2, 3, 3]

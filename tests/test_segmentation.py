@@ -123,3 +123,21 @@ def test_similarity():
     assert (similarity <= 1).all()
     assert torch.equal(similarity, neighbour_similarity(features, block_bytes=1))
     assert neighbour_similarity(features[:1]).shape == (0, 6)
+
+
+@pytest.mark.parametrize("longest", [1, 2, 3, 5])
+def test_holitom_with_a_longest_window(longest):
+    static = torch.rand(8, 6, generator=torch.Generator().manual_seed(longest)) < 0.8
+    sizes = holitom(static.float(), 0.5, longest).tolist()
+    assert max(sizes) <= longest
+    allowed = [partition for partition in all_partitions(9) if max(partition) <= longest]
+    assert total_gain(static, sizes) == max(total_gain(static, partition) for partition in allowed)
+
+
+def test_fastvid_with_another_number_of_cuts():
+    vectors = torch.nn.functional.normalize(torch.randn(9, 4, generator=torch.Generator().manual_seed(1)), dim=1)
+    similarity = (vectors[1:] * vectors[:-1]).sum(1)
+    for cuts in (0, 1, 3, 20):
+        lowest = similarity.sort().indices[:cuts].sort().values
+        edges = [0, *(lowest + 1).tolist(), 9]
+        assert fastvid(vectors, -1, cuts).tolist() == [b - a for a, b in itertools.pairwise(edges)]

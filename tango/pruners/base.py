@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from tango.pruners.in_llm import LayerPruning
 
-SALIENCY_SIGNALS = ("pooling_head", "global_query")
+SALIENCY_SIGNALS = ("pooling_head", "global_query", "received_attention")
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,9 @@ class Pruner(ABC):
 
     Args:
         retention_ratio: share of the tokens to keep, in (0, 1]; 1 keeps every token as it is.
-        saliency: which saliency the model side computes: "pooling_head", "global_query", or None for the choice of
-            the model family.
+        saliency: which saliency the model side computes: "pooling_head", "global_query", "received_attention" (what
+            each patch receives from all of its frame in the last vision layer in use), or None for the choice of the
+            model family.
         saliency_weights: where to read the pooling head: a path or a hub id; None looks beside the checkpoint, then
             takes the family's default.
         exact_budget: keep exactly budget() tokens of every video, a number known before it is encoded; False leaves
