@@ -31,12 +31,13 @@ def build_model(
     attention: str = "sdpa",
     seed: int = 0,
     model_class: type[LlavaOnevisionForConditionalGeneration] = LlavaOnevisionForConditionalGeneration,
+    layers: int = 2,
     **vision: Any,
 ) -> LlavaOnevisionForConditionalGeneration:
     """A model whose pooling head is in `folder`, which it takes for the folder it was loaded from."""
     settings = {"image_size": 40, "patch_size": 8, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
                 "num_attention_heads": 4, "vision_use_head": False}  # fmt: skip
-    text = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+    text = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": layers,
             "num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.4}  # fmt: skip
     config = model_class.config_class(
         vision_config=SiglipVisionConfig(**(settings | vision)),
