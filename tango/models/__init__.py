@@ -25,6 +25,9 @@ __all__ = ["FAMILIES", "Session", "VideoRecord", "attach", "family_of"]
 FAMILIES = {
     "LlavaOnevisionForConditionalGeneration": "tango.models.llava_onevision",
     "LlavaVideoForConditionalGeneration": "tango.models.llava_video",
+    "Qwen2_5_VLForConditionalGeneration": "tango.models.qwen2_5_vl",
+    "Qwen3VLForConditionalGeneration": "tango.models.qwen3_vl",
+    "Qwen3VLMoeForConditionalGeneration": "tango.models.qwen3_vl",
 }
 
 

@@ -1,0 +1,289 @@
+"""What Qwen2.5-VL and Qwen3-VL share: packed videos, a mean-query saliency, and M-RoPE positions that tokens keep.
+
+Videos of any size come packed: `pixel_values_videos` holds the patches of all of them, and `video_grid_thw` (V, 3)
+their grids, t x h x w patches each, where a patch spans temporal_patch_size sampled frames. A frame here is one of the
+t, its tokens are the merger's output, h / 2 x w / 2, and patches lie in the order of the tokens they are merged into.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tango.models.family import Family, Video, placeholders
+from tango.models.prompt import take
+from tango.pruners.base import full_precision
+
+if TYPE_CHECKING:
+    from tango.pruners.base import Pruned, Pruner
+
+# The tower sees no more patches at once (at least a frame), so that its memory does not grow with the video.
+PATCHES_PER_CALL = 1 << 15
+SIGNALS = frozenset({"saliency", "segment_features", "key"})
+
+
+def vision_modules(model: Any) -> list[nn.Module]:
+    """The modules whose calls are the vision tower's time; it ends in the merger, which is this family's projector."""
+    return [model.model.visual]
+
+
+def language_model(model: Any) -> nn.Module:
+    """The decoder, without its output projection."""
+    decoder: nn.Module = model.model.language_model
+    return decoder
+
+
+class QwenVL(Family):
+    """Base of both families.
+
+    Signals: saliency (F, L), see `mean_query_saliency`; segment_features is None, for which methods take the mean
+    token of each frame. No sink tokens are known.
+    """
+
+    title: str
+    inputs = (
+        "pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw", "second_per_grid_ts",
+        "mm_token_type_ids",
+    )  # fmt: skip
+    video_inputs = ("pixel_values_videos",)
+
+    def __init__(self, model: Any, pruner: "Pruner") -> None:
+        self.core = model.model
+        self.tower = self.core.visual
+        self.merge: int = self.tower.spatial_merge_size
+        self.width: int = self.core.config.text_config.hidden_size
+        if pruner.saliency not in (None, "global_query"):
+            raise ValueError(f"saliency={pruner.saliency!r}: {self.title} has global_query")
+        self.signals = pruner.signals
+        if unknown := self.signals - SIGNALS:
+            raise ValueError(f"{pruner.name} needs {', '.join(sorted(unknown))}; {self.title} has {sorted(SIGNALS)}")
+        # All videos of a prompt in one call, as the model itself does, where the result must equal its own to the bit.
+        self.patches_per_call = PATCHES_PER_CALL if pruner.retention_ratio < 1 else None
+
+    # -- videos --------------------------------------------------------------------------------------------------
+
+    def videos(self, inputs: Mapping[str, Any]) -> Iterator[Video]:
+        pixels: Tensor = inputs["pixel_values_videos"]
+        grids = self._grids(pixels, inputs.get("video_grid_thw"))
+        intervals = inputs.get("second_per_grid_ts")
+        if intervals is not None and len(intervals) != len(grids):
+            raise ValueError(f"second_per_grid_ts has {len(intervals)} entries for {len(grids)} videos")
+        lengths = [frames * height * width for frames, height, width in self._token_grids(grids)]
+        places = placeholders(self.core, inputs, self.core.config.video_token_id).nonzero()
+        if len(places) != sum(lengths):
+            raise ValueError(
+                f"the prompt holds {len(places)} video placeholders, and {len(grids)} videos need {sum(lengths)} "
+                f"({' + '.join('x'.join(map(str, grid)) for grid in self._token_grids(grids))})"
+            )
+        columns = torch.split(places, lengths)
+        if any(bool((own[:, 0] != own[0, 0]).any()) for own in columns):
+            raise ValueError("a video's placeholders are spread over several prompts of the batch")
+
+        for index, (tokens, saliency) in enumerate(self._encode(pixels, grids)):
+            frames, height, width = self._token_grids(grids[index : index + 1])[0]
+            tokens = tokens.view(frames, height * width, -1)
+            features, extra = torch.split(tokens, [self.width, self.extra_width], dim=-1)
+            yield Video(
+                int(columns[index][0, 0]), columns[index][:, 1], features, (height, width), saliency, extra=extra,
+                interval=1.0 if intervals is None else float(intervals[index]),
+            )  # fmt: skip
+
+    def timestamps(self, video: Video, given: Sequence[float] | Tensor | None) -> Tensor:
+        """Seconds of each frame (F,), from one a frame or one a sampled frame: a frame is at the mean of its samples.
+
+        The last sampled frame counts for those that are missing to a multiple of temporal_patch_size, as the
+        processors repeat it. Without times, frames are video.interval seconds apart.
+        """
+        samples = self.core.config.vision_config.temporal_patch_size
+        frames = video.features.shape[0]
+        if given is not None and len(given) != frames:
+            missing = frames * samples - len(given)
+            if not 0 <= missing < samples:
+                raise ValueError(
+                    f"{len(given)} timestamps for a video of {frames} frames of {samples} sampled ones each; one a "
+                    "frame or one a sampled frame is needed"
+                )
+            times = torch.as_tensor(given, dtype=torch.float64).flatten()
+            given = torch.cat((times, times[-1:].expand(missing))).view(frames, samples).mean(1)
+        return super().timestamps(video, given)
+
+    def lay_out(self, video: Video, pruned: "Pruned") -> tuple[Tensor, Tensor]:
+        """Kept tokens in the places of their own placeholders; `extra` of a merged token is that of its place."""
+        embeddings = pruned.features
+        if video.extra is not None:
+            extra = video.extra.flatten(0, 1)[pruned.indices.to(video.extra.device)]
+            embeddings = torch.cat((embeddings, extra.to(embeddings)), dim=-1)
+        return embeddings, video.columns[pruned.indices.to(video.columns.device)]
+
+    def _grids(self, pixels: Tensor, grids: Tensor | None) -> Tensor:
+        """The videos' patch grids (V, 3), checked against the packed patches."""
+        if grids is None:
+            raise ValueError("pixel_values_videos needs video_grid_thw, the patches t, h, w of each video")
+        grids = torch.as_tensor(grids)
+        if grids.dim() != 2 or grids.shape[1] != 3 or len(grids) == 0 or bool((grids < 1).any()):
+            raise ValueError(f"video_grid_thw must be t, h, w of each video, shape (videos, 3), got {grids.tolist()}")
+        if bool((grids[:, 1:] % self.merge).any()):
+            raise ValueError(f"video_grid_thw {grids.tolist()}: h and w must be multiples of {self.merge}")
+        if pixels.dim() != 2 or len(pixels) != int(grids.prod(1).sum()):
+            raise ValueError(
+                f"pixel_values_videos has shape {tuple(pixels.shape)}; video_grid_thw {grids.tolist()} needs "
+                f"{int(grids.prod(1).sum())} rows, one a patch"
+            )
+        return grids
+
+    def _token_grids(self, grids: Tensor) -> list[tuple[int, int, int]]:
+        """Frames, rows and columns of tokens of each video."""
+        return [(t, h // self.merge, w // self.merge) for t, h, w in grids.tolist()]
+
+    def _encode(self, pixels: Tensor, grids: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Tokens (F*L, D + X) and saliency (F, L) or None of each video; frames do not see each other in the tower."""
+        if self.patches_per_call is None:
+            yield from self._encode_chunk(pixels, grids)
+            return
+        for packed, grid in zip(torch.split(pixels, grids.prod(1).tolist()), grids, strict=True):
+            frames, height, width = grid.tolist()
+            step = max(1, self.patches_per_call // (height * width))
+            parts = []
+            for start in range(0, frames, step):
+                part = grid.clone()[None]
+                part[0, 0] = min(step, frames - start)
+                own = packed[start * height * width : (start + step) * height * width]
+                parts.extend(self._encode_chunk(own, part))
+            tokens, saliency = zip(*parts, strict=True)
+            yield torch.cat(tokens), None if saliency[0] is None else torch.cat(saliency)
+
+    def _encode_chunk(self, pixels: Tensor, grids: Tensor) -> list[tuple[Tensor, Tensor | None]]:
+        wanted = "saliency" in self.signals
+        attention = self.tower.blocks[-1].attn
+        recording: AbstractContextManager[dict[str, Tensor]] = (
+            recorded_queries(attention) if wanted else contextlib.nullcontext({})
+        )
+        with recording as states:
+            output = self.core.get_video_features(pixels, grids, return_dict=True)
+        shapes = self._token_grids(grids)
+        tokens = torch.split(self._tokens(output), [t * h * w for t, h, w in shapes])
+        if not wanted:
+            return [(own, None) for own in tokens]
+        counts = grids.prod(1).tolist()
+        packed = (torch.split(states[name], counts) for name in ("qkv", "cos", "sin"))
+        saliencies = []
+        for (frames, height, width), qkv, cos, sin in zip(shapes, *packed, strict=True):
+            saliency = mean_query_saliency(qkv, cos, sin, attention.num_heads, attention.scaling, frames, self.merge**2)
+            order = self._order(height, width)
+            saliencies.append(saliency if order is None else saliency[:, order.argsort().to(saliency.device)])
+        return list(zip(tokens, saliencies, strict=True))
+
+    def _order(self, height: int, width: int) -> Tensor | None:
+        """Raster indices (L,) of a frame's tokens in the order in which the tower works; None: in raster order."""
+        return None
+
+    def _tokens(self, output: Any) -> Tensor:
+        """What the language model receives of each token: (N, D + X), from the output of get_*_features()."""
+        return torch.cat(output.pooler_output)
+
+    # -- the prompt ----------------------------------------------------------------------------------------------
+
+    def embed(self, ids: Tensor | None, embeds: Tensor | None, real: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+        prompt = {"input_ids": ids, "inputs_embeds": embeds}
+        out: Tensor = self.core.get_input_embeddings()(ids) if embeds is None else embeds
+        out = F.pad(out, (0, self.extra_width)) if self.extra_width else out
+        pixels = inputs.get("pixel_values")
+        if pixels is None:
+            return out
+        output = self.core.get_image_features(pixels, inputs.get("image_grid_thw"), return_dict=True)
+        features = self._tokens(output).to(out)
+        mask = placeholders(self.core, prompt, self.core.config.image_token_id) & real
+        if (places := int(mask.sum())) != len(features):
+            raise ValueError(f"the prompt holds {places} image placeholders for {len(features)} image features")
+        return out.masked_scatter(mask.unsqueeze(-1).to(out.device), features)
+
+    def positions(self, inputs: Mapping[str, Any], source: Tensor, attended: Tensor) -> Tensor:
+        """Temporal, row and column positions (3, B, W), as the model gives them to the unpruned prompt.
+
+        Where the caller gave positions, tokens keep those; of four rows, the first (a count of tokens, by which the
+        model tells packed prompts apart) is left out. Also sets what the model adds to the number of tokens in a cache
+        to go on from it (rope_deltas), so that the text after a pruned prompt is numbered as after the whole one.
+        """
+        positions = inputs.get("position_ids")
+        if positions is None:
+            positions = self._whole_positions(inputs)
+        elif positions.dim() == 3:
+            positions = positions[-3:]
+        else:
+            positions = positions.expand(3, *positions.shape)
+        positions = positions.expand(-1, source.shape[0], -1)
+        after = positions.amax((0, 2)) + 1
+        self.core.rope_deltas = (after - attended.sum(1).to(after.device))[:, None]
+        return take(positions.permute(1, 2, 0), source).permute(2, 0, 1)
+
+    def _whole_positions(self, inputs: Mapping[str, Any]) -> Tensor:
+        """(3, B, N) of the unpruned prompt; as in the model itself, without ids or their types text's: one a token."""
+        ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
+        positions: Tensor
+        if ids is not None and inputs.get("mm_token_type_ids") is not None:
+            names = ("mm_token_type_ids", "image_grid_thw", "video_grid_thw", "second_per_grid_ts", "attention_mask")
+            positions, _ = self.core.get_rope_index(ids, **{name: inputs.get(name) for name in names})
+            return positions
+        shape = ids.shape if ids is not None else inputs["inputs_embeds"].shape[:2]
+        shown = torch.ones(shape, dtype=torch.long, device=inputs["pixel_values_videos"].device)
+        shown = shown if mask is None else mask.long()
+        return (shown.cumsum(1) - 1).masked_fill(shown == 0, 0).expand(3, *shape)
+
+    @contextlib.contextmanager
+    def installed(self) -> Iterator[None]:
+        before = self.core.rope_deltas
+        try:
+            yield
+        finally:
+            self.core.rope_deltas = before
+
+
+@contextlib.contextmanager
+def recorded_queries(attention: Any) -> Iterator[dict[str, Tensor]]:
+    """While open, a call of a vision attention leaves `qkv` (P, 3*E) and its rotation, `cos` and `sin` (P, E/heads)."""
+    states: dict[str, Tensor] = {}
+
+    def keep_rotation(_: Any, args: Any, kwargs: Mapping[str, Any]) -> None:
+        states["cos"], states["sin"] = kwargs["position_embeddings"]
+
+    def keep_queries(_: Any, args: Any, output: Tensor) -> None:
+        states["qkv"] = output
+
+    hooks = [
+        attention.register_forward_pre_hook(keep_rotation, with_kwargs=True),
+        attention.qkv.register_forward_hook(keep_queries),
+    ]
+    try:
+        yield states
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def mean_query_saliency(
+    qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, scaling: float, frames: int, group: int
+) -> Tensor:
+    """Attention (F, L) of each frame's mean query to its tokens' mean keys, in fp32 (Tango, arXiv 2604.09547).
+
+    qkv (F*L*group, 3*E) before rotation, patches of a token side by side; cos, sin (F*L*group, E/heads). Queries are
+    averaged over a frame, keys over each token's patches, both rotated; weights are a softmax over the frame's tokens,
+    averaged over heads.
+    """
+    with full_precision(qkv.device):
+        size = len(qkv) // frames
+        parts = zip(*(torch.split(tensor, size) for tensor in (qkv, cos, sin)), strict=True)
+        return torch.stack([_frame_saliency(x, c, s, heads, scaling, group) for x, c, s in parts])
+
+
+def _frame_saliency(qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, scaling: float, group: int) -> Tensor:
+    """One frame of mean_query_saliency(): (L,). By frames, so that no copy of all queries in fp32 is made."""
+    query, key, _ = qkv.view(len(qkv), 3, heads, -1).float().unbind(1)
+    cos, sin = cos.float()[:, None], sin.float()[:, None]
+    query, key = (x * cos + torch.cat((-x.chunk(2, -1)[1], x.chunk(2, -1)[0]), -1) * sin for x in (query, key))
+    keys = key.view(-1, group, *key.shape[1:]).mean(1)
+    scores = torch.einsum("hd,lhd->hl", query.mean(0), keys) * scaling
+    return scores.softmax(-1).mean(0)

@@ -1,0 +1,239 @@
+"""Every model family as the tests see it: a small model, prompts with videos and images, and what pruning leaves.
+
+One entry of FAMILIES is one family; the tests that hold for all of them take the fixture `family`. Everywhere a frame
+has 3 x 3 tokens and a video 4 frames unless said otherwise.
+"""
+
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tiny_llava
+import tiny_qwen
+import torch
+from tiny_llava import IMAGE, VIDEO, make_pruner, prompt
+from torch import Tensor
+
+from tango.models.llava_video import LlavaVideoForConditionalGeneration
+from tango.pruners import Pruned, Pruner
+
+GRID, TOKENS = (3, 3), 9
+
+__all__ = ["FAMILIES", "GRID", "IMAGE", "TOKENS", "VIDEO", "Spy", "TinyFamily", "make_pruner", "outputs"]
+
+
+class Spy(Pruner):
+    """Keeps chosen tokens and notes what it was given."""
+
+    name = "spy"
+    wanted = frozenset({"key"})
+
+    def __init__(self, indices=(0, 5, 17), wanted=frozenset({"key"}), **settings):
+        super().__init__(**settings)
+        self.indices, self.wanted, self.calls = torch.tensor(indices), wanted, []
+
+    @property
+    def signals(self):
+        return self.wanted
+
+    def prune(self, features, saliency, grid, timestamps, segment_features=None, key=None):
+        self.calls.append({"features": features, "saliency": saliency, "grid": grid, "timestamps": timestamps,
+                           "segment_features": segment_features, "key": key})  # fmt: skip
+        return Pruned(self.indices, features.flatten(0, 1)[self.indices], torch.tensor([len(features)]))
+
+
+class TinyFamily(ABC):
+    """One family. `image`: the ids of an image; `mrope`: tokens keep positions of their own; `units`: rows of the
+    tower's input that make a frame."""
+
+    name: str
+    image: list[int]
+    mrope = False
+    units = 1
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory()
+        self._models: dict[Any, Any] = {}
+
+    def model(self, dtype: torch.dtype = torch.float32, attention: str = "sdpa") -> Any:
+        """A model by dtype and attention, made once; tests leave it as it was."""
+        key = (dtype, attention)
+        if key not in self._models:
+            folder = Path(self._folder.name) / f"{dtype}-{attention}"
+            folder.mkdir()
+            self._models[key] = self.build(folder, dtype, attention)
+        return self._models[key]
+
+    @abstractmethod
+    def build(self, folder: Path, dtype: torch.dtype = torch.float32, attention: str = "sdpa", seed: int = 0) -> Any:
+        """A model of the caller's own."""
+
+    @abstractmethod
+    def video(self, frames: int = 4) -> list[int]:
+        """Ids of a video: its placeholders and what stands around and between them."""
+
+    def prompt(self, *rows: Sequence[int], side: str = "left") -> dict[str, Tensor]:
+        """Rows of ids, padded to one length."""
+        return prompt(*rows, side=side)
+
+    @abstractmethod
+    def pixels(
+        self, videos: int = 1, frames: int = 4, seed: int = 0, dtype: torch.dtype = torch.float32
+    ) -> dict[str, Tensor]:
+        """Keyword arguments for so many videos."""
+
+    @abstractmethod
+    def part(self, inputs: dict[str, Tensor], first: int, count: int) -> dict[str, Tensor]:
+        """Of keyword arguments with videos of 4 frames, those of some videos."""
+
+    @abstractmethod
+    def images(self, count: int = 1, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+        """Keyword arguments for so many images."""
+
+    def left(self, indices: Sequence[int], frames: int = 4) -> list[int]:
+        """Offsets within video(frames) that stay when tokens of these flat indices are kept, in the prompt's order."""
+        ids = self.video(frames)
+        visual = [offset for offset, token in enumerate(ids) if token == VIDEO]
+        chosen = iter([visual[index] for index in indices])
+        kept = {visual[index] for index in indices}
+        return [
+            offset if token != VIDEO else next(chosen)
+            for offset, token in enumerate(ids)
+            if token != VIDEO or offset in kept
+        ]
+
+    def columns(self, row: Sequence[int], indices: Sequence[int], frames: int = 4) -> list[int]:
+        """Columns of a row of ids that stay when each of its videos keeps the tokens of these flat indices."""
+        video, columns, column = self.video(frames), [], 0
+        while column < len(row):
+            if list(row[column : column + len(video)]) == video:
+                columns += [column + offset for offset in self.left(indices, frames)]
+                column += len(video)
+            else:
+                columns.append(column)
+                column += 1
+        return columns
+
+    @abstractmethod
+    def tower(self, model: Any) -> Any:
+        """The module that takes the pixels of videos."""
+
+    @abstractmethod
+    def projector(self, model: Any) -> Any:
+        """The last weight that makes the features."""
+
+
+class Llava(TinyFamily):
+    """LLaVA-OneVision: a newline after the video."""
+
+    name = "llava_onevision"
+    settings: dict[str, Any] = {}
+    size = 40
+    image = [IMAGE] * (25 + 25 + 5)
+
+    def build(self, folder, dtype=torch.float32, attention="sdpa", seed=0):
+        return tiny_llava.build_model(folder, dtype, attention, seed, **self.settings)
+
+    def video(self, frames=4):
+        return [VIDEO] * (frames * TOKENS + 1)
+
+    def pixels(self, videos=1, frames=4, seed=0, dtype=torch.float32):
+        return {"pixel_values_videos": tiny_llava.pixels(videos, frames, seed, self.size, dtype)}
+
+    def part(self, inputs, first, count):
+        return {"pixel_values_videos": inputs["pixel_values_videos"][first : first + count]}
+
+    def images(self, count=1, dtype=torch.float32):
+        pixels = torch.randn(count, 2, 3, self.size, self.size, generator=torch.Generator().manual_seed(5))
+        return {"pixel_values": pixels.to(dtype), "image_sizes": torch.tensor([[self.size] * 2] * count)}
+
+    def left(self, indices, frames=4):
+        return [*indices, frames * TOKENS]
+
+    def tower(self, model):
+        return model.model.vision_tower
+
+    def projector(self, model):
+        return model.model.multi_modal_projector.linear_2.weight
+
+
+class LlavaVideo(Llava):
+    """LLaVA-Video: a newline after each row of a frame that still has a token."""
+
+    name = "llava_video"
+    settings = {"model_class": LlavaVideoForConditionalGeneration, "image_size": 56}
+    size = 56
+    image = [IMAGE] * (49 + 49 + 7)
+
+    def video(self, frames=4):
+        return [VIDEO] * (frames * 12)
+
+    def left(self, indices, frames=4):
+        rows = sorted({index // 3 for index in indices})
+        return sorted([index // 3 * 4 + index % 3 for index in indices] + [row * 4 + 3 for row in rows])
+
+
+class Qwen(TinyFamily):
+    """Qwen2.5-VL: one span of placeholders between a start and an end."""
+
+    name = "qwen2_5_vl"
+    image = [tiny_qwen.START] + [IMAGE] * 4 + [tiny_qwen.END]
+    mrope = True
+    units = 36
+
+    def build(self, folder, dtype=torch.float32, attention="sdpa", seed=0):
+        return tiny_qwen.build_model(folder, dtype, attention, seed, self.name)
+
+    def video(self, frames=4):
+        return [tiny_qwen.START, *[VIDEO] * (frames * TOKENS), tiny_qwen.END]
+
+    def prompt(self, *rows, side="left"):
+        inputs = super().prompt(*rows, side=side)
+        ids = inputs["input_ids"]
+        return inputs | {"mm_token_type_ids": (ids == IMAGE).int() + 2 * (ids == VIDEO).int()}
+
+    def pixels(self, videos=1, frames=4, seed=0, dtype=torch.float32):
+        return tiny_qwen.video_inputs(*[(frames, 6, 6)] * videos, seed=seed, dtype=dtype)
+
+    def part(self, inputs, first, count):
+        return {
+            "pixel_values_videos": inputs["pixel_values_videos"][144 * first : 144 * (first + count)],
+            "video_grid_thw": inputs["video_grid_thw"][first : first + count],
+        }
+
+    def images(self, count=1, dtype=torch.float32):
+        return tiny_qwen.image_inputs(*[(4, 4)] * count, dtype=dtype)
+
+    def tower(self, model):
+        return model.model.visual
+
+    def projector(self, model):
+        return model.model.visual.merger.mlp[2].weight
+
+
+class Qwen3(Qwen):
+    """Qwen3-VL: each frame by itself, after its time as text."""
+
+    name = "qwen3_vl"
+
+    def video(self, frames=4):
+        spans = [[20 + frame % 50, tiny_qwen.START, *[VIDEO] * TOKENS, tiny_qwen.END] for frame in range(frames)]
+        return sum(spans, [])
+
+    def projector(self, model):
+        return model.model.visual.merger.linear_fc2.weight
+
+
+class Qwen3Moe(Qwen3):
+    name = "qwen3_vl_moe"
+
+
+FAMILIES = {family.name: family for family in (Llava(), LlavaVideo(), Qwen(), Qwen3())}
+
+
+def outputs(model: Any, inputs: dict[str, Tensor], new: int = 6) -> tuple[Tensor, Tensor]:
+    """Greedy answer and prefill logits."""
+    with torch.no_grad():
+        return model.generate(**inputs, max_new_tokens=new, do_sample=False), model(**inputs).logits

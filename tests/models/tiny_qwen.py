@@ -1,0 +1,95 @@
+"""Small random-weight Qwen-VL models of the true architecture, and packed videos for them.
+
+A frame is 24 x 24 pixels in 6 x 6 patches of 4, merged to 3 x 3 tokens; Qwen2.5-VL's windows of 2 x 2 tokens so have an
+uneven edge, and its last vision block works in window order.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLMoeConfig,
+    Qwen3VLMoeForConditionalGeneration,
+)
+
+PAD, IMAGE, VIDEO, START, END, VOCABULARY = 0, 90, 91, 92, 93, 96
+PATCH, CHANNELS = 4, 3 * 2 * 4 * 4  # pixels along a side; numbers in a packed patch of two sampled frames
+
+CLASSES = {
+    "qwen2_5_vl": (Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLConfig),
+    "qwen3_vl": (Qwen3VLForConditionalGeneration, Qwen3VLConfig),
+    "qwen3_vl_moe": (Qwen3VLMoeForConditionalGeneration, Qwen3VLMoeConfig),
+}
+
+
+def build_model(
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
+    attention: str = "sdpa",
+    seed: int = 0,
+    kind: str = "qwen2_5_vl",
+    layers: int = 2,
+    **vision: Any,
+) -> Any:
+    """A model of random weights; `folder` is where it says that it came from."""
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 2, 2]}
+    text = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": layers,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.4, "head_dim": 16,
+            "rope_parameters": rope}  # fmt: skip
+    settings = {"depth": 3, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "patch_size": PATCH,
+                "spatial_merge_size": 2, "temporal_patch_size": 2, "out_hidden_size": 32,
+                "initializer_range": 0.2}  # fmt: skip
+    if kind == "qwen2_5_vl":
+        settings |= {"window_size": 4 * PATCH, "fullatt_block_indexes": [1], "tokens_per_second": 2}
+        text |= {"num_attention_heads": 2, "num_key_value_heads": 1}  # heads of 16 there too
+        del text["head_dim"]
+    else:
+        settings |= {"num_position_embeddings": 16, "deepstack_visual_indexes": [0, 1]}
+    if kind == "qwen3_vl_moe":
+        text |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    model_class, config_class = CLASSES[kind]
+    config = config_class(
+        text_config=text,
+        vision_config=settings | vision,
+        image_token_id=IMAGE,
+        video_token_id=VIDEO,
+        vision_start_token_id=START,
+        vision_end_token_id=END,
+    )
+    torch.manual_seed(seed)
+    model = model_class._from_config(config, attn_implementation=attention)
+    for name, parameter in model.model.visual.named_parameters():
+        if "bias" in name:  # zeros when fresh: let mistakes with them show
+            torch.nn.init.normal_(parameter, std=0.5)
+    model.generation_config.pad_token_id = PAD
+    model.generation_config.eos_token_id = 1
+    model.config._name_or_path = str(folder)
+    return model.to(dtype).eval()
+
+
+def video_inputs(*grids: tuple[int, int, int], seed: int = 0, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """Packed videos of t x h x w patches: a still background with patches that change, and a cut in the middle."""
+    generator = torch.Generator().manual_seed(seed)
+    packed = []
+    for frames, height, width in grids:
+        patches = height * width
+        scenes = torch.randn(2, patches, CHANNELS, generator=generator)
+        video = scenes.repeat_interleave(-(-frames // 2), 0)[:frames].clone()
+        for frame in range(frames):
+            start = 4 * frame % patches
+            video[frame, start : start + 8] = torch.randn(8, CHANNELS, generator=generator)[: patches - start]
+        packed.append(video.flatten(0, 1))
+    return {"pixel_values_videos": torch.cat(packed).to(dtype), "video_grid_thw": torch.tensor(grids)}
+
+
+def image_inputs(*grids: tuple[int, int], seed: int = 5, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """Packed images of h x w patches."""
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randn(sum(height * width for height, width in grids), CHANNELS, generator=generator)
+    return {"pixel_values": pixels.to(dtype), "image_grid_thw": torch.tensor([(1, *grid) for grid in grids])}
