@@ -9,11 +9,14 @@ here is where it is taken from, and how the layers after the drop get along with
   themselves; those that become shorter than others are padded where the prompt is padded, else on the left;
 - positions stay what they were, so that rows have gaps. The mask is therefore built from places, not from positions:
   transformers takes a jump of positions for the start of another sequence;
+- visual features that the decoder adds after its first layers (deepstack) go with their tokens: those of layer K and
+  later are kept back from the decoder and added here;
 - a cache holds fewer entries from layer K on. Layer 0, which transformers asks for the length, has them all, so new
   tokens are numbered as if nothing had been dropped at K. The mask of the later layers is kept on the cache.
 """
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -65,6 +68,7 @@ class DecoderPruner:
         self._scores: Tensor | None = None  # (B, N) of the prompt that is under way
         self._given: Tensor | None = None  # the mask (B, N) of the call that is under way, where it has one
         self._changes: dict[str, Any] | None = None  # arguments of layers K and later in this call
+        self._deepstack: list[Tensor] = []  # (B, N, D), later (B, n', D): to be added after layers K, K + 1, ..
 
     @contextlib.contextmanager
     def installed(self, session: "Session") -> Iterator[None]:
@@ -76,7 +80,10 @@ class DecoderPruner:
             self.layers[layer - 1].self_attn.register_forward_pre_hook(self._score, with_kwargs=True),
             self.layers[layer].register_forward_pre_hook(self._enter, with_kwargs=True),
         ]
-        hooks += [each.register_forward_pre_hook(self._follow, with_kwargs=True) for each in self.layers[layer + 1 :]]
+        hooks += [
+            each.register_forward_pre_hook(functools.partial(self._follow, index), with_kwargs=True)
+            for index, each in enumerate(self.layers[layer + 1 :])
+        ]
         try:
             yield
         finally:
@@ -88,12 +95,14 @@ class DecoderPruner:
         """Prune this prompt in the decoder's next call, whose tokens after the prompt's width are new ones."""
         self._prompt = prompt
         self._scores = self._given = self._changes = None
+        self._deepstack = []
 
     # -- hooks ---------------------------------------------------------------------------------------------------
 
-    def _start(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _start(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Before the decoder: forget the last call, and see that a cache that goes on is one of ours."""
         self._scores = self._changes = None
+        self._deepstack = []
         mask: Any = kwargs.get("attention_mask")
         cache: Any = kwargs.get("past_key_values")
         self._given = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
@@ -105,6 +114,13 @@ class DecoderPruner:
                 f"past_key_values holds a prompt pruned before layer {layout.layer}, and the attached method prunes "
                 f"before layer {layer}: go on from it with the method that filled it"
             )
+        features = kwargs.get("deepstack_visual_embeds")
+        if self._prompt is None or features is None or len(features) <= layer:
+            return None
+        places: Tensor = kwargs["visual_pos_masks"]
+        empty = features[0].new_zeros(*places.shape, features[0].shape[-1])
+        self._deepstack = [empty.masked_scatter(places[..., None], each) for each in features[layer:]]
+        return args, kwargs | {"deepstack_visual_embeds": features[:layer]}
 
     def _score(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before layer K-1's attention: rank the tokens by its row of the last prompt token."""
@@ -130,6 +146,7 @@ class DecoderPruner:
                     "position_embeddings": (take_rows(cos, source), take_rows(sin, source)),
                     "position_ids": None,
                 }
+                self._deepstack = [take(features, source) for features in self._deepstack]
             self._prompt = self._scores = None
         elif layout is not None:
             mask = layout.mask.to(hidden.device)
@@ -138,9 +155,11 @@ class DecoderPruner:
             self._changes = {"attention_mask": self._mask(hidden, mask, cache), "position_ids": None}
         return None if self._changes is None else ((hidden, *args[1:]), kwargs | self._changes)
 
-    def _follow(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Before the layers after K."""
-        return None if self._changes is None else (args, kwargs | self._changes)
+    def _follow(self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Before layer K + 1 + index."""
+        if index < len(self._deepstack):
+            args = (args[0] + self._deepstack[index].to(args[0]), *args[1:])
+        return args, kwargs if self._changes is None else kwargs | self._changes
 
     # -- steps ---------------------------------------------------------------------------------------------------
 

@@ -99,7 +99,7 @@ class Seam:
         self.model.generate = generate
         inside = self.decoder_pruner.installed(self.session) if self.decoder_pruner else contextlib.nullcontext()
         try:
-            with inside, self.family.installed():
+            with self.family.installed(), inside:  # the decoder's hooks run in this order
                 yield self.session
         finally:
             hook.remove()
