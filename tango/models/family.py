@@ -51,6 +51,11 @@ class Family(ABC):
     def __init__(self, model: nn.Module, pruner: "Pruner") -> None:
         """Prepare what `pruner.signals` needs; raises if it cannot be had."""
 
+    @classmethod
+    @abstractmethod
+    def sizes(cls, config: Any, inputs: Mapping[str, Any]) -> list[tuple[int, int]]:
+        """Frames and tokens a frame of each video of a prompt, told without encoding it; `config` is the model's."""
+
     @abstractmethod
     def videos(self, inputs: Mapping[str, Any]) -> Iterator[Video]:
         """Encode the videos of a prompt, in prompt order."""

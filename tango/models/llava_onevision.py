@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from tango.models.family import Family, Video
+from tango.models.family import Family, Video, placeholders
 from tango.models.pooling_head import load_pooling_head
 from tango.models.siglip import mean_query_saliency, recorded_states
 
@@ -75,19 +75,28 @@ class LlavaOnevision(Family):
     def sink_tokens(self, grid: tuple[int, int]) -> tuple[int, ...] | None:
         return self.sinks.get(grid)
 
-    def layout(self, frames: int) -> tuple[int, int, str]:
+    @staticmethod
+    def layout(config: Any, frames: int) -> tuple[int, int, str]:
         """Tokens along a side of a frame, placeholders of a video of so many frames, and the latter in words."""
-        vision = self.core.config.vision_config
+        vision = config.vision_config
         side = -(-(vision.image_size // vision.patch_size) // 2)
         return side, frames * side * side + 1, f"{side} x {side} a frame and one newline each"
+
+    @classmethod
+    def sizes(cls, config: Any, inputs: Mapping[str, Any]) -> list[tuple[int, int]]:
+        pixels = inputs.get("pixel_values_videos")
+        if pixels is None:
+            return []
+        videos, frames = pixels.shape[:2]
+        return [(frames, cls.layout(config, frames)[0] ** 2)] * videos
 
     def videos(self, inputs: Mapping[str, Any]) -> Iterator[Video]:
         pixels: Tensor = inputs["pixel_values_videos"]
         if pixels.dim() != 5 or 0 in pixels.shape:
             raise ValueError(f"pixel_values_videos has shape {tuple(pixels.shape)}, not (videos, frames, C, H, W)")
         count, frames = pixels.shape[:2]
-        side, length, words = self.layout(frames)
-        places = self._placeholders(inputs, self.core.config.video_token_id).nonzero()
+        side, length, words = self.layout(self.core.config, frames)
+        places = placeholders(self.core, inputs, self.core.config.video_token_id).nonzero()
         if len(places) != count * length:
             raise ValueError(
                 f"the prompt holds {len(places)} video placeholders, and {count} videos of {frames} frames need "
@@ -123,21 +132,10 @@ class LlavaOnevision(Family):
             pixels, inputs.get("image_sizes"), return_dict=True, **{name: inputs.get(name) for name in options}
         ).pooler_output
         features = torch.cat(images).to(embeds)
-        mask = self._placeholders(prompt, self.core.config.image_token_id) & real
+        mask = placeholders(self.core, prompt, self.core.config.image_token_id) & real
         if (places := int(mask.sum())) != len(features):
             raise ValueError(f"the prompt holds {places} image placeholders for {len(features)} image features")
         return embeds.masked_scatter(mask.unsqueeze(-1).to(embeds.device), features)
-
-    def _placeholders(self, prompt: Mapping[str, Any], token: int) -> Tensor:
-        """Where a placeholder stands (B, N); without ids it is told by its embedding."""
-        embeds = prompt.get("inputs_embeds")
-        found: Tensor
-        if embeds is None:
-            found = prompt["input_ids"] == token
-        else:
-            embedding = self.core.get_input_embeddings()(torch.tensor(token, device=embeds.device))
-            found = (embeds == embedding.to(embeds.device)).all(-1)
-        return found
 
     def _encode(self, pixels: Tensor, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Features (F, L, D), saliency (F, L) or None and frame vectors (F, E) or None of frames (F, C, H, W)."""

@@ -111,8 +111,9 @@ class LlavaVideo(LlavaOnevision):
     title = "LLaVA-Video"
     sinks = SINK_TOKENS
 
-    def layout(self, frames: int) -> tuple[int, int, str]:
-        vision = self.core.config.vision_config
+    @staticmethod
+    def layout(config: Any, frames: int) -> tuple[int, int, str]:
+        vision = config.vision_config
         side = vision.image_size // vision.patch_size // 2
         return side, frames * side * (side + 1), f"{side} rows of {side} and a newline a frame"
 

@@ -66,6 +66,11 @@ class QwenVL(Family):
 
     # -- videos --------------------------------------------------------------------------------------------------
 
+    @classmethod
+    def sizes(cls, config: Any, inputs: Mapping[str, Any]) -> list[tuple[int, int]]:
+        grids, group = inputs.get("video_grid_thw"), config.vision_config.spatial_merge_size**2
+        return [] if grids is None else [(t, h * w // group) for t, h, w in grids.tolist()]
+
     def videos(self, inputs: Mapping[str, Any]) -> Iterator[Video]:
         pixels: Tensor = inputs["pixel_values_videos"]
         grids = self._grids(pixels, inputs.get("video_grid_thw"))
