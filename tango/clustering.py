@@ -27,7 +27,8 @@ class Peaks(NamedTuple):
     """Density peaks of G sets.
 
     indices: (G, m) int64 by score, highest first.
-    scores: (G, m) fp64, density times separation; infinite for the densest point, 0 only for a copy of a denser one.
+    scores: (G, m) fp64, density times separation; infinite for the densest point, 0 only for a copy of a denser one
+        (a copy that counts as less dense, for its index).
     """
 
     indices: Tensor
@@ -48,14 +49,19 @@ def distances(points: Tensor, others: Tensor) -> Tensor:
 
 
 def density_peaks(
-    points: Tensor, count: int, num_neighbors: int = 7, memory_limit: float = 256, itself: bool = False
+    points: Tensor,
+    count: int,
+    num_neighbors: int = 7,
+    memory_limit: float = 256,
+    itself: bool = False,
+    strict: bool = False,
 ) -> Peaks:
     """The `count` points that are dense and far from any denser point.
 
     Density is exp(-mean of the squared distances to the k nearest other points), separation the distance to the
     nearest denser point. A point is denser than another if its density is larger, or equal and its index lower. The
     densest point has no denser one; its separation is by definition the largest distance of the set, which always
-    makes its score the highest, so that distance is not computed.
+    makes its score the highest, so that distance is not computed. Equal scores go to the lower index.
 
     Args:
         points: (G, n, D) fp32, G independent sets, of lengths around 1 (unit vectors, or features / sqrt(D)).
@@ -64,6 +70,7 @@ def density_peaks(
         memory_limit: MiB that temporary blocks may take (no less than a block of 64 x 64 is used).
         itself: count a point, at distance 0, as the first of its own k neighbours, as FastVID (arXiv 2503.11187),
             HoliTom (arXiv 2505.21334), FlashVID (arXiv 2602.08024) and PruneVid (arXiv 2412.16117) do.
+        strict: of points of equal density none counts as denser, as in FlashVID's code without its random noise.
 
     Raises:
         ValueError: count is not in 1 .. n.
@@ -74,10 +81,10 @@ def density_peaks(
     elements = _block_elements(points, memory_limit)
     if size * size <= elements:
         parts = torch.split(points, max(1, elements // (size * size)))
-        scores = torch.cat([_scores_dense(part, num_neighbors, itself) for part in parts])
+        scores = torch.cat([_scores_dense(part, num_neighbors, itself, strict) for part in parts])
     else:
         edge = math.isqrt(elements)
-        scores = torch.stack([_scores_blocked(part, num_neighbors, edge, itself) for part in points])
+        scores = torch.stack([_scores_blocked(part, num_neighbors, edge, itself, strict) for part in points])
     scores, indices = scores.sort(dim=1, descending=True, stable=True)
     return Peaks(indices[:, :count], scores[:, :count])
 
@@ -174,10 +181,13 @@ def _density(near: Tensor, num_neighbors: int, itself: bool) -> Tensor:
     return torch.exp(-near.square().mean(-1))
 
 
-def _rank(density: Tensor) -> tuple[Tensor, Tensor]:
-    """Points from the densest on, the lower index first among equals, and each point's place in that order."""
-    order = density.sort(dim=-1, descending=True, stable=True).indices
+def _rank(density: Tensor, strict: bool) -> tuple[Tensor, Tensor]:
+    """Points from the densest on, the lower index first among equals, and how many points are denser than each."""
+    density, order = density.sort(dim=-1, descending=True, stable=True)
     places = torch.arange(density.shape[-1], device=density.device).expand_as(order)
+    if strict:
+        equal = torch.nn.functional.pad(density[..., 1:] == density[..., :-1], (1, 0))
+        places = places.masked_fill(equal, 0).cummax(-1).values
     return order, torch.empty_like(order).scatter_(-1, order, places)
 
 
@@ -186,7 +196,7 @@ def _score(density: Tensor, separation: Tensor) -> Tensor:
     return density.clamp(min=torch.finfo(torch.float64).tiny) * separation.double()
 
 
-def _scores_dense(points: Tensor, num_neighbors: int, itself: bool) -> Tensor:
+def _scores_dense(points: Tensor, num_neighbors: int, itself: bool, strict: bool) -> Tensor:
     """Scores (G, n) of G sets small enough for all their closenesses at once."""
     groups, size, dim = points.shape
     flat = points.reshape(-1, dim)
@@ -201,14 +211,14 @@ def _scores_dense(points: Tensor, num_neighbors: int, itself: bool) -> Tensor:
 
     near = close.topk(min(num_neighbors + SPARE, size - 1), dim=2, sorted=False).indices
     density = _density(exact(near), num_neighbors, itself)
-    _, rank = _rank(density)
-    close.masked_fill_(rank[:, None] > rank[..., None], -torch.inf)
+    _, rank = _rank(density, strict)
+    close.masked_fill_(rank[:, None] >= rank[..., None], -torch.inf)
     denser = close.topk(min(SPARE, size), dim=2, sorted=False)
     separation = exact(denser.indices).masked_fill_(denser.values == -torch.inf, torch.inf).amin(2)
     return _score(density, separation)
 
 
-def _scores_blocked(points: Tensor, num_neighbors: int, edge: int, itself: bool) -> Tensor:
+def _scores_blocked(points: Tensor, num_neighbors: int, edge: int, itself: bool, strict: bool) -> Tensor:
     """Scores (n,) of one large set (n, D), from blocks of edge x edge closenesses."""
     size = points.shape[0]
     half = _half_squares(points)
@@ -216,13 +226,13 @@ def _scores_blocked(points: Tensor, num_neighbors: int, edge: int, itself: bool)
     rows = torch.arange(size, device=points.device)
     exact = _recheck(points, rows, near)
     density = _density(exact, num_neighbors, itself)
-    order, rank = _rank(density)
+    order, rank = _rank(density, strict)
     # The nearest denser point is often among the neighbours known already: any point not among them is at least as
     # far as the last of them, less the error of products.
-    separation = exact.masked_fill(rank[near] > rank[:, None], torch.inf).amin(1)
+    separation = exact.masked_fill(rank[near] >= rank[:, None], torch.inf).amin(1)
     beyond = (-2 * close[:, -1] - 4 * _product_error(points)).clamp_(min=0).sqrt_()
     known = (separation <= beyond) | (near.shape[1] == size - 1)
-    known[order[0]] = True
+    known |= rank == 0
     queries = order[~known[order]]
     separation[queries] = _nearest_denser(points, half, order, rank, queries, edge)
     return _score(density, separation)

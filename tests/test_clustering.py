@@ -179,18 +179,20 @@ def test_distances_are_symmetric_and_exact_for_copies():
 @pytest.mark.parametrize("memory_limit", [TINY, 256])
 @pytest.mark.parametrize("neighbors", [1, 2, 4, 300])
 @pytest.mark.parametrize("length", [1.0, 30.0])
-def test_a_point_as_its_own_first_neighbour(neighbors, memory_limit, length):
-    """Density from the k smallest distances of a row, 0 to itself included, for points of any length."""
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_point_as_its_own_first_neighbour(neighbors, memory_limit, length, strict):
+    """Density from the k smallest distances of a row, 0 to itself included, for points of any length; with ties."""
     points = length * with_copies(unit(2, 150, 16, seed=5), 5, 0.2, 0.1)
-    peaks = density_peaks(points, 40, neighbors, memory_limit, itself=True)
+    peaks = density_peaks(points, 40, neighbors, memory_limit, itself=True, strict=strict)
     joined = assign(points, peaks, memory_limit)
     for group, part in enumerate(points):
         d = torch.cdist(part, part, compute_mode="donot_use_mm_for_euclid_dist")
         rho = torch.exp(-d.double().sort(1).values[:, :neighbors].square().mean(1))
         rank = torch.empty_like(order := rho.sort(descending=True, stable=True).indices)
         rank[order] = torch.arange(len(part))
-        delta = torch.where(rank[None] < rank[:, None], d, torch.inf).amin(1)
-        delta[order[0]] = d.max()
+        denser = rho[None] > rho[:, None] if strict else rank[None] < rank[:, None]
+        delta = torch.where(denser, d, torch.inf).amin(1)
+        delta[delta == torch.inf] = d.max()
         score = rho.clamp(min=torch.finfo(torch.float64).tiny) * delta
         assert torch.equal(peaks.indices[group], score.sort(descending=True, stable=True).indices[:40])
         centres = peaks.indices[group].sort().values

@@ -1,0 +1,157 @@
+"""FastVID: each frame's most salient tokens, and the rest of a segment merged around anchors in some of its frames."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from tango.clustering import density_peaks
+from tango.merging import segment_sums
+from tango.pruners.base import Pruned, Pruner, check_features, check_finite, check_saliency, full_precision, keep
+from tango.segmentation import fastvid
+from tango.similarity import most_similar
+
+NEIGHBORS = 4  # for the density of anchors, the token itself among them
+
+
+@dataclass
+class FastVID(Pruner):
+    """FastVID, arXiv 2503.11187, as published for LLaVA-OneVision.
+
+    The video is cut between frames at the min_segments - 1 least similar places and wherever the similarity is below
+    the threshold. Each frame has a budget of R = int(L * r) tokens, here at least 1: C = int(R * context_ratio)
+    merged ones, and the R - C of highest saliency as they are. Every anchor_interval-th frame of a segment, counted
+    back from its last, is an anchor frame; the segment's merged tokens stand in these, floor(C n / number of them) in
+    each, at density peaks of what is not salient. For each anchor frame, every token of the segment that is not
+    salient joins the most similar of its anchors (where an anchor frame has just C, only its own tokens do), and a
+    merged token is w * anchor + (1 - w) * mean of the q that joined, w = max(1 / (q + 1), anchor_weight).
+
+    Published code fails for fewer frames than min_segments, and where there are fewer tokens to choose anchors from
+    than anchors; here the cuts are then everywhere, and all of those tokens are anchors.
+
+    Args:
+        retention_ratio, saliency, saliency_weights: see Pruner. 1 keeps every token as it is.
+        min_segments: segments to cut the video into at least, where it has as many frames.
+        similarity_threshold: neighbouring frames less similar than that are cut apart; 0.9 for LLaVA-OneVision (0.84
+            was published for Qwen2.5-VL).
+        context_ratio: share of a frame's budget for merged tokens.
+        anchor_interval: frames from one anchor frame to the next.
+        anchor_weight: least weight of the anchor in a merged token.
+
+    The language model sees kept tokens, and all text, at the positions they had in the whole prompt.
+
+    Raises:
+        ValueError: a field is out of its range.
+    """
+
+    name: ClassVar[str] = "fastvid"
+    keeps_positions: ClassVar[bool] = True
+
+    min_segments: int = 8
+    similarity_threshold: float = 0.9
+    context_ratio: float = 0.4
+    anchor_interval: int = 4
+    anchor_weight: float = 0.6
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._integer("min_segments", least=1)
+        self._number("similarity_threshold", least=-1, most=1)
+        self._number("context_ratio", least=0, most=1)
+        self._integer("anchor_interval", least=1)
+        self._number("anchor_weight", least=0, most=1)
+
+    @property
+    def signals(self) -> frozenset[str]:
+        return frozenset({"saliency", "frame_vectors"})
+
+    def prune(
+        self,
+        features: Tensor,
+        saliency: Tensor | None,
+        grid: tuple[int, int] | None = None,
+        timestamps: Tensor | Sequence[float] | None = None,
+        segment_features: Tensor | None = None,
+        frame_vectors: Tensor | None = None,
+    ) -> Pruned:
+        """Prune one video of F frames of L tokens.
+
+        Args:
+            features: (F, L, D) tokens, any floating dtype.
+            saliency: (F, L) the vision encoder's attention to each token.
+            grid: (H, W), checked where given.
+            frame_vectors: (F, E) one vector a frame to tell segments by; None: segment_features, and without these the
+                mean of a frame's tokens.
+            timestamps: not used.
+
+        Returns:
+            Pruned with ascending indices; a merged token stands at its anchor's place.
+
+        Raises:
+            ValueError: an input is missing, not finite, or of the wrong shape.
+        """
+        check_features(features, grid)
+        saliency = check_saliency(saliency, features)
+        frames, tokens, _ = features.shape
+        vectors = segment_features if frame_vectors is None else frame_vectors
+        if vectors is not None:
+            if vectors.dim() != 2 or vectors.shape[0] != frames:
+                raise ValueError(f"frame_vectors must have shape ({frames}, width), got {tuple(vectors.shape)}")
+            check_finite("frame_vectors", vectors)
+        if self.retention_ratio == 1:
+            return keep(features, torch.arange(frames * tokens))
+        with full_precision(features.device):
+            if vectors is None:
+                vectors = features.mean(1, dtype=torch.float32)
+            sizes = fastvid(vectors.detach(), self.similarity_threshold, self.min_segments - 1)
+            return self._prune(features.detach(), saliency, sizes)
+
+    def _prune(self, features: Tensor, saliency: Tensor, sizes: Tensor) -> Pruned:
+        frames, tokens, dim = features.shape
+        budget = max(1, int(tokens * self.retention_ratio))
+        context = int(budget * self.context_ratio)
+        salient = budget - context
+        ranked = saliency.sort(dim=1, descending=True, stable=True).indices
+        starts = tokens * torch.arange(frames, device=features.device)[:, None]
+        table = features.reshape(-1, dim)
+        chosen = (ranked[:, :salient] + starts).flatten()
+        kept, values = [chosen], [table[chosen]]
+        others = ranked[:, salient:].sort(dim=1).values + starts  # (F, M)
+        if context and others.shape[1]:
+            for start, size in zip((sizes.cumsum(0) - sizes).tolist(), sizes.tolist(), strict=True):
+                anchors, merged = self._merge(table, others[start : start + size], context)
+                kept.append(anchors)
+                values.append(merged.to(features.dtype))
+        indices, order = torch.cat(kept).sort()
+        return Pruned(indices, torch.cat(values)[order], sizes)
+
+    def _merge(self, table: Tensor, others: Tensor, context: int) -> tuple[Tensor, Tensor]:
+        """Indices (K,) and features (K, D) fp32 of a segment's merged tokens; others (n, M) are what is not salient."""
+        size, left = others.shape
+        dim = table.shape[1]
+        frames = torch.arange((size - 1) % self.anchor_interval, size, self.anchor_interval, device=others.device)
+        share = context * size // len(frames)
+        count = min(share, left)
+        own = others[frames]  # (a, M)
+        peaks = density_peaks(table[own].float() / math.sqrt(dim), count, NEIGHBORS, itself=True)
+        anchors = own.gather(1, peaks.indices.sort(dim=1).values)
+        centres = table[anchors]
+        pools = own if share == context else others.view(1, -1).expand(len(frames), -1)
+        joined = torch.stack(
+            [
+                most_similar(table[pool][None], centre[None]).indices[0]
+                for pool, centre in zip(pools, centres, strict=True)
+            ]
+        )
+        clusters = (joined + count * torch.arange(len(frames), device=others.device)[:, None]).flatten()
+        sums = segment_sums(table, pools.flatten(), clusters, anchors.numel())
+        sizes = torch.bincount(clusters, minlength=anchors.numel())[:, None]
+        weight = (1 / (sizes + 1)).clamp(min=self.anchor_weight)
+        anchor = centres.view(-1, dim).float()
+        merged = weight * anchor + (1 - weight) * sums / sizes.clamp(min=1)
+        return anchors.flatten(), torch.where(sizes > 0, merged, anchor)

@@ -1,0 +1,169 @@
+"""HoliTom: windows with the most static tokens, static tokens merged over time, and each frame's most attended ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from tango.clustering import assign, density_peaks
+from tango.merging import segment_sums
+from tango.pruners.base import Pruned, Pruner, check_features, check_saliency, full_precision, keep
+from tango.pruners.in_llm import LayerPruning, check_layer
+from tango.segmentation import holitom, neighbour_similarity
+
+
+@dataclass
+class HoliTom(Pruner):
+    """HoliTom, arXiv 2505.21334; without its part inside the language model unless `pruned_layer` is set.
+
+    The video is cut into windows such that most tokens need to be stored only once (the same cut as Tango's default).
+    A token is static in a window if it is more like the one at its place in the next frame than the threshold, all
+    the way. Static ones are averaged over their window, and the budget so saved raises the ratio of the whole video to
+    r' = min(1, r / ((F L - saved) / (F L))). Of S static positions round(S r') density peaks stay, each
+    anchor_weight * peak + (1 - anchor_weight) * mean of the others that are nearest to it; of U others each frame
+    keeps the ceil(U r') most salient, as they are. A window of one frame keeps its ceil(L r') most salient tokens.
+
+    The published code carries one video's raised ratio over to the next of its batch; this one does not, and it has no
+    merging of the other tokens, which cannot run as published. Inside the language model the published code's layer
+    K-1 looks both ways; this one stays causal.
+
+    Args:
+        retention_ratio, saliency_weights: see Pruner. 1 keeps every token as it is. The ratio is what enters the
+            language model: pruning inside it comes on top.
+        saliency: see Pruner; the paper's is the attention that a patch receives in the last vision layer in use.
+        similarity_threshold: similarity that must be exceeded to be static; None means 0.65 up to a retention ratio of
+            0.1 and 0.8 above, as published.
+        anchor_weight: share of itself that a peak has in a merged token.
+        num_neighbors: neighbours for the density, the token itself among them; no more than there are peaks.
+        max_window: most frames of a window.
+        pruned_layer: layer of the language model, counted from 0, before which the dropped share of tokens is merged
+            into the rest; None for no such step. The full method has 18, for language models of 28 layers.
+        llm_drop_ratio: share that is dropped there.
+
+    Raises:
+        ValueError: a field is out of its range; or, on a model, the language model has no such layer.
+    """
+
+    name: ClassVar[str] = "holitom"
+
+    saliency: str | None = "received_attention"
+    similarity_threshold: float | None = None
+    anchor_weight: float = 0.6
+    num_neighbors: int = 7
+    max_window: int = 1024
+    pruned_layer: int | None = None
+    llm_drop_ratio: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.similarity_threshold is not None:
+            self._number("similarity_threshold", least=-1, most=1)
+        self._number("anchor_weight", least=0, most=1)
+        self._integer("num_neighbors", least=1)
+        self._integer("max_window", least=1)
+        if self.pruned_layer is not None:
+            self._integer("pruned_layer", least=1)
+        self._number("llm_drop_ratio", least=0, most=1)
+        if self.llm_drop_ratio == 1:
+            self._reject("llm_drop_ratio", "a finite number in [0, 1)")
+
+    @property
+    def signals(self) -> frozenset[str]:
+        return frozenset({"saliency"})
+
+    def in_llm(self, layers: int) -> LayerPruning | None:
+        """See Pruner.in_llm; each dropped token in turn makes the kept one it joins the mean of both, as published."""
+        if self.pruned_layer is None:
+            return None
+        check_layer("HoliTom.pruned_layer", self.pruned_layer, layers)
+        if self.retention_ratio == 1 or self.llm_drop_ratio == 0:
+            return None
+        return LayerPruning(self.pruned_layer, 1 - self.llm_drop_ratio, merging="sequential")
+
+    def prune(
+        self,
+        features: Tensor,
+        saliency: Tensor | None,
+        grid: tuple[int, int] | None = None,
+        timestamps: Tensor | Sequence[float] | None = None,
+        segment_features: Tensor | None = None,
+    ) -> Pruned:
+        """Prune one video of F frames of L tokens.
+
+        Args:
+            features: (F, L, D) tokens, any floating dtype.
+            saliency: (F, L) the attention each token receives.
+            grid: (H, W), checked where given.
+            timestamps, segment_features: not used.
+
+        Returns:
+            Pruned in the published order: by window; in it first the static tokens in ascending place, which stand in
+            its first frame, then the others frame by frame in ascending place. So indices are unique but do not ascend.
+
+        Raises:
+            ValueError: an input is missing, not finite, or of the wrong shape.
+        """
+        check_features(features, grid)
+        saliency = check_saliency(saliency, features)
+        frames, tokens, _ = features.shape
+        if self.retention_ratio == 1:
+            return keep(features, torch.arange(frames * tokens))
+        with full_precision(features.device):
+            return self._prune(features.detach(), saliency)
+
+    def _prune(self, features: Tensor, saliency: Tensor) -> Pruned:
+        frames, tokens, dim = features.shape
+        threshold = self.similarity_threshold
+        if threshold is None:
+            threshold = 0.65 if self.retention_ratio <= 0.1 else 0.8
+        similarity = neighbour_similarity(features)
+        sizes = holitom(similarity, threshold, self.max_window)
+        starts = (sizes.cumsum(0) - sizes).tolist()
+        windows = list(zip(starts, sizes.tolist(), strict=True))
+        alike = similarity > threshold
+        static = [
+            alike[start : start + size - 1].all(0) if size > 1 else torch.zeros_like(saliency[0], dtype=torch.bool)
+            for start, size in windows
+        ]
+        saved = int((torch.stack(static).sum(1).cpu() * (sizes - 1)).sum())
+        ratio = min(1.0, self.retention_ratio / ((frames * tokens - saved) / (frames * tokens)))
+
+        table = features.reshape(-1, dim)
+        kept, values = [], []
+        for (start, size), still in zip(windows, static, strict=True):
+            places, merged = self._static(table, start, size, still.nonzero()[:, 0], ratio, tokens)
+            moving = (~still).nonzero()[:, 0]
+            count = min(len(moving), math.ceil(len(moving) * ratio))
+            scores = saliency[start : start + size, moving]
+            chosen = scores.sort(dim=1, descending=True, stable=True).indices[:, :count].sort(dim=1).values
+            offsets = tokens * torch.arange(start, start + size, device=features.device)[:, None]
+            salient = (moving[chosen] + offsets).flatten()
+            kept += [places, salient]
+            values += [merged.to(features.dtype), table[salient]]
+        return Pruned(torch.cat(kept), torch.cat(values), sizes)
+
+    def _static(
+        self, table: Tensor, start: int, size: int, places: Tensor, ratio: float, tokens: int
+    ) -> tuple[Tensor, Tensor]:
+        """Indices (m,), ascending, and features (m, D) fp32 of the static positions (S,) of a window, merged."""
+        total = len(places)
+        count = round(total * ratio)
+        if count == 0:
+            return places[:0], table.new_empty(0, table.shape[1], dtype=torch.float32)
+        offsets = tokens * torch.arange(start, start + size, device=places.device)[:, None]
+        copies = torch.arange(total, device=places.device).repeat(size)
+        means = segment_sums(table, (places + offsets).flatten(), copies, total) / size
+        points = means[None] / math.sqrt(table.shape[1])
+        peaks = density_peaks(points, count, min(self.num_neighbors, count), itself=True)
+        cluster = assign(points, peaks)[0]
+        centres = peaks.indices[0].sort().values
+        joins = torch.ones_like(cluster, dtype=torch.bool).index_fill_(0, centres, False)
+        sums = segment_sums(means, joins.nonzero()[:, 0], cluster[joins], count)
+        joined = torch.bincount(cluster[joins], minlength=count)[:, None]
+        blended = self.anchor_weight * means[centres] + (1 - self.anchor_weight) * sums / joined.clamp(min=1)
+        return places[centres] + start * tokens, torch.where(joined > 0, blended, means[centres])

@@ -1,0 +1,122 @@
+"""VisionZip: each frame's most attended tokens, and a few more that gather what is left, by similar keys."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from tango.merging import segment_sums
+from tango.pruners.base import Pruned, Pruner, check_features, check_finite, check_saliency, full_precision, keep
+from tango.similarity import most_similar
+
+
+@dataclass
+class VisionZip(Pruner):
+    """VisionZip, arXiv 2412.04467, as the authors of HoliTom (arXiv 2505.21334) carried it over to video.
+
+    Each frame of L tokens on its own keeps T = ceil(L * r): A = int(T * dominant_ratio) dominant tokens, those of
+    highest saliency, as they are, and C = T - A contextual ones. Of the M = L - A others in ascending place the
+    contextual ones are the first C at steps of max(1, floor(M / C)); every other token joins the one with the most
+    similar key, and a contextual token becomes the sum of itself and the mean of those that joined it: a sum, so about
+    twice as long as a token, as published.
+
+    Args:
+        retention_ratio, saliency_weights: see Pruner. 1 keeps every token as it is.
+        saliency: see Pruner; the paper's is the attention that a patch receives in the last vision layer in use.
+        tokens_per_frame: T, where the ratio shall not say it; at most L. The published scripts have 20, 30, 40 and 50
+            for ratios of 0.1, 0.15, 0.2 and 0.25 of 196 tokens.
+        dominant_ratio: share of dominant tokens, 54 of 64 in the paper.
+
+    Raises:
+        ValueError: a field is out of its range.
+    """
+
+    name: ClassVar[str] = "visionzip"
+
+    saliency: str | None = "received_attention"
+    tokens_per_frame: int | None = None
+    dominant_ratio: float = 54 / 64
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tokens_per_frame is not None:
+            self._integer("tokens_per_frame", least=1)
+        self._number("dominant_ratio", least=0, most=1)
+
+    @property
+    def signals(self) -> frozenset[str]:
+        return frozenset({"saliency", "keys"})
+
+    def prune(
+        self,
+        features: Tensor,
+        saliency: Tensor | None,
+        grid: tuple[int, int] | None = None,
+        timestamps: Tensor | Sequence[float] | None = None,
+        segment_features: Tensor | None = None,
+        keys: Tensor | None = None,
+    ) -> Pruned:
+        """Prune one video of F frames of L tokens.
+
+        Args:
+            features: (F, L, D) tokens, any floating dtype.
+            saliency: (F, L) the attention each token receives.
+            grid: (H, W), checked where given.
+            keys: (F, L, K) each token's key in the last vision layer in use, mean over heads.
+            timestamps, segment_features: not used.
+
+        Returns:
+            Pruned in the published order: frame by frame, the dominant tokens in ascending place, then the contextual
+            ones in ascending place. So indices are unique but do not ascend.
+
+        Raises:
+            ValueError: an input is missing, not finite, or of the wrong shape.
+        """
+        check_features(features, grid)
+        saliency = check_saliency(saliency, features)
+        if keys is None:
+            raise ValueError("keys are missing: this method needs the key of each token, shape (frames, tokens, width)")
+        if keys.dim() != 3 or keys.shape[:2] != features.shape[:2]:
+            raise ValueError(f"keys must have shape {(*features.shape[:2], 'width')}, got {tuple(keys.shape)}")
+        check_finite("keys", keys)
+        frames, tokens, _ = features.shape
+        if self.tokens_per_frame is None and self.retention_ratio == 1:
+            return keep(features, torch.arange(frames * tokens))
+        total = self.tokens_per_frame or math.ceil(tokens * self.retention_ratio)
+        if total > tokens:
+            raise ValueError(f"VisionZip.tokens_per_frame = {total}: a frame of this video has only {tokens} tokens")
+        with full_precision(features.device):
+            return self._prune(features.detach(), saliency, keys.detach().to(features.device), total)
+
+    def _prune(self, features: Tensor, saliency: Tensor, keys: Tensor, total: int) -> Pruned:
+        frames, tokens, dim = features.shape
+        dominant = int(total * self.dominant_ratio)
+        count, others = total - dominant, tokens - dominant
+        ranked = saliency.sort(dim=1, descending=True, stable=True).indices
+        chosen, rest = ranked[:, :dominant].sort(dim=1).values, ranked[:, dominant:].sort(dim=1).values
+        starts = tokens * torch.arange(frames, device=features.device)[:, None]
+        table = features.reshape(-1, dim)
+        if count == 0:
+            indices = (chosen + starts).flatten()
+            return Pruned(indices, table[indices], torch.tensor([frames]))
+
+        targets = torch.arange(count, device=features.device) * max(1, others // count)
+        left = torch.ones(others, dtype=torch.bool, device=features.device).index_fill_(0, targets, False)
+        targets, joining = rest[:, targets], rest[:, left]
+        rows, every = (joining + starts).flatten(), torch.arange(frames, device=features.device)[:, None]
+        joined = most_similar(keys[every, joining], keys[every, targets]).indices if len(rows) else joining
+        clusters = (joined + count * every).flatten()
+        sums = segment_sums(table, rows, clusters, frames * count)
+        sizes = torch.bincount(clusters, minlength=frames * count)[:, None]
+        context = table[(targets + starts).flatten()].float() + sums / sizes.clamp(min=1)
+        values = torch.cat(
+            [table[(chosen + starts).flatten()].float().view(frames, dominant, dim), context.view(frames, count, dim)],
+            1,
+        )
+        indices = (torch.cat([chosen, targets], dim=1) + starts).flatten()
+        return Pruned(indices, values.view(-1, dim).to(features.dtype), torch.tensor([frames]))
