@@ -3,6 +3,7 @@
 One prompt at a time, no padding, no cache: what tango/models/in_llm.py is compared with.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,12 +23,16 @@ class Drop:
     left: list[list[int]] = field(default_factory=list)  # filled: the places of each span that stayed
 
 
-def run(decoder: Any, embeds: Tensor, positions: Tensor, drop: Drop | None = None) -> Tensor:
-    """Normalised last hidden states (n', D) of embeds (n, D) at positions (.., 1, n), without a cache."""
+def run(decoder: Any, embeds: Tensor, positions: Tensor, drop: Drop, deepstack: Sequence[Tensor] = ()) -> Tensor:
+    """Normalised last hidden states (n', D) of embeds (n, D) at positions (.., 1, n), without a cache.
+
+    deepstack: (n, D) each, added after layers 0, 1, ..
+    """
     hidden, weights = embeds, embeds.new_empty(0)
+    stay = list(range(len(embeds)))
     cos, sin = (part[0] for part in decoder.rotary_emb(embeds[None], positions))
     for index, layer in enumerate(decoder.layers):
-        if drop is not None and index == drop.layer:
+        if index == drop.layer:
             hidden, stay = shrink(hidden, weights[:, drop.length - 1].mean(0), drop)
             cos, sin = cos[stay], sin[stay]
         attention = layer.self_attn
@@ -45,7 +50,9 @@ def run(decoder: Any, embeds: Tensor, positions: Tensor, drop: Drop | None = Non
         weights = scores.masked_fill(torch.ones(length, length).triu(1).bool(), float("-inf")).softmax(-1)
         mixed = weights @ value.repeat_interleave(groups, 0)
         hidden = hidden + attention.o_proj(mixed.transpose(0, 1).reshape(length, -1))
-        hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+        hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden)[None])[0]
+        if index < len(deepstack):
+            hidden = hidden + deepstack[index][stay]
     return decoder.norm(hidden)
 
 
