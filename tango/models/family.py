@@ -23,6 +23,7 @@ class Video:
 
     row, columns: its row of the batch and the prompt columns (n,) of its placeholders, ascending.
     features (F, L, D), saliency (F, L) or None, segment_features (F, E) or None, grid (H, W) with H*W = L.
+    keys (F, L, K) or None: each token's key in the last vision layer, averaged over heads.
     extra (F, L, X) or None: what else of each token the language model receives; pruners do not see it.
     interval: seconds between frames, as far as the prompt tells.
     """
@@ -33,6 +34,7 @@ class Video:
     grid: tuple[int, int]
     saliency: Tensor | None = None
     segment_features: Tensor | None = None
+    keys: Tensor | None = None
     extra: Tensor | None = None
     interval: float = 1.0
 

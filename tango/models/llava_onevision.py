@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tango.models.family import Family, Video, placeholders
 from tango.models.pooling_head import load_pooling_head
-from tango.models.siglip import mean_query_saliency, recorded_states
+from tango.models.siglip import mean_keys, mean_query_saliency, received_saliency, recorded_states
 
 if TYPE_CHECKING:
     from tango.pruners.base import Pruned, Pruner
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 SINK_TOKENS = {(14, 14): (28, 27, 41, 169, 11, 12)}
 # The tower sees no more frames at once, so that its memory does not grow with the video.
 FRAMES_PER_CALL = 64
-SIGNALS = frozenset({"saliency", "segment_features", "key"})
-SALIENCIES = ("pooling_head", "global_query")
+SIGNALS = frozenset({"saliency", "segment_features", "frame_vectors", "keys", "key"})
+SALIENCIES = ("pooling_head", "global_query", "received_attention")
 
 
 def vision_modules(model: Any) -> list[nn.Module]:
@@ -40,8 +40,9 @@ def language_model(model: Any) -> nn.Module:
 class LlavaOnevision(Family):
     """LlavaOnevisionForConditionalGeneration; the base of LLaVA-Video's family, which pools and lays out differently.
 
-    Signals: saliency (F, L), from the pooling head (default) or from the mean query of the last vision layer, pooled
-    to the token grid as the features are; segment_features (F, vision width), the pooling head's output.
+    Signals: saliency (F, L), from the pooling head (default), from the mean query of the last vision layer, or what a
+    patch receives in that layer, pooled to the token grid as the features are; keys (F, L, width of a head) of that
+    layer, mean over heads, pooled so too; segment_features or frame_vectors (F, vision width), the head's output.
     """
 
     inputs = (
@@ -66,7 +67,7 @@ class LlavaOnevision(Family):
             raise ValueError(f"{pruner.name} needs {', '.join(sorted(unknown))}; {self.title} has {sorted(SIGNALS)}")
         # All frames of a prompt in one call, as the model itself does, where the result must equal its own to the bit.
         self.frames_per_call = FRAMES_PER_CALL if pruner.retention_ratio < 1 else None
-        vectors = "segment_features" in self.signals
+        vectors = not self.signals.isdisjoint({"segment_features", "frame_vectors"})
         self.head = None
         if vectors or ("saliency" in self.signals and self.saliency == "pooling_head"):
             origin = self.model.config._name_or_path
@@ -109,11 +110,13 @@ class LlavaOnevision(Family):
 
         together = count if self.frames_per_call is None else 1
         for first in range(0, count, together):
-            features, *signals = self._encode(pixels[first : first + together].flatten(0, 1), inputs)
+            features, signals = self._encode(pixels[first : first + together].flatten(0, 1), inputs)
             for index in range(first, first + together):
                 own = slice((index - first) * frames, (index - first + 1) * frames)
-                saliency, vectors = (None if signal is None else signal[own] for signal in signals)
-                yield Video(rows[index], places[index, :, 1], features[own], (side, side), saliency, vectors)
+                saliency, vectors, keys = (
+                    signals[name][own] if name in signals else None for name in ("saliency", "segment_features", "keys")
+                )
+                yield Video(rows[index], places[index, :, 1], features[own], (side, side), saliency, vectors, keys)
 
     def lay_out(self, video: Video, pruned: "Pruned") -> tuple[Tensor, Tensor]:
         newline = self.core.image_newline[None].to(pruned.features)
@@ -137,17 +140,13 @@ class LlavaOnevision(Family):
             raise ValueError(f"the prompt holds {places} image placeholders for {len(features)} image features")
         return embeds.masked_scatter(mask.unsqueeze(-1).to(embeds.device), features)
 
-    def _encode(self, pixels: Tensor, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Features (F, L, D), saliency (F, L) or None and frame vectors (F, E) or None of frames (F, C, H, W)."""
+    def _encode(self, pixels: Tensor, inputs: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Features (F, L, D) and the signals that are asked for, by their names in Video, of frames (F, C, H, W)."""
         parts = torch.split(pixels, self.frames_per_call or len(pixels))
-        features, saliency, vectors = zip(*(self._encode_chunk(part, inputs) for part in parts), strict=True)
-        return (
-            torch.cat(features),
-            None if saliency[0] is None else torch.cat(saliency),
-            None if vectors[0] is None else torch.cat(vectors),
-        )
+        features, signals = zip(*(self._encode_chunk(part, inputs) for part in parts), strict=True)
+        return torch.cat(features), {name: torch.cat([part[name] for part in signals]) for name in signals[0]}
 
-    def _encode_chunk(self, pixels: Tensor, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def _encode_chunk(self, pixels: Tensor, inputs: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         core, tower, config = self.core, self.core.vision_tower, self.model.config
         last = len(tower.encoder.layers)
         layers = inputs.get("vision_feature_layer")
@@ -161,17 +160,23 @@ class LlavaOnevision(Family):
             selected = selected[:, 1:]
         features = core.apply_pooling(core.multi_modal_projector(selected))
 
-        saliency = vectors = None
+        signals = {}
+        layer, state = tower.encoder.layers[-1], states[last - 1]
         with torch.no_grad(), torch.autocast(pixels.device.type, enabled=False):
             if self.head is not None:
                 normed, weights = self.head.attention(states[last])
                 patches = weights.mean(1)
-                vectors = self.head.pooled(normed, weights) if "segment_features" in self.signals else None
+                if not self.signals.isdisjoint({"segment_features", "frame_vectors"}):
+                    signals["segment_features"] = self.head.pooled(normed, weights)
             if "saliency" in self.signals:
                 if self.saliency == "global_query":
-                    patches = mean_query_saliency(tower.encoder.layers[-1], states[last - 1])
-                saliency = core.apply_pooling(patches[..., None]).squeeze(-1)
-        return features, saliency, vectors
+                    patches = mean_query_saliency(layer, state)
+                elif self.saliency == "received_attention":
+                    patches = received_saliency(layer, state)
+                signals["saliency"] = core.apply_pooling(patches[..., None]).squeeze(-1)
+            if "keys" in self.signals:
+                signals["keys"] = core.apply_pooling(mean_keys(layer, state))
+        return features, signals
 
 
 FAMILY = LlavaOnevision

@@ -18,7 +18,7 @@ class Edit:
     """What becomes of one video in row `row` of a prompt.
 
     Its placeholders stood in `before` (n,); of those columns `after` (T,) stay, in this order, and hold `embeddings`
-    (T, D + X), X of the family. `visual` (T,) is False where that is a newline.
+    (T, D + X), X of the family. A column may stay twice. `visual` (T,) is False where that is a newline.
     """
 
     row: int
@@ -58,10 +58,13 @@ class Prompt:
         return tensor if self.unchanged else take(tensor, self.source, padding)
 
 
-def shorten(family: "Family", inputs: Mapping[str, Any], edits: Sequence[Edit], side: Side | None) -> Prompt:
+def shorten(
+    family: "Family", inputs: Mapping[str, Any], edits: Sequence[Edit], side: Side | None, gaps: bool = False
+) -> Prompt:
     """The prompt (input_ids or inputs_embeds of `inputs`, with its mask and positions) after the edits of its videos.
 
     side: where rows that end up shorter than others are padded; None: where the prompt is padded already, or left.
+    gaps: every token keeps the position it has in the unpruned prompt, also where the family numbers without gaps.
     A prompt of which nothing is dropped keeps its width, padding, mask and positions.
     """
     embeds, mask = inputs.get("inputs_embeds"), inputs.get("attention_mask")
@@ -69,16 +72,17 @@ def shorten(family: "Family", inputs: Mapping[str, Any], edits: Sequence[Edit], 
     given: Tensor = inputs["input_ids"] if embeds is None else embeds
     batch, width = given.shape[:2]
     columns = torch.arange(width, device=given.device)
-    kept = torch.ones(batch, width, dtype=torch.bool, device=given.device)
+    copies = torch.ones(batch, width, dtype=torch.long, device=given.device)
     for edit in edits:
-        kept[edit.row, edit.before] = False
-        kept[edit.row, edit.after] = True
-    attended = torch.ones_like(kept) if mask is None else mask.to(kept.device).bool()
-    stay = kept if bool(kept.all()) else kept & attended
-    rows = [columns[row] for row in stay]
+        copies[edit.row, edit.before] = 0
+        copies[edit.row] += torch.bincount(edit.after.to(copies.device), minlength=width)
+    shown = torch.ones_like(copies, dtype=torch.bool) if mask is None else mask.to(copies.device).bool()
+    if bool((copies != 1).any()):
+        copies = copies.masked_fill(~shown, 0)
+    rows = [columns.repeat_interleave(row) for row in copies]
     slots = [place(rows[edit.row], edit.after) for edit in edits]
-    source = pad(rows, side or padding_side(attended))
-    unchanged = source.shape == kept.shape and bool((source == columns).all())
+    source = pad(rows, side or padding_side(shown))
+    unchanged = source.shape == copies.shape and bool((source == columns).all())
 
     real = source >= 0
     out = family.embed(
@@ -94,14 +98,18 @@ def shorten(family: "Family", inputs: Mapping[str, Any], edits: Sequence[Edit], 
     narrow = out.shape[-1] - family.extra_width
     out, extra = out[..., :narrow].contiguous(), out[..., narrow:]
 
-    attended = real & take(attended, source)
+    attended = real & take(shown, source)
     positions, numbered = family.positions(inputs, source, attended), inputs.get("position_ids")
-    if positions is None and numbered is not None:
+    gaps = gaps and positions is None and not unchanged
+    if gaps:
+        whole = (shown.long().cumsum(1) - 1).clamp(min=0) if numbered is None else numbered.expand(batch, -1)
+        positions = take(whole, source)
+    elif positions is None and numbered is not None:
         positions = numbered if unchanged else renumber(numbered, source, attended)
     if not unchanged:
         if mask is not None:
             mask = attended.to(mask.device, mask.dtype)
-        elif not bool(real.all()):
+        elif gaps or not bool(real.all()):  # without a mask, gaps would be taken for the starts of other sequences
             mask = attended.long()
     return Prompt(out, extra, mask, positions, source, spans, visual, unchanged)
 
@@ -136,8 +144,8 @@ def place(row: Tensor, columns: Tensor) -> Tensor:
     slots = torch.isin(row, columns).nonzero().squeeze(1)
     if len(slots) != len(columns):
         raise ValueError(
-            f"{len(columns)} embeddings of a video have {len(slots)} places in the prompt: the pruner gave an index "
-            "twice, or attention_mask hides placeholders of the video"
+            f"{len(columns)} embeddings of a video have {len(slots)} places in the prompt: attention_mask hides "
+            "placeholders of the video"
         )
     row[slots] = columns
     return slots

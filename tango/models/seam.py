@@ -119,6 +119,7 @@ class Seam:
         `min_length`) count the unpruned prompt. Raises ValueError for modes that cannot work on embeddings.
         """
         self.session.videos = []
+        self._arm(None)  # a call of forward() that failed may have left its prompt
         self._generating = True
         try:
             if not self._has_video(kwargs):
@@ -284,7 +285,7 @@ class Seam:
             embeddings, columns = self.family.lay_out(video, pruned)
             visual = torch.isin(columns, self.family.token_columns(video).to(columns.device))
             edits.append(Edit(video.row, video.columns, columns, embeddings, visual))
-        prompt = shorten(self.family, inputs, edits, side)
+        prompt = shorten(self.family, inputs, edits, side, self.pruner.keeps_positions)
         self._arm(prompt)
         return prompt
 
@@ -300,11 +301,12 @@ class Seam:
             key = str(entry(keys, index, "video_keys")) if keys is not None else str(seen[video.row])
             seen[video.row] += 1
             frames, length, _ = video.features.shape
-            signals: dict[str, Any] = {"saliency": video.saliency, "segment_features": video.segment_features}
+            vectors = video.segment_features
+            signals: dict[str, Any] = {"saliency": video.saliency, "segment_features": vectors, "keys": video.keys}
             for name, tensor in {"features": video.features, **signals}.items():
                 if tensor is not None:
                     check_finite(f"video {index} (key {key!r}): its {name}", tensor)
-            signals["key"] = key
+            signals |= {"key": key, "frame_vectors": vectors}
             given = None if times is None else entry(times, index, "video_timestamps")
             pruned = self._pruner_for(video).prune(
                 video.features,

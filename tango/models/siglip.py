@@ -1,8 +1,9 @@
-"""What a SigLIP vision tower tells about its patches: hidden states, saliency, and a vector for each frame.
+"""What a SigLIP vision tower tells about its patches: hidden states, saliency, keys, and a vector for each frame.
 
-Both saliencies are the attention of one query a frame, so no attention map is needed: with the key projection folded
+Two saliencies are the attention of one query a frame, so no attention map is needed: with the key projection folded
 into the query (q . (W x + b) = (W^T q) . x + const, and the constant cancels in the softmax) each costs one product of
-the hidden states with a (heads, D) matrix. Computed in fp32 whatever the tower's dtype; callers turn autocast off.
+the hidden states with a (heads, D) matrix. The third, what a patch receives from all others, takes a map, one frame at
+a time. Computed in fp32 whatever the tower's dtype; callers turn autocast off.
 """
 
 import contextlib
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from transformers.activations import ACT2FN
+
+from tango.models.attention import received_attention
 
 # Tensors of the pooling head by the names they have below the vision model.
 ATTENTION_TENSORS = (
@@ -95,11 +98,42 @@ def mean_query_saliency(layer: Any, hidden: Tensor) -> Tensor:
 
     hidden (F, P, D) is the layer's input. The mean over a frame of its queries is the query of its mean.
     """
-    attention, norm = layer.self_attn, layer.layer_norm1
-    normed = F.layer_norm(hidden.float(), norm.normalized_shape, norm.weight.float(), norm.bias.float(), norm.eps)
+    attention, normed = layer.self_attn, normed_input(layer, hidden)
     queries = F.linear(normed.mean(1), attention.q_proj.weight.float(), attention.q_proj.bias.float())
     folded = fold(queries, attention.k_proj.weight.float(), attention.num_heads)
     return torch.softmax(folded @ normed.mT, dim=-1).mean(1)
+
+
+def received_saliency(layer: Any, hidden: Tensor) -> Tensor:
+    """Attention (F, P) that each patch receives in an encoder layer from all of its frame, mean over heads and queries.
+
+    hidden (F, P, D) is the layer's input.
+    """
+    attention = layer.self_attn
+    weights = [
+        (projection.weight.float(), projection.bias.float()) for projection in (attention.q_proj, attention.k_proj)
+    ]
+    frames = []
+    for frame in hidden:  # one at a time: a map is heads x P x P
+        normed = normed_input(layer, frame)
+        queries, keys = (
+            F.linear(normed, *own).view(len(normed), attention.num_heads, -1).transpose(0, 1) for own in weights
+        )
+        frames.append(received_attention(queries, keys, queries.shape[-1] ** -0.5))
+    return torch.stack(frames)
+
+
+def mean_keys(layer: Any, hidden: Tensor) -> Tensor:
+    """Keys (F, P, D / heads) of an encoder layer, with their bias, averaged over heads; hidden (F, P, D) goes in."""
+    projection, heads = layer.self_attn.k_proj, layer.self_attn.num_heads
+    weight = projection.weight.float().view(heads, -1, hidden.shape[-1]).mean(0)
+    return F.linear(normed_input(layer, hidden), weight, projection.bias.float().view(heads, -1).mean(0))
+
+
+def normed_input(layer: Any, hidden: Tensor) -> Tensor:
+    """What an encoder layer's attention sees of the layer's input (.., D), in fp32."""
+    norm = layer.layer_norm1
+    return F.layer_norm(hidden.float(), norm.normalized_shape, norm.weight.float(), norm.bias.float(), norm.eps)
 
 
 @contextlib.contextmanager

@@ -57,6 +57,9 @@ class Pruner(ABC):
     """
 
     name: ClassVar[str]
+    # Whether the language model sees kept tokens, and all text, at the positions they had in the unpruned prompt, also
+    # in a model family that numbers a pruned prompt without gaps.
+    keeps_positions: ClassVar[bool] = False
 
     retention_ratio: float = 0.1
     saliency: str | None = None
