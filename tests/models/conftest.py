@@ -6,19 +6,26 @@ from typing import Any
 
 import pytest
 import torch
+from families import FAMILIES, TinyFamily
 from tiny_llava import build_model
 from transformers import LlavaOnevisionForConditionalGeneration
 
 
+@pytest.fixture(params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> TinyFamily:
+    """Every family in turn."""
+    return FAMILIES[request.param]
+
+
 @pytest.fixture
 def model(tmp_path: Path) -> LlavaOnevisionForConditionalGeneration:
-    """A model of the test's own; its folder is tmp_path."""
+    """A LLaVA-OneVision of the test's own; its folder is tmp_path."""
     return build_model(tmp_path)
 
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., LlavaOnevisionForConditionalGeneration]:
-    """Models by (dtype, attention), each made once; tests leave them as they were."""
+    """LLaVA-OneVisions by (dtype, attention), each made once; tests leave them as they were."""
     made: dict[Any, LlavaOnevisionForConditionalGeneration] = {}
 
     def get(dtype: torch.dtype = torch.float32, attention: str = "sdpa") -> LlavaOnevisionForConditionalGeneration:

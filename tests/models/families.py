@@ -8,7 +8,7 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import tiny_llava
 import tiny_qwen
@@ -129,7 +129,7 @@ class Llava(TinyFamily):
     """LLaVA-OneVision: a newline after the video."""
 
     name = "llava_onevision"
-    settings: dict[str, Any] = {}
+    settings: ClassVar[dict[str, Any]] = {}
     size = 40
     image = [IMAGE] * (25 + 25 + 5)
 
@@ -163,7 +163,7 @@ class LlavaVideo(Llava):
     """LLaVA-Video: a newline after each row of a frame that still has a token."""
 
     name = "llava_video"
-    settings = {"model_class": LlavaVideoForConditionalGeneration, "image_size": 56}
+    settings: ClassVar = {"model_class": LlavaVideoForConditionalGeneration, "image_size": 56}
     size = 56
     image = [IMAGE] * (49 + 49 + 7)
 
@@ -219,8 +219,8 @@ class Qwen3(Qwen):
     name = "qwen3_vl"
 
     def video(self, frames=4):
-        spans = [[20 + frame % 50, tiny_qwen.START, *[VIDEO] * TOKENS, tiny_qwen.END] for frame in range(frames)]
-        return sum(spans, [])
+        span = [tiny_qwen.START, *[VIDEO] * TOKENS, tiny_qwen.END]
+        return [token for frame in range(frames) for token in (20 + frame % 50, *span)]
 
     def projector(self, model):
         return model.model.visual.merger.linear_fc2.weight

@@ -4,93 +4,94 @@ import threading
 
 import pytest
 import torch
-from tiny_llava import GRID, TOKENS, build_model, make_pruner, pixels, prompt, video
+from families import FAMILIES as TINY
+from families import GRID, TOKENS, make_pruner, outputs
 from torch import nn
 
 from tango.models import FAMILIES, attach, family_of
 from tango.pruners import REGISTRY
 
+SETTINGS = [(d, a, b) for d in (torch.float32, torch.bfloat16) for a in ("sdpa", "eager") for b in (1, 3)]
+# Tango in all of them; what dtype, kernel and batch do to the seam does not depend on the method, so others in two.
 MATRIX = [
     pytest.param(dtype, attention, batch, method, id=f"{str(dtype)[6:]}-{attention}-batch{batch}-{method}")
-    for dtype in (torch.float32, torch.bfloat16)
-    for attention in ("sdpa", "eager")
-    for batch in (1, 3)
     for method in REGISTRY
+    for dtype, attention, batch in (SETTINGS if method == "tango" else (SETTINGS[1], SETTINGS[6]))
 ]
 
 
-def example(batch, dtype):
-    """One prompt with two videos, or a padded batch of prompts with two, one and one."""
-    rows = [[5, 6, *video(), 7, *video(), 8, 9], [5, *video(), 11, 12], [6, 6, 6, *video(), 13]][:batch]
-    return prompt(*rows) | {"pixel_values_videos": pixels(batch + 1, dtype=dtype)}
+def rows(family, batch):
+    """A prompt with two videos, or prompts of different length with two, one and one."""
+    video = family.video()
+    return [[5, 6, *video, 7, *video, 8, 9], [5, *video, 11, 12], [6, 6, 6, *video, 13]][:batch]
 
 
-def outputs(model, inputs):
-    with torch.no_grad():
-        return model.generate(**inputs, max_new_tokens=6, do_sample=False), model(**inputs).logits
+def example(family, batch=1, dtype=torch.float32):
+    return family.prompt(*rows(family, batch)) | family.pixels(batch + 1, dtype=dtype)
 
 
 def state(model):
     """All that attaching could change: instance attributes and hooks."""
-    return dict(vars(model)), [
-        (dict(module._forward_hooks), dict(module._forward_pre_hooks)) for module in model.modules()
-    ]
+    core = vars(model.model)
+    return (
+        {**vars(model)},
+        core.get("rope_deltas"),
+        [(dict(module._forward_hooks), dict(module._forward_pre_hooks)) for module in model.modules()],
+    )
 
 
 @pytest.mark.parametrize(("dtype", "attention", "batch", "method"), MATRIX)
-def test_matrix(models, dtype, attention, batch, method):
-    model, inputs = models(dtype, attention), example(batch, dtype)
-    ids, logits = outputs(model, inputs)
+def test_matrix(family, dtype, attention, batch, method):
+    model, inputs = family.model(dtype, attention), example(family, batch, dtype)
+    width, new = inputs["input_ids"].shape[1], 4
+    ids, logits = outputs(model, inputs, new)
     before = state(model)
 
     with make_pruner(method, 1.0)(model) as session:
-        kept_ids, kept_logits = outputs(model, inputs)
+        kept_ids, kept_logits = outputs(model, inputs, new)
         assert [record.tokens_after for record in session.videos] == [4 * TOKENS] * (batch + 1)
     assert torch.equal(kept_ids, ids)
     assert torch.equal(kept_logits, logits)
 
     with pytest.raises(KeyError), make_pruner(method, 0.3)(model) as session:
-        pruned_ids, pruned_logits = outputs(model, inputs)
-        assert torch.equal(pruned_ids[:, : ids.shape[1] - 6], inputs["input_ids"])
+        pruned_ids, pruned_logits = outputs(model, inputs, new)
+        assert torch.equal(pruned_ids[:, :width], inputs["input_ids"])
         assert pruned_logits.shape[1] < logits.shape[1]
         alone = [record.indices for record in session.videos]
         raise KeyError("the body fails")
     assert state(model) == before
-    for value, expected in zip(outputs(model, inputs), (ids, logits), strict=True):
+    for value, expected in zip(outputs(model, inputs, new), (ids, logits), strict=True):
         assert torch.equal(value, expected)
 
     # Each row of the batch is pruned and answered as it is alone.
     last = 0
-    for row in range(batch):
-        attended = inputs["attention_mask"][row].bool()
+    for row, written in enumerate(rows(family, batch) if batch > 1 else []):
         videos = 2 if row == 0 else 1
-        single = {
-            "input_ids": inputs["input_ids"][row, attended][None],
-            "attention_mask": inputs["attention_mask"][row, attended][None],
-            "pixel_values_videos": inputs["pixel_values_videos"][last : last + videos],
-        }
+        single = family.prompt(written) | family.part(inputs, last, videos)
         with make_pruner(method, 0.3)(model) as session:
-            single_ids, single_logits = outputs(model, single)
+            single_ids, single_logits = outputs(model, single, new)
         for record, indices in zip(session.videos, alone[last : last + videos], strict=True):
             assert torch.equal(record.indices, indices)
         tolerance = 1e-4 if dtype == torch.float32 else 0.2
         torch.testing.assert_close(pruned_logits[row, -1], single_logits[0, -1], atol=tolerance, rtol=tolerance)
         if dtype == torch.float32:
-            length = min(single_ids.shape[1] - int(attended.sum()), 6)
-            assert torch.equal(single_ids[0, -length:], pruned_ids[row, -6:][:length])
+            length = single_ids.shape[1] - len(written)
+            assert torch.equal(single_ids[0, len(written) :], pruned_ids[row, width : width + length])
         last += videos
 
 
-def test_pruning_changes_the_answer(models):
-    model, inputs = models(), example(1, torch.float32)
-    plain, _ = outputs(model, inputs)
+def test_pruning_changes_the_answer(family):
+    model, inputs = family.model(), example(family)
+    plain, logits = outputs(model, inputs)
     with make_pruner("tango", 0.2)(model):
-        assert not torch.equal(outputs(model, inputs)[0], plain)
+        pruned, pruned_logits = outputs(model, inputs)
+    assert not torch.equal(pruned, plain)
+    assert (pruned_logits[0, -1] - logits[0, -1]).abs().max() > 0.01
 
 
-def test_records(models):
-    model = models()
-    inputs = prompt([5, *video(), 7, *video()], [5, *video(), 8]) | {"pixel_values_videos": pixels(3)}
+def test_records(family):
+    model, video = family.model(), family.video()
+    inputs = family.prompt([5, *video, 7, *video], [5, *video, 8]) | family.pixels(3)
     with make_pruner("tango", 0.3)(model) as session:
         assert session.videos == []
         model.generate(**inputs, max_new_tokens=2)
@@ -102,34 +103,31 @@ def test_records(models):
             assert record.indices.device.type == "cpu"
             assert int(record.indices.max()) < record.tokens_before
         for call in (lambda ids: model.generate(ids, max_new_tokens=2), model):
-            outputs(model, inputs)
+            outputs(model, inputs, 2)
             assert len(session.videos) == 3
             call(torch.tensor([[5, 6]]))
             assert session.videos == []
 
 
-def test_text_and_images_pass_through(models):
-    model = models()
-    text = prompt([5, 6, 7], [8, 9, 10, 11])
-    image = prompt([5, *[90] * (25 + 25 + 5), 7]) | {
-        "pixel_values": torch.randn(1, 2, 3, 40, 40), "image_sizes": torch.tensor([[40, 40]]),
-    }  # fmt: skip
+def test_text_and_images_pass_through(family):
+    model = family.model()
+    text = family.prompt([5, 6, 7], [8, 9, 10, 11])
+    image = family.prompt([5, *family.image, 7]) | family.images()
     for inputs in (text, image):
         expected = outputs(model, inputs)
         with make_pruner("tango", 0.1)(model) as session:
+            outputs(model, example(family), 1)  # which leaves nothing behind
             actual = outputs(model, inputs)
             assert session.videos == []
         assert torch.equal(actual[0], expected[0])
         assert torch.equal(actual[1], expected[1])
 
 
-def test_image_and_video_in_one_prompt(models):
-    model = models()
-    image = [90] * 55
-    mixed = prompt([5, *video(), 6, *image, 7], [8, *image, *video(), 9, 9], [4, 4]) | {
-        "pixel_values": torch.randn(2, 2, 3, 40, 40), "image_sizes": torch.tensor([[40, 40]] * 2),
-        "pixel_values_videos": pixels(2),
-    }  # fmt: skip
+def test_image_and_video_in_one_prompt(family):
+    model = family.model()
+    video, image = family.video(), family.image
+    written = [5, *video, 6, *image, 7], [8, *image, *video, 9, 9], [4, 4]
+    mixed = family.prompt(*written) | family.images(2) | family.pixels(2)
     expected = outputs(model, mixed)
     with make_pruner("tango", 1.0)(model):
         actual = outputs(model, mixed)
@@ -138,27 +136,30 @@ def test_image_and_video_in_one_prompt(models):
     with make_pruner("uniform", 0.25)(model) as session:
         _, logits = outputs(model, mixed)
     assert [record.tokens_after for record in session.videos] == [9, 9]
-    assert logits.shape[1] == 1 + 10 + 55 + 2  # row 1: 8, kept tokens and newline, the whole image, 9 9
+    columns = family.columns(written[1], session.videos[1].indices.tolist())
+    assert logits.shape[1] == len(columns) > len(image) + 9  # the whole image is there
 
 
-def test_padding_is_no_image(model):
+def test_padding_is_no_image(family, tmp_path):
     """A prompt of embeddings in which padding looks like an image placeholder."""
+    model = family.build(tmp_path)
     model.get_input_embeddings().weight.data[90] = 0
-    mixed = prompt([5, *video(), 6, *[90] * 55, 7], [8, *video(), 9]) | {
-        "pixel_values": torch.randn(1, 2, 3, 40, 40), "image_sizes": torch.tensor([[40, 40]]),
-        "pixel_values_videos": pixels(2),
-    }  # fmt: skip
-    with torch.no_grad(), make_pruner("uniform", 0.25)(model):
+    model.get_input_embeddings().weight.data[0] = 0
+    rows = [5, *family.video(), 6, *family.image, 7], [8, *family.video(), 9]
+    mixed = family.prompt(*rows) | family.images() | family.pixels(2)
+    mixed.pop("mm_token_type_ids", None)  # a model with M-RoPE needs ids to use it
+    with torch.no_grad(), make_pruner("uniform", 0.25)(model) as session:
         expected = model(**mixed).logits
         actual = model(inputs_embeds=model.get_input_embeddings()(mixed.pop("input_ids")), **mixed).logits
+    own = len(family.columns(rows[1], session.videos[1].indices.tolist()))
     assert torch.equal(actual[0], expected[0])
-    torch.testing.assert_close(actual[1, -12:], expected[1, -12:])
+    torch.testing.assert_close(actual[1, -own:], expected[1, -own:])
 
 
-def test_all_kept_is_encoded_as_the_model_does(models):
+def test_all_kept_is_encoded_as_the_model_does(family):
     """In one call of the tower, for the sake of the last bit; otherwise video by video."""
-    model, inputs, frames = models(), example(3, torch.float32), []
-    hook = model.model.vision_tower.register_forward_pre_hook(lambda _, args: frames.append(len(args[0])))
+    model, inputs, frames = family.model(), example(family, 3), []
+    hook = family.tower(model).register_forward_pre_hook(lambda _, args: frames.append(len(args[0]) / family.units))
     for ratio, expected in ((1.0, [16]), (0.5, [4, 4, 4, 4])):
         with torch.no_grad(), make_pruner("tango", ratio)(model):
             model(**inputs)
@@ -167,10 +168,10 @@ def test_all_kept_is_encoded_as_the_model_does(models):
     hook.remove()
 
 
-def test_calls_do_not_affect_each_other(models):
-    model = models()
-    first = prompt([5, *video(), 7]) | {"pixel_values_videos": pixels(1)}
-    second = prompt([9, *video(2), 7, *video(2)]) | {"pixel_values_videos": pixels(2, frames=2, seed=3)}
+def test_calls_do_not_affect_each_other(family):
+    model = family.model()
+    first = family.prompt([5, *family.video(), 7]) | family.pixels(1)
+    second = family.prompt([9, *family.video(2), 7, *family.video(2)]) | family.pixels(2, frames=2, seed=3)
 
     def run(*order):
         with make_pruner("tango", 0.3)(model):
@@ -184,14 +185,32 @@ def test_calls_do_not_affect_each_other(models):
     assert torch.equal(second_logits, second_logits_again)
 
 
-def test_threads(tmp_path):
-    """Two threads on two models, one with the pooling head, one with random selection."""
+def test_failed_calls_do_not_affect_later_ones(family):
+    """A call that breaks off after pruning leaves nothing for the next prompt."""
+    model, inputs = family.model(), example(family)
+    text = family.prompt([5, 6, 7])
+    expected = outputs(model, text)
+    decoder = family_of(model).language_model(model)
+    with make_pruner("tango", 0.3)(model):
+        pruned = outputs(model, inputs)
+        for call in (model, lambda **kwargs: model.generate(**kwargs, max_new_tokens=2)):
+            hook = decoder.register_forward_pre_hook(lambda *_: [][0], prepend=True)
+            with torch.no_grad(), pytest.raises(IndexError):
+                call(**inputs)
+            hook.remove()
+            for actual, whole in ((outputs(model, text), expected), (outputs(model, inputs), pruned)):
+                assert torch.equal(actual[0], whole[0])
+                assert torch.equal(actual[1], whole[1])
+
+
+def test_threads(family, tmp_path):
+    """Two threads on two models, one with Tango, one with random selection."""
     cases = []
     for seed, method in ((0, "tango"), (7, "random")):
         folder = tmp_path / method
         folder.mkdir()
-        inputs = prompt([5, *video(), 7]) | {"pixel_values_videos": pixels(1, seed=seed)}
-        cases.append((build_model(folder, seed=seed), make_pruner(method, 0.3), inputs))
+        inputs = family.prompt([5, *family.video(), 7]) | family.pixels(1, seed=seed)
+        cases.append((family.build(folder, seed=seed), make_pruner(method, 0.3), inputs))
 
     def run(case, results):
         model, pruner, inputs = case
@@ -217,8 +236,8 @@ def test_threads(tmp_path):
             assert torch.equal(left[1], right[1])
 
 
-def test_attaching_twice(models):
-    model = models()
+def test_attaching_twice(family):
+    model = family.model()
     with make_pruner("uniform", 0.3)(model):
         with pytest.raises(RuntimeError, match=r"\(uniform\) is attached .* already"), make_pruner("topk", 0.3)(model):
             pass
@@ -228,11 +247,11 @@ def test_attaching_twice(models):
     assert "generate" not in vars(model)
 
 
-def test_replacements_of_others_survive(models):
+def test_replacements_of_others_survive(family):
     """accelerate puts `forward` on the instance for device_map, and somebody may have replaced generate()."""
     from accelerate.hooks import AlignDevicesHook, add_hook_to_module, remove_hook_from_module
 
-    model, inputs = models(), example(1, torch.float32)
+    model, inputs = family.model(), example(family)
     with make_pruner("tango", 0.3)(model):
         expected = outputs(model, inputs)
     calls = []
@@ -260,8 +279,13 @@ def test_unknown_model():
         pass
 
 
-def test_modules_for_timing(models):
-    model = models()
-    family = family_of(model)
-    assert family.vision_modules(model) == [model.model.vision_tower]
-    assert family.language_model(model) is model.model.language_model
+def test_every_family_is_tested():
+    assert {type(tiny.model()).__name__ for tiny in TINY.values()} <= set(FAMILIES)
+    assert {FAMILIES[type(tiny.model()).__name__] for tiny in TINY.values()} == set(FAMILIES.values())
+
+
+def test_modules_for_timing(family):
+    model = family.model()
+    module = family_of(model)
+    assert module.vision_modules(model) == [family.tower(model)]
+    assert module.language_model(model) is model.model.language_model

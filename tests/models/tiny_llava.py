@@ -39,12 +39,13 @@ def build_model(
                 "num_attention_heads": 4, "vision_use_head": False}  # fmt: skip
     text = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": layers,
             "num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.4}  # fmt: skip
+    size = (settings | vision)["image_size"]
     config = model_class.config_class(
         vision_config=SiglipVisionConfig(**(settings | vision)),
         text_config=Qwen2Config(**text),
         image_token_id=IMAGE,
         video_token_id=VIDEO,
-        image_grid_pinpoints=[[40, 40], [40, 80]],
+        image_grid_pinpoints=[[size, size], [size, 2 * size]],
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
     )
