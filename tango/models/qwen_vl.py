@@ -1,4 +1,4 @@
-"""What Qwen2.5-VL and Qwen3-VL share: packed videos, a mean-query saliency, and M-RoPE positions that tokens keep.
+"""What Qwen2.5-VL and Qwen3-VL share: packed videos, the last block's attention, and M-RoPE positions that tokens keep.
 
 Videos of any size come packed: `pixel_values_videos` holds the patches of all of them, and `video_grid_thw` (V, 3)
 their grids, t x h x w patches each, where a patch spans temporal_patch_size sampled frames. A frame here is one of the
@@ -6,7 +6,7 @@ t, its tokens are the merger's output, h / 2 x w / 2, and patches lie in the ord
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tango.models.attention import received_attention
 from tango.models.family import Family, Video, placeholders
 from tango.models.prompt import take
 from tango.pruners.base import full_precision
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 
 # The tower sees no more patches at once (at least a frame), so that its memory does not grow with the video.
 PATCHES_PER_CALL = 1 << 15
-SIGNALS = frozenset({"saliency", "segment_features", "key"})
+SIGNALS = frozenset({"saliency", "segment_features", "frame_vectors", "keys", "key"})
+SALIENCIES = ("global_query", "received_attention")
 
 
 def vision_modules(model: Any) -> list[nn.Module]:
@@ -40,8 +42,9 @@ def language_model(model: Any) -> nn.Module:
 class QwenVL(Family):
     """Base of both families.
 
-    Signals: saliency (F, L), see `mean_query_saliency`; segment_features is None, for which methods take the mean
-    token of each frame. No sink tokens are known.
+    Signals, from the last block of the tower: saliency (F, L), see `mean_query_saliency` (default) and
+    `received_saliency`; keys (F, L, width of a head), see `mean_keys`. segment_features and frame_vectors are None, for
+    which methods take the mean token of each frame. No sink tokens are known.
     """
 
     title: str
@@ -56,8 +59,9 @@ class QwenVL(Family):
         self.tower = self.core.visual
         self.merge: int = self.tower.spatial_merge_size
         self.width: int = self.core.config.text_config.hidden_size
-        if pruner.saliency not in (None, "global_query"):
-            raise ValueError(f"saliency={pruner.saliency!r}: {self.title} has global_query")
+        self.saliency = pruner.saliency or "global_query"
+        if self.saliency not in SALIENCIES:
+            raise ValueError(f"saliency={pruner.saliency!r}: {self.title} has {', '.join(SALIENCIES)}")
         self.signals = pruner.signals
         if unknown := self.signals - SIGNALS:
             raise ValueError(f"{pruner.name} needs {', '.join(sorted(unknown))}; {self.title} has {sorted(SIGNALS)}")
@@ -88,13 +92,13 @@ class QwenVL(Family):
         if any(bool((own[:, 0] != own[0, 0]).any()) for own in columns):
             raise ValueError("a video's placeholders are spread over several prompts of the batch")
 
-        for index, (tokens, saliency) in enumerate(self._encode(pixels, grids)):
+        for index, (tokens, signals) in enumerate(self._encode(pixels, grids)):
             frames, height, width = self._token_grids(grids[index : index + 1])[0]
             tokens = tokens.view(frames, height * width, -1)
             features, extra = torch.split(tokens, [self.width, self.extra_width], dim=-1)
             yield Video(
-                int(columns[index][0, 0]), columns[index][:, 1], features, (height, width), saliency, extra=extra,
-                interval=1.0 if intervals is None else float(intervals[index]),
+                int(columns[index][0, 0]), columns[index][:, 1], features, (height, width), signals.get("saliency"),
+                keys=signals.get("keys"), extra=extra, interval=1.0 if intervals is None else float(intervals[index]),
             )  # fmt: skip
 
     def timestamps(self, video: Video, given: Sequence[float] | Tensor | None) -> Tensor:
@@ -144,8 +148,11 @@ class QwenVL(Family):
         """Frames, rows and columns of tokens of each video."""
         return [(t, h // self.merge, w // self.merge) for t, h, w in grids.tolist()]
 
-    def _encode(self, pixels: Tensor, grids: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Tokens (F*L, D + X) and saliency (F, L) or None of each video; frames do not see each other in the tower."""
+    def _encode(self, pixels: Tensor, grids: Tensor) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        """Tokens (F*L, D + X) of each video and the signals that are asked for, by their names in Video.
+
+        Frames do not see each other in the tower.
+        """
         if self.patches_per_call is None:
             yield from self._encode_chunk(pixels, grids)
             return
@@ -158,11 +165,15 @@ class QwenVL(Family):
                 part[0, 0] = min(step, frames - start)
                 own = packed[start * height * width : (start + step) * height * width]
                 parts.extend(self._encode_chunk(own, part))
-            tokens, saliency = zip(*parts, strict=True)
-            yield torch.cat(tokens), None if saliency[0] is None else torch.cat(saliency)
+            tokens, signals = zip(*parts, strict=True)
+            yield torch.cat(tokens), {name: torch.cat([part[name] for part in signals]) for name in signals[0]}
 
-    def _encode_chunk(self, pixels: Tensor, grids: Tensor) -> list[tuple[Tensor, Tensor | None]]:
-        wanted = "saliency" in self.signals
+    def _encode_chunk(self, pixels: Tensor, grids: Tensor) -> list[tuple[Tensor, dict[str, Tensor]]]:
+        wanted: dict[str, Callable[..., Tensor]] = {}
+        if "saliency" in self.signals:
+            wanted["saliency"] = mean_query_saliency if self.saliency == "global_query" else received_saliency
+        if "keys" in self.signals:
+            wanted["keys"] = mean_keys
         attention = self.tower.blocks[-1].attn
         recording: AbstractContextManager[dict[str, Tensor]] = (
             recorded_queries(attention) if wanted else contextlib.nullcontext({})
@@ -172,15 +183,17 @@ class QwenVL(Family):
         shapes = self._token_grids(grids)
         tokens = torch.split(self._tokens(output), [t * h * w for t, h, w in shapes])
         if not wanted:
-            return [(own, None) for own in tokens]
+            return [(own, {}) for own in tokens]
         counts = grids.prod(1).tolist()
         packed = (torch.split(states[name], counts) for name in ("qkv", "cos", "sin"))
-        saliencies = []
+        signals = []
         for (frames, height, width), qkv, cos, sin in zip(shapes, *packed, strict=True):
-            saliency = mean_query_saliency(qkv, cos, sin, attention.num_heads, attention.scaling, frames, self.merge**2)
+            settings = attention.num_heads, attention.scaling, frames, self.merge**2
             order = self._order(height, width)
-            saliencies.append(saliency if order is None else saliency[:, order.argsort().to(saliency.device)])
-        return list(zip(tokens, saliencies, strict=True))
+            raster = slice(None) if order is None else order.argsort().to(qkv.device)
+            with full_precision(qkv.device):
+                signals.append({name: tell(qkv, cos, sin, *settings)[:, raster] for name, tell in wanted.items()})
+        return list(zip(tokens, signals, strict=True))
 
     def _order(self, height: int, width: int) -> Tensor | None:
         """Raster indices (L,) of a frame's tokens in the order in which the tower works; None: in raster order."""
@@ -278,17 +291,39 @@ def mean_query_saliency(
     averaged over a frame, keys over each token's patches, both rotated; weights are a softmax over the frame's tokens,
     averaged over heads.
     """
-    with full_precision(qkv.device):
-        size = len(qkv) // frames
-        parts = zip(*(torch.split(tensor, size) for tensor in (qkv, cos, sin)), strict=True)
-        return torch.stack([_frame_saliency(x, c, s, heads, scaling, group) for x, c, s in parts])
+
+    def saliency(query: Tensor, key: Tensor) -> Tensor:
+        keys = key.view(-1, group, *key.shape[1:]).mean(1)
+        scores = torch.einsum("hd,lhd->hl", query.mean(0), keys) * scaling
+        return scores.softmax(-1).mean(0)
+
+    return torch.stack([saliency(query, key) for query, key in rotated_frames(qkv, cos, sin, heads, frames)])
 
 
-def _frame_saliency(qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, scaling: float, group: int) -> Tensor:
-    """One frame of mean_query_saliency(): (L,). By frames, so that no copy of all queries in fp32 is made."""
-    query, key, _ = qkv.view(len(qkv), 3, heads, -1).float().unbind(1)
-    cos, sin = cos.float()[:, None], sin.float()[:, None]
-    query, key = (x * cos + torch.cat((-x.chunk(2, -1)[1], x.chunk(2, -1)[0]), -1) * sin for x in (query, key))
-    keys = key.view(-1, group, *key.shape[1:]).mean(1)
-    scores = torch.einsum("hd,lhd->hl", query.mean(0), keys) * scaling
-    return scores.softmax(-1).mean(0)
+def received_saliency(
+    qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, scaling: float, frames: int, group: int
+) -> Tensor:
+    """Attention (F, L) that a token's patches receive on average from all patches of their frame, mean over heads.
+
+    FlashVID, arXiv 2602.08024. Inputs as in mean_query_saliency().
+    """
+    received = [
+        received_attention(query.transpose(0, 1), key.transpose(0, 1), scaling)
+        for query, key in rotated_frames(qkv, cos, sin, heads, frames)
+    ]
+    return torch.stack(received).view(frames, -1, group).mean(2)
+
+
+def mean_keys(qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, scaling: float, frames: int, group: int) -> Tensor:
+    """Rotated keys (F, L, E/heads), mean over heads and over each token's patches; inputs as above."""
+    keys = [key.mean(1) for _, key in rotated_frames(qkv, cos, sin, heads, frames)]
+    return torch.stack(keys).view(frames, -1, group, keys[0].shape[-1]).mean(2)
+
+
+def rotated_frames(qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, frames: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Queries and keys (P, heads, d) of each frame, rotated, in fp32; by frames, so that no copy of all is made."""
+    for x, c, s in zip(*(torch.split(tensor, len(qkv) // frames) for tensor in (qkv, cos, sin)), strict=True):
+        query, key, _ = x.view(len(x), 3, heads, -1).float().unbind(1)
+        c, s = c.float()[:, None], s.float()[:, None]
+        query, key = (y * c + torch.cat((-y.chunk(2, -1)[1], y.chunk(2, -1)[0]), -1) * s for y in (query, key))
+        yield query, key
