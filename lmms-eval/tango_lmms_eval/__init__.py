@@ -31,6 +31,7 @@ def manifests() -> list[Any]:
     here = "tango_lmms_eval.models"
     return [
         ModelManifest(model_id="llava_onevision", simple_class_path=f"{here}.LlavaOnevision"),
+        ModelManifest(model_id="llava_vid", simple_class_path=f"{here}.LlavaVid"),
         ModelManifest(
             model_id="llava_hf",
             simple_class_path=f"{here}.LlavaOnevision",

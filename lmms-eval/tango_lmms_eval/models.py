@@ -25,39 +25,19 @@ from tqdm import tqdm
 
 from tango.evaluation import provenance
 from tango.evaluation.chat import Chat, generation_settings
-from tango.evaluation.checkpoints import CheckpointError, check_pretrained, load
+from tango.evaluation.checkpoints import CheckpointError, check_pretrained, class_name, load
 from tango.evaluation.journal import Journal
 from tango.evaluation.runner import Answer, Record, Runner, Sample, failures, token_summary
 from tango.evaluation.settings import SettingsError, from_environment
 from tango.evaluation.timing import efficiency, efficiency_table
+from tango.models.llava_video import FRAMES
 from tango_lmms_eval import __version__, hooks
+from tango_lmms_eval.arguments import ONEVISION, VIDEO, ArgumentError, check_fixed
 from tango_lmms_eval.conversations import chat_messages, identity, simple_messages
 
 log = logging.getLogger(__name__)
 
 FAILED = "[this sample failed and is not scored]"
-
-# Upstream arguments that this model takes for compatibility and that can only mean what it does anyway.
-FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
-    "conv_template": (
-        (None, "qwen_1_5", "qwen_2"),
-        "the prompt is made by the checkpoint's own chat template, which is Qwen's",
-    ),
-    "mm_spatial_pool_stride": ((None, 2), "LLaVA-OneVision pools by 2"),
-    "mm_spatial_pool_mode": ((None, "bilinear"), "LLaVA-OneVision pools bilinearly"),
-    "token_strategy": ((None, "single"), "a video is one placeholder"),
-    "video_decode_backend": ((None, "pyav", "decord"), "videos are read with PyAV"),
-    "customized_config": ((None,), "the checkpoint's own configuration is used"),
-    "truncation": ((None, True), "prompts are never cut"),
-    "truncate_context": ((None, False), "prompts are never cut"),
-    "trust_remote_code": ((None, False), "only classes of transformers are used"),
-    "max_batch_size": ((None, 1), "each sample is timed by itself"),
-    "batch_size": ((None, 1, "1"), "each sample is timed by itself"),
-}
-
-
-class ArgumentError(ValueError):
-    """A model argument that cannot be; the message says what can."""
 
 
 class Tokens(TokenCounts):
@@ -72,10 +52,11 @@ class Tokens(TokenCounts):
 
 
 class LlavaOnevision(lmms):
-    """LLaVA-OneVision in transformers' format, with the pruning method that WRAPPER names.
+    """LLaVA-OneVision, with the pruning method that WRAPPER names.
 
     Args (as --model_args name=value,..):
-        pretrained: a folder or a hub id, for example llava-hf/llava-onevision-qwen2-7b-ov-hf.
+        pretrained: a folder or a hub id, in the `llava` package's format (lmms-lab/llava-onevision-qwen2-7b-ov) or in
+            transformers' (llava-hf/llava-onevision-qwen2-7b-ov-hf).
         max_frames_num: frames sampled evenly from each video.
         dtype, torch_dtype: auto, float32, float16 or bfloat16.
         attn_implementation: sdpa, eager or flash_attention_2 (on a CPU: sdpa).
@@ -83,7 +64,7 @@ class LlavaOnevision(lmms):
         device_map: auto spreads the model over all GPUs of one process; anything else names its device.
         revision, chat_template, use_cache: as in upstream's llava_hf.
         resume: False computes anew what a run into the same --output_path finished before.
-        conv_template, model_name and the others of FIXED: taken for compatibility; another meaning is an error.
+        conv_template, model_name and the others of `fixed`: taken for compatibility; another meaning is an error.
 
     Raises:
         SettingsError, ArgumentError, CheckpointError: before anything is loaded. Created from the command line, they
@@ -91,10 +72,13 @@ class LlavaOnevision(lmms):
     """
 
     is_simple = True
+    fixed = ONEVISION
+    model_class = "LlavaOnevisionForConditionalGeneration"
+    time_instruction = False
 
     def __init__(
         self,
-        pretrained: str = "llava-hf/llava-onevision-qwen2-7b-ov-hf",
+        pretrained: str = "lmms-lab/llava-onevision-qwen2-7b-ov",
         max_frames_num: int = 32,
         device: str | None = None,
         device_map: str | None = None,
@@ -110,12 +94,17 @@ class LlavaOnevision(lmms):
     ) -> None:
         super().__init__()
         self.settings = from_environment()
-        _check_others(others)
+        check_fixed(others, self.fixed)
         check_pretrained(pretrained)
         if not isinstance(max_frames_num, int) or max_frames_num < 1:
             raise ArgumentError(f"max_frames_num={max_frames_num!r}: sample at least one frame of a video")
         if dtype is not None and torch_dtype is not None and dtype != torch_dtype:
             raise ArgumentError(f"dtype={dtype} and torch_dtype={torch_dtype}: pass one of them")
+        if (held := class_name(pretrained, revision)) != self.model_class:
+            raise ArgumentError(
+                f"pretrained={pretrained!r} holds a {held}, and this is the model of {self.model_class}; --model is "
+                "llava_onevision for LLaVA-OneVision and llava_vid for LLaVA-Video"
+            )
         hooks.begin(report)
         self.accelerator = Accelerator()
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
@@ -135,8 +124,14 @@ class LlavaOnevision(lmms):
             chat_template=chat_template,
         )
         self.seed = torch.initial_seed()
-        self.chat: Chat | None = Chat(checkpoint, self.settings.pruner, max_frames_num, self.seed, use_cache)
-        self.described = checkpoint.described | {"max_frames_num": max_frames_num, "use_cache": use_cache}
+        self.chat: Chat | None = Chat(
+            checkpoint, self.settings.pruner, max_frames_num, self.seed, use_cache, self.time_instruction
+        )
+        self.described = checkpoint.described | {
+            "max_frames_num": max_frames_num,
+            "use_cache": use_cache,
+            "time_instruction": self.time_instruction,
+        }
         identity = [
             self.described,
             self.settings.method,
@@ -332,6 +327,31 @@ class LlavaOnevisionChat(LlavaOnevision):
         return chat_messages(request.args[1](self._doc(request)))
 
 
+class LlavaVid(LlavaOnevision):
+    """LLaVA-Video, with the pruning method that WRAPPER names.
+
+    Args (as --model_args name=value,..), beside those of LlavaOnevision:
+        max_frames_num: 64 by default.
+        add_time_instruction: tell the model a video's length and the time of each frame. True by default, as it was
+            trained; upstream's default is False.
+    """
+
+    fixed = VIDEO
+    model_class = "LlavaVideoForConditionalGeneration"
+
+    def __init__(
+        self,
+        pretrained: str = "lmms-lab/LLaVA-Video-7B-Qwen2",
+        max_frames_num: int = FRAMES,
+        add_time_instruction: bool = True,
+        **others: Any,
+    ) -> None:
+        if not isinstance(add_time_instruction, bool):
+            raise ArgumentError(f"add_time_instruction={add_time_instruction!r}: use True or False")
+        self.time_instruction = add_time_instruction
+        super().__init__(pretrained, max_frames_num, **others)
+
+
 def report(summary: Mapping[str, Any]) -> None:
     """Print the summary: method, tokens, the efficiency table, and every failed sample."""
     console = Console(width=None if Console().is_terminal else 160)
@@ -359,26 +379,3 @@ def report(summary: Mapping[str, Any]) -> None:
 
 def _versions() -> tuple[str, ...]:
     return torch.__version__, transformers.__version__, __version__
-
-
-def _check_others(others: Mapping[str, Any]) -> None:
-    """Raise ArgumentError for unknown arguments, and for known ones that ask for what this model does not do."""
-    unknown = sorted(set(others) - set(FIXED))
-    if unknown:
-        known = [
-            "pretrained",
-            "max_frames_num",
-            "device",
-            "device_map",
-            "dtype",
-            "torch_dtype",
-            "attn_implementation",
-            "revision",
-        ]
-        known += ["chat_template", "use_cache", "resume", "model_name", *FIXED]
-        raise ArgumentError(f"unknown model arguments {', '.join(unknown)}; known are {', '.join(sorted(known))}")
-    for name, value in others.items():
-        allowed, why = FIXED[name]
-        if value not in allowed:
-            shown = " or ".join(str(v) for v in allowed if v is not None) or "nothing"
-            raise ArgumentError(f"{name}={value!r}: {why}; use {shown} or leave it out")

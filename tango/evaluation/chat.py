@@ -80,6 +80,8 @@ class Chat:
         max_frames: frames sampled from each video.
         seed: of sampled generation; with the sample's name it gives the same text in any order of samples.
         use_cache: let the language model keep keys and values while decoding.
+        time_instruction: say a video's length and the times of its frames before the question, where the model was
+            trained on that (processors with a `time_instruction`: LLaVA-Video's).
     """
 
     checkpoint: Checkpoint
@@ -87,6 +89,7 @@ class Chat:
     max_frames: int = 32
     seed: int = 0
     use_cache: bool = True
+    time_instruction: bool = True
     _timer: GenerationTimer | None = field(default=None, init=False, repr=False)
     _pruned: Any = field(default=None, init=False, repr=False)
     _clip: tuple[Any, Clip] | None = field(default=None, init=False, repr=False)
@@ -126,7 +129,7 @@ class Chat:
             raise RuntimeError("Chat.generate() works inside `with chat.session():` only")
         options, until = generation_settings(settings, self.use_cache)
         model, tokenizer = self.checkpoint.model, self.checkpoint.processor.tokenizer
-        inputs, extra, clips = self._prepare(messages)
+        inputs, extra = self._prepare(messages)
         width = inputs["input_ids"].shape[1]
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         stop = StopAt(lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True)), until)
@@ -138,7 +141,7 @@ class Chat:
             sequences = model.generate(**inputs, **extra, **options, pad_token_id=pad, stopping_criteria=criteria)
             timing = timer.stop()
         new = sequences[0, width:]
-        videos = self._videos(inputs, clips)
+        videos = self._videos(inputs)
         return Answer(
             response=stop.cut(tokenizer.decode(new, skip_special_tokens=True)).strip(),
             timing=timing.to_dict(),
@@ -151,7 +154,7 @@ class Chat:
         gives it].
         """
         model, tokenizer = self.checkpoint.model, self.checkpoint.processor.tokenizer
-        inputs, extra, clips = self._prepare(messages)
+        inputs, extra = self._prepare(messages)
         reply = tokenizer(continuation, add_special_tokens=False, return_tensors="pt").input_ids.to(inputs["input_ids"])
         if reply.numel() == 0:
             raise ValueError(f"the continuation {continuation!r} has no tokens")
@@ -162,12 +165,13 @@ class Chat:
             logits = model(**inputs, **extra, logits_to_keep=count + 1).logits[0, -count - 1 : -1].float()
         chosen = torch.log_softmax(logits, -1).gather(1, reply[0, :, None].to(logits.device))
         greedy = bool((logits.argmax(-1) == reply[0].to(logits.device)).all())
-        videos = self._videos(inputs, clips)
+        videos = self._videos(inputs)
         return Answer([float(chosen.sum()), greedy], None, _count_tokens(width, count, videos), videos)
 
-    def _prepare(self, messages: Sequence[Message]) -> tuple[dict[str, Any], dict[str, Any], list[Clip]]:
-        """Model inputs on the device, keyword arguments only a pruner takes, and the clips in prompt order."""
+    def _prepare(self, messages: Sequence[Message]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Model inputs on the device, and keyword arguments only a pruner takes."""
         images, clips, keys, shown = [], [], [], []
+        tell = getattr(self.checkpoint.processor, "time_instruction", None) if self.time_instruction else None
         for message in messages:
             parts = []
             for part in message["content"]:
@@ -181,6 +185,10 @@ class Chat:
                         f"a message part of type {part['type']!r}; text, image and video can be asked about"
                     )
                 parts.append({"type": part["type"]} | ({"text": part["text"]} if part["type"] == "text" else {}))
+                if part["type"] == "video" and tell is not None:
+                    seconds = clips[-1].timestamps
+                    told = tell(clips[-1].duration, [time - seconds[0] for time in seconds])
+                    parts.append({"type": "text", "text": told + "\n"})
             shown.append({"role": message["role"], "content": parts})
         text = self.checkpoint.processor.apply_chat_template(shown, tokenize=False, add_generation_prompt=True)
         media: dict[str, Any] = {}
@@ -194,7 +202,7 @@ class Chat:
         extra = {}
         if clips and self.pruner is not None:
             extra = {"video_timestamps": [torch.tensor(clip.timestamps) for clip in clips], "video_keys": keys}
-        return inputs, extra, clips
+        return inputs, extra
 
     def _read(self, part: Mapping[str, Any]) -> Clip:
         """A video's frames; the last video is remembered, since benchmarks ask several questions in a row about one."""
@@ -203,8 +211,8 @@ class Chat:
             self._clip = (wanted, read_video(wanted[0], self.max_frames, wanted[1], wanted[2]))
         return self._clip[1]
 
-    def _videos(self, inputs: Mapping[str, Any], clips: Sequence[Clip]) -> list[dict[str, Any]]:
-        """What became of each video of the last call."""
+    def _videos(self, inputs: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """What became of each video of the last call. Newlines are not counted, with a pruner or without."""
         if self._pruned is not None:
             return [
                 {
@@ -213,25 +221,15 @@ class Chat:
                     "segment_sizes": list(record.segment_sizes),
                     "tokens_before": record.tokens_before,
                     "tokens_after": record.tokens_after,
+                    "tokens_in_llm": record.tokens_in_llm,
+                    "average_retention": record.average_retention,
                     "kept": hashlib.sha256(record.indices.numpy().tobytes()).hexdigest()[:16],
                 }
                 for record in self._pruned.videos
             ]
-        if not clips:
-            return []
-        # Placeholders of each video are its tokens and one newline; the newline is not counted, with a pruner or
-        # without.
-        placeholders = int((inputs["input_ids"] == self.checkpoint.model.config.video_token_id).sum())
-        frames = sum(len(clip.timestamps) for clip in clips)
-        length = (placeholders - len(clips)) // frames
-        return [
-            {
-                "frames": len(clip.timestamps),
-                "tokens_before": len(clip.timestamps) * length,
-                "tokens_after": len(clip.timestamps) * length,
-            }
-            for clip in clips
-        ]
+        model = self.checkpoint.model
+        sizes = family_of(model).FAMILY.sizes(model.config, inputs)
+        return [{"frames": f, "tokens_before": f * length, "tokens_after": f * length} for f, length in sizes]
 
 
 def _count_tokens(prompt: int, new: int, videos: Sequence[Mapping[str, Any]]) -> dict[str, int]:

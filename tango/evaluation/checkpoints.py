@@ -1,32 +1,27 @@
-"""Loads a checkpoint for evaluation: a local folder or a hub id of transformers' own format, on a CPU or on GPUs."""
+"""Loads a checkpoint for evaluation, a folder or a hub id, on a CPU or on GPUs.
+
+Both formats are read: transformers' own, and that of the `llava` package (`lmms-lab/..`), see tango.models.original.
+"""
 
 from __future__ import annotations
 
+import importlib
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoProcessor
+from transformers import AutoProcessor
 
 from tango.models import FAMILIES
+from tango.models.original import is_original, load_original, original_class, read_config
 
 log = logging.getLogger(__name__)
 
-# Checkpoints stored for the `llava` package, and the same weights in transformers' format.
-CONVERTED = {
-    "lmms-lab/llava-onevision-qwen2-0.5b-ov": "llava-hf/llava-onevision-qwen2-0.5b-ov-hf",
-    "lmms-lab/llava-onevision-qwen2-0.5b-si": "llava-hf/llava-onevision-qwen2-0.5b-si-hf",
-    "lmms-lab/llava-onevision-qwen2-7b-ov": "llava-hf/llava-onevision-qwen2-7b-ov-hf",
-    "lmms-lab/llava-onevision-qwen2-7b-ov-chat": "llava-hf/llava-onevision-qwen2-7b-ov-chat-hf",
-    "lmms-lab/llava-onevision-qwen2-7b-si": "llava-hf/llava-onevision-qwen2-7b-si-hf",
-    "lmms-lab/llava-onevision-qwen2-72b-ov-sft": "llava-hf/llava-onevision-qwen2-72b-ov-hf",
-    "lmms-lab/llava-onevision-qwen2-72b-ov-chat": "llava-hf/llava-onevision-qwen2-72b-ov-chat-hf",
-    "lmms-lab/llava-onevision-qwen2-72b-si": "llava-hf/llava-onevision-qwen2-72b-si-hf",
-}
-EXAMPLE = "llava-hf/llava-onevision-qwen2-7b-ov-hf"
+EXAMPLES = "lmms-lab/llava-onevision-qwen2-7b-ov, llava-hf/llava-onevision-qwen2-7b-ov-hf"
 DTYPES = {name: getattr(torch, name) for name in ("float32", "float16", "bfloat16")}
 SHORT = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "half": "float16", "float": "float32"}
 
@@ -46,23 +41,13 @@ class Checkpoint:
 
 
 def check_pretrained(pretrained: str) -> None:
-    """Turn away checkpoints that are stored for the `llava` package, before anything is loaded.
+    """Turn away what is neither a folder nor looks like a hub id, before anything is loaded.
 
     Raises:
-        CheckpointError: names the checkpoint in transformers' format where there is one.
+        CheckpointError: says what to pass.
     """
     if not isinstance(pretrained, str) or not pretrained:
-        raise CheckpointError(f"pretrained={pretrained!r}: pass a folder or a hub id, for example {EXAMPLE}")
-    if pretrained in CONVERTED:
-        raise CheckpointError(
-            f"pretrained={pretrained!r} is stored for the `llava` package, which this model does not read; "
-            f"the same weights in transformers' format are {CONVERTED[pretrained]!r}"
-        )
-    if pretrained.startswith("lmms-lab/"):
-        raise CheckpointError(
-            f"pretrained={pretrained!r} is stored for the `llava` package, which this model does not read; "
-            f"use a checkpoint in transformers' format: {', '.join(sorted(CONVERTED.values()))}"
-        )
+        raise CheckpointError(f"pretrained={pretrained!r}: pass a folder or a hub id, for example {EXAMPLES}")
     looks_local = pretrained.startswith(("/", "./", "../", "~")) or pretrained.count("/") != 1
     if looks_local and not Path(pretrained).expanduser().is_dir():
         raise CheckpointError(f"pretrained={pretrained!r}: no such folder, and not a hub id of the form owner/name")
@@ -107,11 +92,10 @@ def load(
     device = torch.device(device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise CheckpointError(f"device={str(device)!r}: PyTorch sees no CUDA GPU here; use device=cpu")
-    config = AutoConfig.from_pretrained(pretrained, revision=revision)
-    cls = _model_class(config, pretrained)
+    raw = read_config(pretrained, revision)
+    cls = _model_class(raw, pretrained)
     resolved = parse_dtype(dtype)
-    stored = getattr(config, "dtype", None)
-    if resolved == "auto" and device.type == "cpu" and stored in (torch.float16, "float16"):
+    if resolved == "auto" and device.type == "cpu" and raw.get("dtype", raw.get("torch_dtype")) == "float16":
         log.warning(
             "%s is stored in float16, which a CPU computes slowly: loading it in float32 (set dtype to change this)",
             pretrained,
@@ -121,10 +105,17 @@ def load(
     if attention == "flash_attention_2" and device.type == "cpu" and device_map is None:
         log.warning("attn_implementation=flash_attention_2 needs a GPU: using sdpa on the CPU")
         attention = "sdpa"
-    spread = {} if device_map is None else {"device_map": device_map}
-    model = cls.from_pretrained(pretrained, revision=revision, dtype=resolved, attn_implementation=attention, **spread)
-    model = model.eval() if spread else model.to(device).eval()
-    processor: Any = AutoProcessor.from_pretrained(pretrained, revision=revision)  # type: ignore[no-untyped-call]
+    how: dict[str, Any] = {"revision": revision, "dtype": resolved, "attn_implementation": attention}
+    how["device_map"] = device_map or device  # straight to its place, without a copy of all of it in main memory
+    processor: Any
+    if is_original(raw):
+        try:
+            model, processor = load_original(pretrained, **how)
+        except ValueError as error:
+            raise CheckpointError(str(error)) from error
+    else:
+        model = cls.from_pretrained(pretrained, **how).eval()
+        processor = AutoProcessor.from_pretrained(pretrained, revision=revision)  # type: ignore[no-untyped-call]
     if chat_template is not None:
         file = Path(chat_template)
         processor.chat_template = file.read_text(encoding="utf-8") if file.is_file() else chat_template
@@ -138,15 +129,28 @@ def load(
         "attn_implementation": model.config._attn_implementation,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
     }
-    return Checkpoint(model, processor, model.device if spread else device, described)
+    return Checkpoint(model, processor, model.device if device_map else device, described)
 
 
-def _model_class(config: Any, pretrained: str) -> Any:
-    for name in config.architectures or []:
+def class_name(pretrained: str, revision: str = "main") -> str:
+    """The class that load() would load, told from the checkpoint's config.json. Raises CheckpointError as it does."""
+    check_pretrained(pretrained)
+    name: str = _model_class(read_config(pretrained, revision), pretrained).__name__
+    return name
+
+
+def _model_class(config: Mapping[str, Any], pretrained: str) -> Any:
+    """The class that a config.json names: one of transformers, or one that its family's module adds to them."""
+    if is_original(config):
+        try:
+            return original_class(config, pretrained)
+        except ValueError as error:
+            raise CheckpointError(str(error)) from error
+    named = config.get("architectures") or []
+    for name in named:
         if name in FAMILIES:
-            return getattr(transformers, name)
-    held = " and ".join(config.architectures or ["an unnamed class"])
+            return getattr(transformers, name, None) or getattr(importlib.import_module(FAMILIES[name]), name)
     raise CheckpointError(
-        f"{pretrained!r} holds {held} (model type {config.model_type!r}); supported classes: {', '.join(FAMILIES)}; "
-        f"a checkpoint in this format is for example {EXAMPLE}"
+        f"{pretrained!r} holds {' and '.join(named) or 'an unnamed class'} (model type {config.get('model_type')!r}); "
+        f"supported classes: {', '.join(FAMILIES)}; such checkpoints are for example {EXAMPLES}"
     )

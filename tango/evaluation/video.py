@@ -19,11 +19,13 @@ class Clip:
     frames: (F, height, width, 3) uint8 RGB.
     timestamps: (F,) seconds since the video's first frame, as stored in the file.
     total_frames: how many frames the file (or the asked-for part of it) holds.
+    duration: seconds that those last, taking the last one to last as long as the others do on average.
     """
 
     frames: NDArray[np.uint8]
     timestamps: tuple[float, ...]
     total_frames: int
+    duration: float
 
 
 def uniform_indices(total: int, count: int) -> list[int]:
@@ -66,7 +68,8 @@ def read_video(path: str | Path, num_frames: int, start: float | None = None, en
             )
         wanted = [part[i] for i in uniform_indices(len(part), num_frames)]
         frames, shown = _decode(container, stream, wanted, keys, str(path))
-    return Clip(np.stack(frames), tuple((t - first) * base for t in shown), len(part))
+    duration = (part[-1] - part[0]) * base * len(part) / (len(part) - 1) if len(part) > 1 else 0.0
+    return Clip(np.stack(frames), tuple((t - first) * base for t in shown), len(part), duration)
 
 
 def _index(container: Any, stream: Any) -> tuple[list[int], list[int]]:

@@ -114,6 +114,11 @@ def is_original(config: Mapping[str, Any]) -> bool:
     return "mm_vision_tower" in config
 
 
+def original_class(config: Mapping[str, Any], pretrained: str) -> Any:
+    """The class that a config.json of such a checkpoint stands for. Raises ValueError as load_original() does."""
+    return KINDS[check(config, pretrained)][1]
+
+
 def load_original(
     pretrained: str,
     *,

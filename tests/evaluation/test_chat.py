@@ -6,10 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from original_layout import small_model, write_original
 from PIL import Image
+from transformers import LlavaOnevisionForConditionalGeneration
 
 from tango.evaluation.chat import Chat, generation_settings
-from tango.evaluation.checkpoints import Checkpoint, CheckpointError, load
+from tango.evaluation.checkpoints import Checkpoint, CheckpointError, class_name, load
+from tango.evaluation.video import read_video
+from tango.models.llava_video import LlavaVideoForConditionalGeneration
 from tango.pruners import REGISTRY
 
 TOKENS = 16  # a frame
@@ -142,9 +146,8 @@ def test_generation_settings() -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"pretrained": "lmms-lab/llava-onevision-qwen2-7b-ov"}, "llava-hf/llava-onevision-qwen2-7b-ov-hf"),
-        ({"pretrained": "lmms-lab/LLaVA-Video-7B-Qwen2"}, "transformers' format"),
         ({"pretrained": "./nowhere"}, "no such folder"),
+        ({"pretrained": ""}, "for example lmms-lab/"),
         ({"dtype": "float8"}, "use auto, float32, float16, bfloat16"),
         ({"device": "cuda"}, "use device=cpu"),
     ],
@@ -154,6 +157,75 @@ def test_checkpoints_that_cannot_be(checkpoint: Path, options: dict[str, str], s
         pytest.skip("there is a GPU")
     with pytest.raises(CheckpointError, match=said):
         load(**{"pretrained": str(checkpoint), **options})
+
+
+@pytest.mark.parametrize("kind", [LlavaOnevisionForConditionalGeneration, LlavaVideoForConditionalGeneration])
+def test_original_checkpoints(tmp_path: Path, video: Path, kind: Any) -> None:
+    """From a folder in the format of the `llava` package to the same answer as its weights give when made by hand."""
+    source = small_model(kind)
+    write_original(tmp_path / "it", source, shards=2)
+    assert class_name(str(tmp_path / "it")) == kind.__name__
+    loaded = load(str(tmp_path / "it"))
+    assert loaded.described["class"] == kind.__name__ and loaded.described["dtype"] == "float32"
+    told, side, placeholders = "", 3, 3 * 9 + 1
+    if kind is LlavaVideoForConditionalGeneration:
+        side, placeholders = 2, 3 * 2 * 3
+        told = (
+            "The video lasts for 3.00 seconds, and 3 frames are uniformly sampled from it. These frames are located at "
+            "0.00s,1.25s,2.75s.Please answer the following questions related to this video.\n"
+        )
+    with Chat(loaded, max_frames=3).session() as chat:
+        answer = chat.generate(about(video), SETTINGS, "x")
+    text = (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
+        + "<video>" * placeholders
+        + f"\n{told}What?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    clip = read_video(video, 3)
+    pixels = loaded.processor.video_processor(torch.from_numpy(clip.frames).permute(0, 3, 1, 2), return_tensors="pt")
+    ids = loaded.processor.tokenizer(text, return_tensors="pt").input_ids
+    assert answer.tokens["input_tokens"] == ids.shape[1]
+    out = source.generate(ids, **pixels, max_new_tokens=5, do_sample=False, eos_token_id=[2, 0], pad_token_id=0)
+    new = loaded.processor.decode(out[0, ids.shape[1] :], skip_special_tokens=True).strip()
+    assert answer.response == new
+    assert answer.videos == [{"frames": 3, "tokens_before": 3 * side**2, "tokens_after": 3 * side**2}]
+
+    with Chat(loaded, REGISTRY["uniform"](retention_ratio=0.5), max_frames=3, time_instruction=False).session() as chat:
+        pruned = chat.generate(about(video), SETTINGS, "x")
+    assert pruned.tokens["input_tokens"] == ids.shape[1] - len(loaded.processor.tokenizer(told).input_ids)
+    assert pruned.videos[0]["tokens_before"] == 3 * side**2 and pruned.videos[0]["tokens_after"] < 3 * side**2
+
+
+def test_the_times_told_are_those_of_the_part_that_is_shown(tmp_path: Path, video: Path) -> None:
+    write_original(tmp_path / "it", small_model(LlavaVideoForConditionalGeneration))
+    with Chat(load(str(tmp_path / "it")), max_frames=2).session() as chat:
+        inputs, _ = chat._prepare(about(video, start=1.0, end=2.0))
+    said = chat.checkpoint.processor.decode(inputs["input_ids"][0])
+    assert "lasts for 1.25 seconds, and 2 frames" in said and "located at 0.00s,1.00s.Please" in said
+
+
+def test_an_original_checkpoint_that_does_not_fit(tmp_path: Path) -> None:
+    source = small_model(LlavaOnevisionForConditionalGeneration)
+    write_original(tmp_path / "a", source, mm_projector_type="linear")
+    write_original(tmp_path / "b", source, tensors={"model.norm.weight": torch.ones(24)})
+    with pytest.raises(CheckpointError, match="mm_projector_type='linear'"):
+        load(str(tmp_path / "a"))
+    with pytest.raises(CheckpointError, match=r"missing: lm_head\.weight"):
+        load(str(tmp_path / "b"))
+
+
+def test_llava_video_in_transformers_format(tmp_path: Path, video: Path) -> None:
+    source = small_model(LlavaVideoForConditionalGeneration)
+    write_original(tmp_path / "it", source)
+    first = load(str(tmp_path / "it"))
+    first.model.save_pretrained(tmp_path / "new")
+    first.processor.save_pretrained(tmp_path / "new")
+    again = load(str(tmp_path / "new"))
+    answers = []
+    for checkpoint in (first, again):
+        with Chat(checkpoint, max_frames=3).session() as chat:
+            answers.append(chat.generate(about(video), SETTINGS, "x"))
+    assert answers[0].response == answers[1].response and answers[0].tokens == answers[1].tokens
 
 
 def test_a_checkpoint_of_another_class(tmp_path: Path) -> None:

@@ -11,14 +11,17 @@ import yaml
 from lmms_eval.api.instance import Instance
 from lmms_eval.models import get_model
 from lmms_eval.tasks import TaskManager
+from original_layout import small_model, write_original
 from PIL import Image
 from tango_lmms_eval import hooks
 from tango_lmms_eval.conversations import chat_messages, identity, simple_messages, visual_part
-from tango_lmms_eval.models import FAILED, ArgumentError, LlavaOnevision, LlavaOnevisionChat, report
+from tango_lmms_eval.models import FAILED, ArgumentError, LlavaOnevision, LlavaOnevisionChat, LlavaVid, report
 from tango_lmms_eval.tasks.motionqa import utils
 
 from tango.evaluation import motionqa
 from tango.evaluation.settings import SettingsError
+from tango.models.llava_video import LlavaVideoForConditionalGeneration
+from tango.pruners import REGISTRY
 
 TEXT = {"type": "text", "text": "What?"}
 
@@ -34,6 +37,7 @@ def nothing_left_over(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.parametrize("force_simple", [False, True])
 def test_our_models_win_over_upstreams(force_simple: bool) -> None:
     assert get_model("llava_onevision", force_simple) is LlavaOnevision
+    assert get_model("llava_vid", force_simple) is LlavaVid
     assert get_model("llava_hf", force_simple) is (LlavaOnevision if force_simple else LlavaOnevisionChat)
 
 
@@ -96,7 +100,7 @@ def test_mistakes_end_the_process_before_a_model_is_loaded(monkeypatch: pytest.M
     monkeypatch.setenv("WRAPPER", "tengo")
     with pytest.raises(SettingsError, match="'tengo'"):
         LlavaOnevision(pretrained="./nowhere")
-    with pytest.raises(SystemExit, match=r"error: WRAPPER='tengo'.*vanilla, random, tango, topk, uniform"):
+    with pytest.raises(SystemExit, match="error: WRAPPER='tengo'.*vanilla, " + ", ".join(sorted(REGISTRY))):
         LlavaOnevision.create_from_arg_string("pretrained=./nowhere", {"batch_size": 1})
     assert not hooks.RUN.active
 
@@ -107,6 +111,39 @@ def test_the_published_commands_arguments_are_taken(checkpoint: Path) -> None:
         {"batch_size": "1", "max_batch_size": None, "device": "cpu"},
     )
     assert model.device.type == "cpu" and model.described["attn_implementation"] == "sdpa"
+
+
+def test_llava_video(tmp_path: Path, benchmark: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The published command's arguments, on a checkpoint in the published format."""
+    source = small_model(LlavaVideoForConditionalGeneration)
+    write_original(tmp_path / "it", source)
+    model = LlavaVid.create_from_arg_string(
+        f"pretrained={tmp_path / 'it'},conv_template=qwen_1_5,max_frames_num=4,mm_spatial_pool_mode=average,"
+        "mm_newline_position=grid,mm_resampler_location=after,force_sample=True,add_time_instruction=True,"
+        "video_decode_backend=decord,overwrite=True,attn_implementation=flash_attention_2",
+        {"batch_size": "1", "max_batch_size": None, "device": "cpu"},
+    )
+    assert model.chat is not None and model.chat.time_instruction and model.described["time_instruction"]
+    (reply,) = model.generate_until(requests(model, [str(benchmark / "videos" / "0.mp4")]))
+    assert reply.text != FAILED
+    assert reply.token_counts.to_dict()["video_tokens_before"] == 4 * 4
+
+    other = LlavaVid(pretrained=str(tmp_path / "it"), add_time_instruction=False, device="cpu")
+    assert other.chat is not None and other.chat.max_frames == 64 and not other.chat.time_instruction
+    assert other.run != LlavaVid(pretrained=str(tmp_path / "it"), device="cpu").run
+    with pytest.raises(ArgumentError, match=r"add_time_instruction='x': use True or False"):
+        LlavaVid(pretrained=str(tmp_path / "it"), add_time_instruction="x")
+    with pytest.raises(ArgumentError, match=r"pools by averages; use average"):
+        LlavaVid(pretrained=str(tmp_path / "it"), mm_spatial_pool_mode="bilinear")
+
+
+def test_a_model_of_the_other_kind(tmp_path: Path, checkpoint: Path) -> None:
+    write_original(tmp_path / "it", small_model(LlavaVideoForConditionalGeneration))
+    for model, pretrained in ((LlavaOnevision, tmp_path / "it"), (LlavaVid, checkpoint)):
+        with pytest.raises(ArgumentError, match="llava_vid for LLaVA-Video"):
+            model(pretrained=str(pretrained))
+    with pytest.raises(ArgumentError, match="was not trained with it; use False"):
+        LlavaOnevision(pretrained=str(checkpoint), add_time_instruction=True)
 
 
 def test_prompts_of_simple_tasks() -> None:

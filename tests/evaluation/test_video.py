@@ -28,7 +28,7 @@ def every_frame(path: Path) -> list[np.ndarray]:
 def test_frames_and_times_are_those_of_a_full_decode(video: Path, count: int) -> None:
     clip = read_video(video, count)
     indices = uniform_indices(12, count)
-    assert clip.total_frames == 12
+    assert clip.total_frames == 12 and clip.duration == pytest.approx(3.0)
     assert clip.frames.shape == (len(indices), SIZE, SIZE, 3)
     assert clip.timestamps == pytest.approx([i / 4 for i in indices])
     frames = every_frame(video)
@@ -37,6 +37,8 @@ def test_frames_and_times_are_those_of_a_full_decode(video: Path, count: int) ->
 
 def test_a_part_of_a_video(video: Path) -> None:
     assert read_video(video, 3, start=1.0, end=2.0).timestamps == pytest.approx([1.0, 1.5, 2.0])
+    assert read_video(video, 2, start=1.0, end=2.0).duration == pytest.approx(1.25)
+    assert read_video(video, 2, start=1.0, end=1.2).duration == 0
     with pytest.raises(ValueError, match=r"no frame from 9 s to 10 s; it lasts 2\.75 s"):
         read_video(video, 3, start=9, end=10)
 

@@ -1,0 +1,64 @@
+"""Model arguments of upstream's models that ours take so that published commands work, and what they may be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+# What models do something with, and take by name.
+OWN = (
+    "pretrained", "max_frames_num", "device", "device_map", "dtype", "torch_dtype", "attn_implementation", "revision",
+    "chat_template", "use_cache", "resume", "model_name", "add_time_instruction",
+)  # fmt: skip
+# Upstream arguments that a model takes for compatibility and that can only mean what it does anyway.
+Fixed = dict[str, tuple[tuple[Any, ...], str]]
+FIXED: Fixed = {
+    "conv_template": (
+        (None, "qwen_1_5", "qwen_2"),
+        "the prompt is made by the checkpoint's own chat template, which is Qwen's",
+    ),
+    "mm_spatial_pool_stride": ((None, 2), "the model pools by 2"),
+    "video_decode_backend": ((None, "pyav", "decord"), "videos are read with PyAV"),
+    "customized_config": ((None,), "the checkpoint's own configuration is used"),
+    "truncation": ((None, True), "prompts are never cut"),
+    "truncate_context": ((None, False), "prompts are never cut"),
+    "trust_remote_code": ((None, False), "only classes of transformers are used"),
+    "max_batch_size": ((None, 1), "each sample is timed by itself"),
+    "batch_size": ((None, 1, "1"), "each sample is timed by itself"),
+}
+ONEVISION = FIXED | {
+    "mm_spatial_pool_mode": ((None, "bilinear"), "LLaVA-OneVision pools bilinearly"),
+    "token_strategy": ((None, "single"), "a video is one placeholder"),
+    "add_time_instruction": ((None, False), "LLaVA-OneVision was not trained with it"),
+}
+VIDEO = FIXED | {
+    "mm_spatial_pool_mode": ((None, "average"), "LLaVA-Video pools by averages"),
+    "mm_newline_position": ((None, "grid"), "LLaVA-Video has a newline after each row of a frame"),
+    "mm_resampler_type": ((None, "spatial_pool"), "LLaVA-Video pools, and resamples no further"),
+    "mm_resampler_location": ((None, "before", "after"), "pooling follows the projector, whatever this says upstream"),
+    "mm_spatial_pool_out_channels": ((None, 1024), "pooling changes no widths"),
+    "force_sample": ((None, True), "max_frames_num frames are sampled evenly from every video"),
+    "video_fps": ((None, 1), "max_frames_num frames are sampled evenly from every video"),
+    "add_faster_video": ((None, False), "all frames have the same number of tokens"),
+    "faster_token_stride": ((None, 10), "all frames have the same number of tokens"),
+    "overwrite": ((None, True), "pooling and newlines are LLaVA-Video's"),
+    "delay_load": ((None, False), "the whole model is loaded at once"),
+    "tie_weights": ((None, True), "the checkpoint says which weights are tied"),
+}
+
+
+class ArgumentError(ValueError):
+    """A model argument that cannot be; the message says what can."""
+
+
+def check_fixed(others: Mapping[str, Any], fixed: Fixed) -> None:
+    """Raise ArgumentError for unknown arguments, and for known ones that ask for what this model does not do."""
+    unknown = sorted(set(others) - set(fixed))
+    if unknown:
+        known = ", ".join(sorted({*OWN, *fixed}))
+        raise ArgumentError(f"unknown model arguments {', '.join(unknown)}; known are {known}")
+    for name, value in others.items():
+        allowed, why = fixed[name]
+        if value not in allowed:
+            shown = " or ".join(str(v) for v in allowed if v is not None) or "nothing"
+            raise ArgumentError(f"{name}={value!r}: {why}; use {shown} or leave it out")
