@@ -6,7 +6,6 @@ the steps together and owns the budgets; the steps themselves are the pure funct
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -25,12 +24,15 @@ from tango.pruners.base import (
     full_precision,
     zero_sinks,
 )
+from tango.pruners.budget import apportion, fit
 from tango.pruners.in_llm import LayerPruning, check_layer, prefill_ratio
 from tango.rope import rope_sections, rotate
 from tango.segmentation import fastvid, holitom, neighbour_similarity
 from tango.selection import candidates, select
 
-SEGMENTATIONS = ("holitom", "fastvid")
+SEGMENTATIONS = ("holitom", "fastvid", "none")
+SELECTIONS = ("diversity", "topk")
+MERGINGS = ("st_rope", "cosine")
 SIMILARITY_BYTES = 32 << 20  # larger blocks are not faster
 ROTATE_BYTES = 32 << 20
 
@@ -41,6 +43,9 @@ class Tango(Pruner):
 
     Args:
         retention_ratio, saliency, saliency_weights: see Pruner.
+        exact_budget: see Pruner. Frames by themselves, and the static and the dynamic part of each segment, share the
+            budget in proportion to their tokens times their ratio, by largest remainder instead of rounding up. Where
+            static tokens are so many that all parts kept whole do not use it up, the most salient others come back.
         context_ratio: share of a budget that goes to merged tokens, the rest to salient ones.
         similarity_threshold: similarity that counts as the same when cutting into segments; None means 0.65 up to a
             retention ratio of 0.1 and 0.8 above.
@@ -49,7 +54,9 @@ class Tango(Pruner):
         num_neighbors: neighbours for the density.
         anchor_weight: least weight of the anchor in a merged token.
         time_base, space_base: frequency bases of ST-RoPE.
-        segmentation: "holitom" or "fastvid".
+        segmentation: "holitom", "fastvid", or "none", which cuts nowhere: the video is one segment.
+        selection: of salient tokens: "diversity" clusters candidates (step 5); "topk" takes the most salient ones.
+        merging: what context tokens are clustered on (step 6): "st_rope", or "cosine", the unrotated unit vectors.
         placement: "anchor" puts a merged token at its anchor; "published" permutes them as the published code does.
         memory_limit: MiB of temporary memory for distances and conversions.
         sink_tokens: positions of a frame whose saliency is set to 0; None leaves them to the model family (no sinks
@@ -74,6 +81,8 @@ class Tango(Pruner):
     time_base: float = 10000.0
     space_base: float = 1000.0
     segmentation: str = "holitom"
+    selection: str = "diversity"
+    merging: str = "st_rope"
     placement: str = "anchor"
     memory_limit: float = 256
     sink_tokens: tuple[int, ...] | None = None
@@ -92,6 +101,8 @@ class Tango(Pruner):
         self._number("time_base", above=0)
         self._number("space_base", above=0)
         self._choice("segmentation", SEGMENTATIONS)
+        self._choice("selection", SELECTIONS)
+        self._choice("merging", MERGINGS)
         self._choice("placement", PLACEMENTS)
         self._number("memory_limit", above=0)
         self._positions("sink_tokens")
@@ -170,6 +181,8 @@ class Tango(Pruner):
         threshold = self._threshold()
         if self.segmentation == "holitom":
             sizes = holitom(similarity, threshold)
+        elif self.segmentation == "none":
+            sizes = torch.tensor([frames])
         else:
             if frame_vectors is None:
                 frame_vectors = features.mean(1, dtype=torch.float32)
@@ -179,51 +192,79 @@ class Tango(Pruner):
         cells = torch.cartesian_prod(torch.arange(grid[0]), torch.arange(grid[1])).to(device, torch.float32)
         positions = torch.cat([times[:, None, None].expand(-1, tokens, 1), cells.expand(frames, -1, -1)], dim=2)
 
+        static = torch.stack([
+            (similarity[start : start + size - 1] > self.static_threshold).all(0) & (size > 1)
+            for start, size in zip(starts.tolist(), sizes.tolist(), strict=True)
+        ])  # fmt: skip
+        budgets = self._budgets(sizes, static.sum(1).cpu(), tokens)
+
         kept: list[tuple[Tensor, Tensor]] = []
-        single = starts[sizes == 1].to(device)
         # Single frames are sets of one size: compressed together, as many as the memory limit lets be copied.
-        for first in range(0, len(single), step := max(1, block // (16 * tokens * dim))):
-            chosen = single[first : first + step]
-            count = len(chosen)
-            table, places = features[chosen].reshape(-1, dim), positions[chosen].reshape(-1, 3)
-            rows = torch.arange(count * tokens, device=device).view(count, tokens)
-            vectors = self._rotate(table, places, rows)
-            indices, values = self._compress(table, rows, saliency[chosen], vectors, self.retention_ratio)
-            moved = (chosen - torch.arange(count, device=device)) * tokens
-            kept.append(((indices + moved[:, None]).flatten(), values.flatten(0, 1)))
-        for start, size in zip(starts.tolist(), sizes.tolist(), strict=True):
+        step = max(1, block // (16 * tokens * dim))
+        for budget in sorted(set(budgets[sizes == 1, 1].tolist()) - {0}):
+            for chosen in torch.split(starts[(sizes == 1) & (budgets[:, 1] == budget)].to(device), step):
+                count = len(chosen)
+                table, places = features[chosen].reshape(-1, dim), positions[chosen].reshape(-1, 3)
+                rows = torch.arange(count * tokens, device=device).view(count, tokens)
+                indices, values = self._compress(table, table, rows, places, saliency[chosen], budget)
+                moved = (chosen - torch.arange(count, device=device)) * tokens
+                kept.append(((indices + moved[:, None]).flatten(), values.flatten(0, 1)))
+        for start, size, still, shares in zip(starts.tolist(), sizes.tolist(), static, budgets.tolist(), strict=True):
             if size > 1:
                 part = slice(start, start + size)
-                static = (similarity[start : start + size - 1] > self.static_threshold).all(0)
-                for indices, values in self._segment(features[part], saliency[part], positions[part], static):
+                for indices, values in self._segment(features[part], saliency[part], positions[part], still, *shares):
                     kept.append((indices + start * tokens, values))
         indices, order = torch.cat([indices for indices, _ in kept]).sort()
         values = torch.cat([values for _, values in kept])[order]
-        return Pruned(indices, values.to(features.dtype), sizes)
+        pruned = Pruned(indices, values.to(features.dtype), sizes)
+        return fit(pruned, features, saliency, self.budget(frames, tokens)) if self.exact_budget else pruned
+
+    def _budgets(self, sizes: Tensor, static: Tensor, tokens: int) -> Tensor:
+        """Tokens to keep of each segment's static and dynamic part, (S, 2) int64; a single frame is all dynamic.
+
+        In double precision, and in the order in which the paper's code evaluates it.
+
+        Args:
+            sizes: (S,) frames in each segment; static: (S,) static places in each, 0 for a single frame.
+            tokens: L.
+        """
+        whole = (sizes * tokens).double()
+        ratio = (self.retention_ratio / ((whole - (sizes - 1) * static) / whole)).clamp(max=1.0)
+        parts = torch.stack([static, tokens - static], 1)
+        frames = torch.stack([torch.ones_like(sizes), sizes], 1)  # the dynamic part has a share of every frame
+        shares = parts * ratio[:, None]
+        if self.exact_budget:
+            total = min(self.budget(int(sizes.sum()), tokens), int((parts * frames).sum()))
+            return apportion((shares * frames).flatten(), (parts * frames).flatten(), total).view(-1, 2)
+        least = torch.stack([static.clamp(max=1), (sizes == 1).long()], 1)
+        return shares.ceil().long().maximum(least) * frames
 
     def _segment(
-        self, features: Tensor, saliency: Tensor, positions: Tensor, static: Tensor
+        self, features: Tensor, saliency: Tensor, positions: Tensor, static: Tensor, of_static: int, of_dynamic: int
     ) -> list[tuple[Tensor, Tensor]]:
-        """Prune a segment of N > 1 frames: (indices, features) of its static, salient and context tokens (step 3)."""
+        """Prune a segment of N > 1 frames: (indices, features) of its static, salient and context tokens (step 3).
+
+        of_static, of_dynamic: tokens to keep of its S static places and of the other places in all frames.
+        """
         frames, tokens, dim = features.shape
         table, positions = features.reshape(-1, dim), positions.reshape(-1, 3)
         still, moving = static.nonzero()[:, 0], (~static).nonzero()[:, 0]
         offsets = tokens * torch.arange(frames, device=static.device)[:, None]
         count = len(still)
-        ratio = min(1.0, self.retention_ratio / ((frames * tokens - (frames - 1) * count) / (frames * tokens)))
         kept = []
-        if count:
+        if of_static:
             places = torch.arange(count, device=still.device)
             copies = (still + offsets).flatten()
             means = segment_sums(table, copies, places.repeat(frames), count, self.memory_limit) / frames
-            vectors = self._rotate(table, positions, still[None])
-            chosen, values = self._compress(means, places[None], saliency[:, still].mean(0)[None], vectors, ratio)
+            scores = saliency[:, still].mean(0)[None]
+            chosen, values = self._compress(means, table[still], places[None], positions[still], scores, of_static)
             kept.append((still[chosen[0]], values[0]))
-        if len(moving):
-            _, salient, context = self._budget(len(moving), ratio, least=0)
+        if of_dynamic:
+            salient = int(of_dynamic / frames * (1 - self.context_ratio))
+            context = of_dynamic - frames * salient
             rows = moving + offsets
             scores = saliency[:, moving]
-            chosen = candidates(scores, salient, self.expansion)
+            chosen = self._candidates(scores, salient)
             if chosen.shape[1] > salient:
                 vectors = self._rotate(table, positions, rows.gather(1, chosen))
                 chosen = chosen.gather(1, self._select(scores.gather(1, chosen), vectors, salient))
@@ -231,19 +272,31 @@ class Tango(Pruner):
             kept.append((selected, table[selected].float()))
             if context:
                 rest = rows.gather(1, _others(rows, chosen)).view(1, -1)
-                merged, values = self._merge(table, rest, self._rotate(table, positions, rest), frames * context)
+                vectors = self._rotate(table, self._merging_positions(positions), rest)
+                merged, values = self._merge(table, rest, vectors, context)
                 kept.append((merged[0], values[0]))
         return kept
 
     def _compress(
-        self, table: Tensor, rows: Tensor, saliency: Tensor, vectors: Tensor, ratio: float
+        self, table: Tensor, origins: Tensor, rows: Tensor, positions: Tensor, saliency: Tensor, budget: int
     ) -> tuple[Tensor, Tensor]:
-        """Compress G sets of n tokens (step 4): kept rows of the table (G, K), ascending, and features (G, K, D)."""
-        _, salient, context = self._budget(rows.shape[1], ratio, least=1)
-        chosen = candidates(saliency, salient, self.expansion)
+        """Compress G sets of n tokens to `budget` each (step 4).
+
+        Args:
+            table: (T, D) what is kept or averaged; origins (T, D) and positions (T, 3): what it is compared by.
+            rows: (G, n) rows of the table; saliency: (G, n).
+
+        Returns:
+            kept rows of the table (G, K), ascending, and their features (G, K, D).
+        """
+        salient = int(budget * (1 - self.context_ratio))
+        vectors = self._rotate(origins, positions, rows)
+        chosen = self._candidates(saliency, salient)
         chosen = chosen.gather(1, self._select(saliency.gather(1, chosen), _gather(vectors, chosen), salient))
         selected, rest = rows.gather(1, chosen), _others(rows, chosen)
-        merged, values = self._merge(table, rows.gather(1, rest), _gather(vectors, rest), context)
+        if self.merging == "cosine":
+            vectors = self._rotate(origins, self._merging_positions(positions), rows)
+        merged, values = self._merge(table, rows.gather(1, rest), _gather(vectors, rest), budget - salient)
         indices, order = torch.cat([selected, merged], dim=1).sort(dim=1)
         return indices, _gather(torch.cat([table[selected].float(), values], dim=1), order)
 
@@ -257,6 +310,13 @@ class Tango(Pruner):
             vectors[start : start + step] = rotate(table[part], positions[part], self.time_base, self.space_base)
         return vectors.view(*rows.shape, dim)
 
+    def _merging_positions(self, positions: Tensor) -> Tensor:
+        """Positions to merge by; at the origin nothing is rotated."""
+        return positions if self.merging == "st_rope" else torch.zeros_like(positions)
+
+    def _candidates(self, saliency: Tensor, count: int) -> Tensor:
+        return candidates(saliency, count, self.expansion if self.selection == "diversity" else 1.0)
+
     def _select(self, saliency: Tensor, vectors: Tensor, count: int) -> Tensor:
         return select(saliency, vectors, count, self.num_neighbors, self.memory_limit)
 
@@ -269,12 +329,6 @@ class Tango(Pruner):
         if self.similarity_threshold is not None:
             return self.similarity_threshold
         return 0.65 if self.retention_ratio <= 0.1 else 0.8
-
-    def _budget(self, size: int, ratio: float, least: int) -> tuple[int, int, int]:
-        """Tokens to keep of `size`: (all, salient, context), in double precision, in the order the paper's code has."""
-        budget = max(least, math.ceil(size * ratio))
-        salient = int(budget * (1 - self.context_ratio))
-        return budget, salient, budget - salient
 
 
 def _gather(values: Tensor, index: Tensor) -> Tensor:
