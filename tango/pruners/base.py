@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from tango.pruners.budget import fit
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -118,6 +120,18 @@ class Pruner(ABC):
         round(r * (frames * tokens)), halves to the even number, and at least 1.
         """
         return max(1, round(self.retention_ratio * (frames * tokens)))
+
+    def exactly(self, pruned: Pruned, features: Tensor, ranking: Tensor) -> Pruned:
+        """What was pruned; with exact_budget, less its tokens that rank lowest or with the highest of the others.
+
+        For methods whose steps do not give budget() tokens. Tokens that are added are not merged.
+
+        Args:
+            pruned: what the method keeps of features (F, L, D).
+            ranking: (F, L) what the method tells tokens apart by, the higher the sooner kept.
+        """
+        frames, tokens, _ = features.shape
+        return fit(pruned, features, ranking, self.budget(frames, tokens)) if self.exact_budget else pruned
 
     def __call__(self, model: nn.Module) -> AbstractContextManager[Any]:
         """Attach to a model for the length of a `with` block; gives the session that records what was pruned."""

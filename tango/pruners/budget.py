@@ -1,17 +1,19 @@
 """Exact numbers of tokens, for `exact_budget`: shares that sum to a total, and a last token added or dropped.
 
 A method that spreads a budget over frames or segments makes its own shares whole with apportion(). One whose count is
-what comes out of its steps has its result brought to the count with fit(). Pure functions on tensors.
+what comes out of its steps has its result brought to the count with fit(), through Pruner.exactly(). Pure functions.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from tango.pruners.base import Pruned
+if TYPE_CHECKING:
+    from tango.pruners.base import Pruned
 
 
 def apportion(shares: Tensor, caps: Tensor, total: int) -> Tensor:

@@ -20,7 +20,7 @@ class FastV(Pruner):
     Args:
         retention_ratio: the mean over all N layers; p = (N r - K) / (N - K) makes it so, and r must be above K / N. The
             paper's K = 2 and p = 0.5 is a ratio of 0.536 for 28 layers. 1 keeps every token.
-        saliency, saliency_weights: not used.
+        saliency, saliency_weights, exact_budget: change nothing; every token enters.
         pruned_layer: K, counted from 0; the paper's demo has 2 or 3.
 
     Ranked once, at prefill, by the attention row of the last prompt token, as the authors' later code does (the paper's
@@ -52,6 +52,10 @@ class FastV(Pruner):
             )
         share = (layers * self.retention_ratio - self.pruned_layer) / (layers - self.pruned_layer)
         return LayerPruning(self.pruned_layer, share)
+
+    def budget(self, frames: int, tokens: int) -> int:
+        """See Pruner.budget: all tokens, for none is pruned before the language model."""
+        return frames * tokens
 
     def prune(
         self,

@@ -36,6 +36,8 @@ class FastVID(Pruner):
 
     Args:
         retention_ratio, saliency, saliency_weights: see Pruner. 1 keeps every token as it is.
+        exact_budget: see Pruner. The least salient of the kept tokens go, or the most salient of the others come back,
+            unmerged, until the number is right.
         min_segments: segments to cut the video into at least, where it has as many frames.
         similarity_threshold: neighbouring frames less similar than that are cut apart; 0.9 for LLaVA-OneVision (0.84
             was published for Qwen2.5-VL).
@@ -109,7 +111,7 @@ class FastVID(Pruner):
             if vectors is None:
                 vectors = features.mean(1, dtype=torch.float32)
             sizes = fastvid(vectors.detach(), self.similarity_threshold, self.min_segments - 1)
-            return self._prune(features.detach(), saliency, sizes)
+            return self.exactly(self._prune(features.detach(), saliency, sizes), features, saliency)
 
     def _prune(self, features: Tensor, saliency: Tensor, sizes: Tensor) -> Pruned:
         frames, tokens, dim = features.shape

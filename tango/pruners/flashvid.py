@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -13,10 +13,11 @@ from torch import Tensor
 from tango.clustering import assign, density_peaks
 from tango.merging import segment_sums
 from tango.pruners.base import Pruned, Pruner, check_features, check_saliency, full_precision, keep
-from tango.pruners.in_llm import LayerPruning, check_layer
+from tango.pruners.in_llm import LayerPruning, check_layer, prefill_ratio
 from tango.segmentation import fastvid
 from tango.similarity import most_similar
 
+EXPANSION = 1.25  # of the published settings, 28 / (20 + 8 * 0.3) = 36 / (28 + 8 * 0.1)
 SELECTIONS = ("v1", "v2")
 TREE_MEANS = ("published", "exact")
 NEIGHBORS = 7  # for the density of clusters, the token itself among them
@@ -46,18 +47,23 @@ class FlashVID(Pruner):
     a token again, and a budget of all tokens fails; here every token is picked once, and a full budget keeps all.
 
     Args:
-        retention_ratio, saliency_weights: see Pruner. 1 keeps every token as it is.
+        retention_ratio, saliency_weights: see Pruner. 1 keeps every token as it is. The ratio is the mean over the
+            layers of the language model.
         saliency: see Pruner; the paper's is the attention that a patch receives in the last vision layer in use.
+        exact_budget: see Pruner. The least salient of the kept tokens go, or the most salient of the others come back,
+            unmerged, until the number is right. Then expansion is 1 in prune(), and pruning inside the language model
+            raises the ratio before it instead.
         segment_threshold, min_segments: see step 1; min_segments is 8 for LLaVA, 4 was published for Qwen.
-        expansion: what enters the language model over what its layers see on average: 1.25 goes with the default
-            pruning inside of it; without that (pruning_layer None), 1 keeps the ratio.
+        expansion: what enters the language model over what its layers see on average. None: on a model, the number
+            that keeps the ratio, 1 where nothing is pruned inside; in prune() called directly, the published 1.25.
         alpha: share of a frame's budget for salient tokens.
         temporal_threshold: see step 3.
         selection: "v2" for LLaVA; "v1" was published for Qwen.
         tree_mean: "published" or "exact".
         pruning_layer, llm_retention_ratio: before that layer of the language model, counted from 0, each video keeps
-            that share of its tokens, by the attention of the last prompt token; None: no such step. 20 and 0.3 are for
-            28 layers; 28 and 0.1 were published for the 36 of Qwen3-VL.
+            that share of its tokens, by the attention of the last prompt token; None: no such step. The full method has
+            20 and 0.3 for 28 layers (LLaVA and Qwen2.5-VL of 7B), 28 and 0.1 for the 36 of Qwen3-VL: with both, what
+            enters is 1.25 times the ratio.
 
     Raises:
         ValueError: a field is out of its range; or, on a model, the language model has no such layer.
@@ -68,19 +74,22 @@ class FlashVID(Pruner):
     saliency: str | None = "received_attention"
     segment_threshold: float = 0.9
     min_segments: int = 8
-    expansion: float = 1.25
+    expansion: float | None = None
     alpha: float = 0.7
     temporal_threshold: float = 0.8
     selection: str = "v2"
     tree_mean: str = "published"
-    pruning_layer: int | None = 20
+    pruning_layer: int | None = None
     llm_retention_ratio: float = 0.3
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._number("segment_threshold", least=-1, most=1)
         self._integer("min_segments", least=1)
-        self._number("expansion", above=0)
+        if self.expansion is not None:
+            self._number("expansion", above=0)
+            if self.exact_budget:
+                self._reject("expansion", "None with exact_budget, which keeps the ratio")
         self._number("alpha", least=0, most=1)
         self._number("temporal_threshold", least=-1, most=1)
         self._choice("selection", SELECTIONS)
@@ -95,10 +104,26 @@ class FlashVID(Pruner):
 
     def in_llm(self, layers: int) -> LayerPruning | None:
         """See Pruner.in_llm; nothing is merged there, the count is rounded up, and newline embeddings stay."""
-        if self.pruning_layer is None or self.retention_ratio == 1:
+        if self.pruning_layer is None:
             return None
         check_layer("FlashVID.pruning_layer", self.pruning_layer, layers)
+        if self.retention_ratio == 1 or self.llm_retention_ratio == 1:
+            return None
         return LayerPruning(self.pruning_layer, self.llm_retention_ratio, rounding="up", newlines=False)
+
+    def before_llm(self, layers: int) -> Pruner:
+        """See Pruner.before_llm."""
+        if self.expansion is not None:
+            return self
+        inside = self.in_llm(layers)
+        if self.exact_budget and inside is not None:
+            return replace(
+                self, retention_ratio=prefill_ratio(self.retention_ratio, layers, inside.layer, inside.retention)
+            )
+        if self.exact_budget:
+            return self
+        factor = 1.0 if inside is None else layers / (inside.layer + (layers - inside.layer) * inside.retention)
+        return replace(self, expansion=factor)
 
     def prune(
         self,
@@ -126,11 +151,13 @@ class FlashVID(Pruner):
         check_features(features, grid)
         saliency = check_saliency(saliency, features)
         frames, tokens, _ = features.shape
-        budget = math.ceil(tokens * self.retention_ratio * self.expansion)
-        if self.retention_ratio == 1 or budget >= tokens:
+        expansion = self.expansion or (1.0 if self.exact_budget else EXPANSION)
+        budget = math.ceil(tokens * self.retention_ratio * expansion)
+        if self.retention_ratio == 1 or (budget >= tokens and not self.exact_budget):
             return keep(features, torch.arange(frames * tokens))
+        budget = min(budget, tokens - 1)
         with full_precision(features.device):
-            return self._prune(features.detach(), saliency, budget)
+            return self.exactly(self._prune(features.detach(), saliency, budget), features, saliency)
 
     def _prune(self, features: Tensor, saliency: Tensor, budget: int) -> Pruned:
         frames, tokens, dim = features.shape

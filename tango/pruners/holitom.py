@@ -36,6 +36,8 @@ class HoliTom(Pruner):
         retention_ratio, saliency_weights: see Pruner. 1 keeps every token as it is. The ratio is what enters the
             language model: pruning inside it comes on top.
         saliency: see Pruner; the paper's is the attention that a patch receives in the last vision layer in use.
+        exact_budget: see Pruner. The least salient of the kept tokens go, or the most salient of the others come back,
+            unmerged, until the number is right.
         similarity_threshold: similarity that must be exceeded to be static; None means 0.65 up to a retention ratio of
             0.1 and 0.8 above, as published.
         anchor_weight: share of itself that a peak has in a merged token.
@@ -114,7 +116,7 @@ class HoliTom(Pruner):
         if self.retention_ratio == 1:
             return keep(features, torch.arange(frames * tokens))
         with full_precision(features.device):
-            return self._prune(features.detach(), saliency)
+            return self.exactly(self._prune(features.detach(), saliency), features, saliency)
 
     def _prune(self, features: Tensor, saliency: Tensor) -> Pruned:
         frames, tokens, dim = features.shape

@@ -17,7 +17,7 @@ from torch import Tensor
 from tango.clustering import assign, density_peaks
 from tango.merging import segment_sums
 from tango.pruners.base import Pruned, Pruner, check_features, full_precision, keep
-from tango.pruners.budget import apportion, fit
+from tango.pruners.budget import apportion
 
 ORDERS = ("published", "ascending")
 NO_LABEL = -1
@@ -142,12 +142,12 @@ class PruneVid(Pruner):
             places, order = places.sort()
             values = values[order]
         pruned = Pruned(places, values.to(features.dtype), sizes)
-        if self.exact_budget and len(places) < (budget := self.budget(frames, tokens)):
+        if self.exact_budget and len(places) < self.budget(frames, tokens):
             unlike = [
                 -torch.cosine_similarity(part, part.mean(0, keepdim=True), dim=-1)
                 for part in torch.split(features.float(), sizes.tolist())
             ]
-            return fit(pruned, features, torch.cat(unlike), budget)
+            return self.exactly(pruned, features, torch.cat(unlike))
         return pruned
 
     def _counts(self, sizes: Tensor, total: int) -> Tensor:

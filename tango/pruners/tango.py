@@ -24,7 +24,7 @@ from tango.pruners.base import (
     full_precision,
     zero_sinks,
 )
-from tango.pruners.budget import apportion, fit
+from tango.pruners.budget import apportion
 from tango.pruners.in_llm import LayerPruning, check_layer, prefill_ratio
 from tango.rope import rope_sections, rotate
 from tango.segmentation import fastvid, holitom, neighbour_similarity
@@ -216,8 +216,7 @@ class Tango(Pruner):
                     kept.append((indices + start * tokens, values))
         indices, order = torch.cat([indices for indices, _ in kept]).sort()
         values = torch.cat([values for _, values in kept])[order]
-        pruned = Pruned(indices, values.to(features.dtype), sizes)
-        return fit(pruned, features, saliency, self.budget(frames, tokens)) if self.exact_budget else pruned
+        return self.exactly(Pruned(indices, values.to(features.dtype), sizes), features, saliency)
 
     def _budgets(self, sizes: Tensor, static: Tensor, tokens: int) -> Tensor:
         """Tokens to keep of each segment's static and dynamic part, (S, 2) int64; a single frame is all dynamic.

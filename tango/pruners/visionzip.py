@@ -27,13 +27,14 @@ class VisionZip(Pruner):
 
     Args:
         retention_ratio, saliency_weights: see Pruner. 1 keeps every token as it is.
+        exact_budget: see Pruner; frame f of F then has floor((f + 1) B / F) - floor(f B / F) of the B tokens.
         saliency: see Pruner; the paper's is the attention that a patch receives in the last vision layer in use.
         tokens_per_frame: T, where the ratio shall not say it; at most L. The published scripts have 20, 30, 40 and 50
             for ratios of 0.1, 0.15, 0.2 and 0.25 of 196 tokens.
         dominant_ratio: share of dominant tokens, 54 of 64 in the paper.
 
     Raises:
-        ValueError: a field is out of its range.
+        ValueError: a field is out of its range, or tokens_per_frame is given beside exact_budget.
     """
 
     name: ClassVar[str] = "visionzip"
@@ -46,6 +47,8 @@ class VisionZip(Pruner):
         super().__post_init__()
         if self.tokens_per_frame is not None:
             self._integer("tokens_per_frame", least=1)
+            if self.exact_budget:
+                self._reject("tokens_per_frame", "None with exact_budget, where retention_ratio says it")
         self._number("dominant_ratio", least=0, most=1)
 
     @property
@@ -84,16 +87,29 @@ class VisionZip(Pruner):
         if keys.dim() != 3 or keys.shape[:2] != features.shape[:2]:
             raise ValueError(f"keys must have shape {(*features.shape[:2], 'width')}, got {tuple(keys.shape)}")
         check_finite("keys", keys)
+        keys = keys.detach().to(features.device)
         frames, tokens, _ = features.shape
         if self.tokens_per_frame is None and self.retention_ratio == 1:
             return keep(features, torch.arange(frames * tokens))
         total = self.tokens_per_frame or math.ceil(tokens * self.retention_ratio)
         if total > tokens:
             raise ValueError(f"VisionZip.tokens_per_frame = {total}: a frame of this video has only {tokens} tokens")
+        totals = torch.full((frames,), total)
+        if self.exact_budget:
+            totals = torch.diff(torch.arange(frames + 1) * self.budget(frames, tokens) // frames)
+        kept, values = [], []
         with full_precision(features.device):
-            return self._prune(features.detach(), saliency, keys.detach().to(features.device), total)
+            for total in set(totals.tolist()):
+                own = (totals == total).nonzero()[:, 0].to(features.device)
+                places, merged = self._prune(features.detach()[own], saliency[own], keys[own], total)
+                kept.append((places + tokens * own[:, None]).flatten())
+                values.append(merged.flatten(0, 1).to(features.dtype))
+        indices = torch.cat(kept)
+        order = (indices // tokens).sort(stable=True).indices
+        return Pruned(indices[order], torch.cat(values)[order], torch.tensor([frames]))
 
-    def _prune(self, features: Tensor, saliency: Tensor, keys: Tensor, total: int) -> Pruned:
+    def _prune(self, features: Tensor, saliency: Tensor, keys: Tensor, total: int) -> tuple[Tensor, Tensor]:
+        """Places in its frame (F, T) and features (F, T, D), fp32 or as they came, of what each frame keeps."""
         frames, tokens, dim = features.shape
         dominant = int(total * self.dominant_ratio)
         count, others = total - dominant, tokens - dominant
@@ -102,8 +118,7 @@ class VisionZip(Pruner):
         starts = tokens * torch.arange(frames, device=features.device)[:, None]
         table = features.reshape(-1, dim)
         if count == 0:
-            indices = (chosen + starts).flatten()
-            return Pruned(indices, table[indices], torch.tensor([frames]))
+            return chosen, table[chosen + starts]
 
         targets = torch.arange(count, device=features.device) * max(1, others // count)
         left = torch.ones(others, dtype=torch.bool, device=features.device).index_fill_(0, targets, False)
@@ -114,9 +129,5 @@ class VisionZip(Pruner):
         sums = segment_sums(table, rows, clusters, frames * count)
         sizes = torch.bincount(clusters, minlength=frames * count)[:, None]
         context = table[(targets + starts).flatten()].float() + sums / sizes.clamp(min=1)
-        values = torch.cat(
-            [table[(chosen + starts).flatten()].float().view(frames, dominant, dim), context.view(frames, count, dim)],
-            1,
-        )
-        indices = (torch.cat([chosen, targets], dim=1) + starts).flatten()
-        return Pruned(indices, values.view(-1, dim).to(features.dtype), torch.tensor([frames]))
+        values = torch.cat([table[chosen + starts].float(), context.view(frames, count, dim)], dim=1)
+        return torch.cat([chosen, targets], dim=1), values

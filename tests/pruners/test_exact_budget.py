@@ -1,0 +1,137 @@
+"""exact_budget, for every method: the number of tokens is known before the video is, and off nothing changes."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import pkgutil
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from videos import made_up
+
+import tango.pruners
+from tango import Tango
+from tango.pruners import Pruner
+from tango.pruners.base import Pruned
+
+
+def every_method() -> dict[str, type[Pruner]]:
+    """All methods with a file in tango/pruners/."""
+    found = {}
+    for module in pkgutil.iter_modules(tango.pruners.__path__, "tango.pruners."):
+        for _, value in inspect.getmembers(importlib.import_module(module.name), inspect.isclass):
+            if issubclass(value, Pruner) and not inspect.isabstract(value):
+                found[value.name] = value
+    return found
+
+
+METHODS = every_method()
+
+
+def prune(method: Pruner, video, **more) -> Pruned:
+    """prune() with every signal that a method asks for made up."""
+    features, saliency, grid, times = video
+    generator = torch.Generator().manual_seed(5)
+    extra = {
+        "segment_features": features.float().mean(1),
+        "frame_vectors": features.float().mean(1),
+        "keys": torch.randn(*features.shape[:2], 6, generator=generator),
+        "key": "clip",
+    }
+    return method.prune(features, saliency, grid, times, **{n: extra[n] for n in method.signals if n in extra}, **more)
+
+
+quick = settings(max_examples=60, deadline=None, derandomize=True)
+videos = {
+    "frames": st.integers(1, 10),
+    "grid": st.tuples(st.integers(1, 5), st.integers(1, 6)),
+    "dim": st.sampled_from([4, 10, 16]),
+    "seed": st.integers(0, 10_000),
+    "noise": st.sampled_from([0.0, 0.02, 0.3, 1.0]),
+    "moving": st.sampled_from([0.0, 0.4]),
+    "copies": st.sampled_from([0.0, 0.3, 1.0]),
+    "zeros": st.sampled_from([0.0, 0.2]),
+}
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+@quick
+@given(video=st.fixed_dictionaries(videos), ratio=st.one_of(st.floats(0.001, 1.0), st.sampled_from([0.1, 0.25, 0.5])))
+def test_the_number_is_the_one_that_was_promised(name, video, ratio):
+    made = made_up(**video)
+    frames, tokens, dim = made[0].shape
+    method = METHODS[name](retention_ratio=ratio, exact_budget=True)
+    pruned = prune(method, made)
+    promised = {
+        "fastv": frames * tokens,  # prunes nothing before the language model
+        "flashvid": max(1, round(min(1.0, ratio * 1.25 if ratio < 1 else 1.0) * (frames * tokens))),
+    }.get(name, max(1, round(ratio * (frames * tokens))))
+    assert method.budget(frames, tokens) == promised
+    assert pruned.indices.shape == (promised,) and pruned.features.shape == (promised, dim)
+    assert pruned.indices.dtype == torch.int64 and pruned.features.dtype == made[0].dtype
+    assert bool(((pruned.indices >= 0) & (pruned.indices < frames * tokens)).all())
+    assert bool(pruned.features.isfinite().all())
+    assert bool((pruned.indices // tokens).diff().ge(0).all())  # frames stay in order
+    if name != "flashvid":  # the one in which a salient and a merged token may share a place
+        assert len(pruned.indices.unique()) == promised
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_it_changes_little(name):
+    """Of a video that is not extreme most tokens are those that the method keeps anyway."""
+    video = made_up(8, (6, 7), 16, seed=2, noise=0.3)
+    off = prune(METHODS[name](retention_ratio=0.2), video).indices.tolist()
+    on = prune(METHODS[name](retention_ratio=0.2, exact_budget=True), video).indices.tolist()
+    if name in ("dycoke", "prunevid", "uniform"):  # other numbers by themselves; another step
+        assert len(on) == 67
+        return
+    assert len(set(on) & set(off)) >= 0.8 * max(len(on), len(off))
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_off_is_the_default_and_a_ratio_of_one_keeps_all(name):
+    assert METHODS[name]().exact_budget is False
+    assert [field.default for field in dataclasses.fields(METHODS[name]) if field.name == "exact_budget"] == [False]
+    video = made_up(3, (3, 4), 8)
+    pruned = prune(METHODS[name](retention_ratio=1.0, exact_budget=True), video)
+    assert pruned.indices.tolist() == list(range(36))
+    assert torch.equal(pruned.features, video[0].flatten(0, 1))
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_half_precision_and_nan(name):
+    features, saliency, grid, times = made_up(5, (4, 5), 8, seed=1)
+    method = METHODS[name](retention_ratio=0.3, exact_budget=True)
+    half = prune(method, (features.bfloat16(), saliency, grid, times))
+    full = prune(method, (features.bfloat16().float(), saliency, grid, times))
+    assert half.features.dtype == torch.bfloat16
+    assert torch.equal(half.indices, full.indices)
+    torch.testing.assert_close(half.features, full.features.bfloat16(), rtol=1e-2, atol=1e-2)
+    features[2, 3, 4] = float("nan")
+    with pytest.raises(ValueError, match="features must be finite"):
+        prune(method, (features, saliency, grid, times))
+
+
+def test_tango_shares_by_largest_remainder():
+    method = Tango(0.1, exact_budget=True)
+    # Frames by themselves: 3 of 14 tokens share 4.2, so 4: 1.33 each, the first gets one more.
+    sizes, static = torch.tensor([1, 1, 1]), torch.tensor([0, 0, 0])
+    assert method._budgets(sizes, static, 14).tolist() == [[0, 2], [0, 1], [0, 1]]
+    assert Tango(0.1)._budgets(sizes, static, 14).tolist() == [[0, 2], [0, 2], [0, 2]]
+    # A segment of 4 frames with 6 of 10 places static: r' = 0.25 / (22 / 40); static 6 r' = 2.73, dynamic 16 r' = 7.27.
+    sizes, static = torch.tensor([4]), torch.tensor([6])
+    assert Tango(0.25, exact_budget=True)._budgets(sizes, static, 10).tolist() == [[3, 7]]
+    assert Tango(0.25)._budgets(sizes, static, 10).tolist() == [[3, 8]]
+    # All static and r' = 1: six tokens are all there are; the rest comes back by saliency.
+    assert Tango(0.5, exact_budget=True)._budgets(sizes, torch.tensor([10]), 10).tolist() == [[10, 0]]
+
+
+def test_tango_takes_back_the_most_salient():
+    features = torch.ones(3, 4, 6)
+    saliency = torch.tensor([[0.0, 0.0, 0.0, 0.0], [0.5, 0.9, 0.1, 0.2], [0.3, 0.1, 0.8, 0.0]])
+    pruned = Tango(0.5, exact_budget=True).prune(features, saliency, (2, 2), [0.0, 1.0, 2.0])
+    assert pruned.indices.tolist() == [0, 1, 2, 3, 5, 10]
