@@ -246,10 +246,9 @@ class QwenVL(Family):
             names = ("mm_token_type_ids", "image_grid_thw", "video_grid_thw", "second_per_grid_ts", "attention_mask")
             positions, _ = self.core.get_rope_index(ids, **{name: inputs.get(name) for name in names})
             return positions
-        shape = ids.shape if ids is not None else inputs["inputs_embeds"].shape[:2]
-        shown = torch.ones(shape, dtype=torch.long, device=inputs["pixel_values_videos"].device)
-        shown = shown if mask is None else mask.long()
-        return (shown.cumsum(1) - 1).masked_fill(shown == 0, 0).expand(3, *shape)
+        given: Tensor = inputs["inputs_embeds"][..., 0] if ids is None else ids
+        shown = torch.ones_like(given, dtype=torch.long) if mask is None else mask.long()
+        return (shown.cumsum(1) - 1).masked_fill(shown == 0, 0).expand(3, *shown.shape)
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:

@@ -52,6 +52,8 @@ class TinyFamily(ABC):
     image: list[int]
     mrope = False
     units = 1
+    limit: str  # the constant that bounds the tower's input
+    frames_per_call: float  # and what that means in frames
 
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory()
@@ -131,6 +133,8 @@ class Llava(TinyFamily):
     name = "llava_onevision"
     settings: ClassVar[dict[str, Any]] = {}
     size = 40
+    limit = "tango.models.llava_onevision.FRAMES_PER_CALL"
+    frames_per_call = 64
     image = [IMAGE] * (25 + 25 + 5)
 
     def build(self, folder, dtype=torch.float32, attention="sdpa", seed=0):
@@ -182,6 +186,8 @@ class Qwen(TinyFamily):
     image = [tiny_qwen.START] + [IMAGE] * 4 + [tiny_qwen.END]
     mrope = True
     units = 36
+    limit = "tango.models.qwen_vl.PATCHES_PER_CALL"
+    frames_per_call = 32768 / 36
 
     def build(self, folder, dtype=torch.float32, attention="sdpa", seed=0):
         return tiny_qwen.build_model(folder, dtype, attention, seed, self.name)

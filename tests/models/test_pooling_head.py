@@ -5,9 +5,9 @@ import shutil
 
 import pytest
 import torch
+from families import Spy
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
-from test_forward import Spy
 from tiny_llava import build_model, make_pruner, pixels, prompt, video
 from transformers import SiglipVisionConfig
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from test_forward import Spy
+from families import Spy
 from tiny_llava import IMAGE, PAD, TOKENS, VIDEO, VOCABULARY, make_pruner
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (

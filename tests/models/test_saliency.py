@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from families import Spy
 from safetensors.torch import load_file
-from test_forward import Spy
 from tiny_llava import build_model, pixels, prompt, video
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
