@@ -89,7 +89,6 @@ class DecoderPruner:
         finally:
             for hook in hooks:
                 hook.remove()
-            self.arm(None)
 
     def arm(self, prompt: Prompt | None) -> None:
         """Prune this prompt in the decoder's next call, whose tokens after the prompt's width are new ones."""

@@ -5,21 +5,31 @@ from __future__ import annotations
 from tango.pruners.base import Pruned, Pruner
 from tango.pruners.divprune import DivPrune
 from tango.pruners.dycoke import DyCoke
+from tango.pruners.fastv import FastV
+from tango.pruners.fastvid import FastVID
+from tango.pruners.flashvid import FlashVID
+from tango.pruners.holitom import HoliTom
 from tango.pruners.prunevid import PruneVid
 from tango.pruners.random import Random
 from tango.pruners.tango import Tango
 from tango.pruners.topk import TopK
 from tango.pruners.uniform import Uniform
 from tango.pruners.vidcom2 import VidCom2
+from tango.pruners.visionzip import VisionZip
 
-REGISTRY: dict[str, type[Pruner]] = {
-    method.name: method for method in (Random, Uniform, TopK, VidCom2, DyCoke, DivPrune, PruneVid, Tango)
-}
+METHODS = (
+    Random, Uniform, TopK, VisionZip, FastVID, HoliTom, VidCom2, FlashVID, DyCoke, DivPrune, PruneVid, FastV, Tango,
+)  # fmt: skip
+REGISTRY: dict[str, type[Pruner]] = {method.name: method for method in METHODS}
 
 __all__ = [
     "REGISTRY",
     "DivPrune",
     "DyCoke",
+    "FastV",
+    "FastVID",
+    "FlashVID",
+    "HoliTom",
     "PruneVid",
     "Pruned",
     "Pruner",
@@ -28,4 +38,5 @@ __all__ = [
     "TopK",
     "Uniform",
     "VidCom2",
+    "VisionZip",
 ]

@@ -51,7 +51,8 @@ def test_an_answer_says_what_it_took(vanilla: Chat, video: Path) -> None:
     assert again.response == answer.response
 
 
-@pytest.mark.parametrize("method", sorted(REGISTRY))
+# Not DyCoke, which keeps what its own rule says, nor FastV, which lets every token in.
+@pytest.mark.parametrize("method", sorted(set(REGISTRY) - {"dycoke", "fastv"}))
 def test_every_method_prunes_and_is_recorded(loaded: Checkpoint, video: Path, method: str) -> None:
     with Chat(loaded, REGISTRY[method](retention_ratio=0.25), max_frames=8).session() as chat:
         answer = chat.generate(about(video), SETTINGS, "x")

@@ -7,6 +7,9 @@ import torch
 from decoder_by_hand import Drop, run
 from tiny_llava import TOKENS, VIDEO, build_model, make_pruner, pixels, prompt, video
 from transformers import StaticCache
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_attention_mask
+from transformers.modeling_flash_attention_utils import _is_packed_sequence
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tango.models import attach
 from tango.models.in_llm import MARK
@@ -231,7 +234,7 @@ def attach_other(model):
 def test_a_cache_may_be_emptied_and_used_again(deep):
     model, pruner = deep(), METHODS["tango"][0]
     inputs = example(ROWS[0], max_new_tokens=3, do_sample=False)
-    text = prompt([5, 6, 7]) | {"max_new_tokens": 3, "do_sample": False}
+    text = prompt(list(range(5, 40))) | {"max_new_tokens": 3, "do_sample": False}
     plain = model.generate(**text)
     cache = StaticCache(config=model.config.text_config, max_cache_len=64)
     with attach(model, pruner):
@@ -241,6 +244,31 @@ def test_a_cache_may_be_emptied_and_used_again(deep):
         assert torch.equal(model.generate(**text, past_key_values=cache), plain)
         cache.reset()
         assert torch.equal(model.generate(**inputs, past_key_values=cache), out)
+
+
+def unpadded(module, query, key, value, attention_mask, scaling, position_ids=None, **_):
+    """What flash attention does with its inputs: a mask (B, length) cuts keys and values, and padding, off."""
+    assert not _is_packed_sequence(position_ids, len(query))
+    length, new = key.shape[2], query.shape[2]
+    shown = torch.ones(len(query), length) if attention_mask is None else attention_mask
+    key, value = (each[:, :, : shown.shape[1]].repeat_interleave(2, 1) for each in (key, value))
+    scores = query @ key.transpose(2, 3) * scaling
+    later = torch.ones(scores.shape[-2:]).triu(scores.shape[-1] - new + 1).bool()
+    scores = scores.masked_fill(later | ~shown.bool()[:, None, None], -1e9)
+    return (scores.softmax(-1) @ value).transpose(1, 2), None
+
+
+@pytest.mark.parametrize("rows", [ROWS[:1], ROWS])
+@pytest.mark.parametrize("method", ["tango", "fastv"])
+def test_masks_as_flash_attention_takes_them(deep, monkeypatch, method, rows):
+    model, inputs = deep(), example(*rows, max_new_tokens=5, do_sample=False)
+    with attach(model, METHODS[method][0]):
+        expected = model.generate(**inputs)
+        monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "flash_by_hand", unpadded)
+        monkeypatch.setitem(ALL_MASK_ATTENTION_FUNCTIONS._global_mapping, "flash_by_hand", flash_attention_mask)
+        monkeypatch.setattr(model.model.language_model.config, "_attn_implementation_internal", "flash_by_hand")
+        for changes in ({}, {"use_cache": False}, {"cache_implementation": "static"}):
+            assert torch.equal(model.generate(**inputs, **changes), expected)
 
 
 def test_positions_go_on(deep):

@@ -105,4 +105,6 @@ def pixels(
 
 
 def make_pruner(method: str, ratio: float, **settings: Any) -> Pruner:
+    if method == "fastv":  # the first of two layers sees everything: the ratio is that of the second
+        ratio, settings = (1 + ratio) / 2, {"pruned_layer": 1} | settings
     return REGISTRY[method](retention_ratio=ratio, **settings)
