@@ -53,6 +53,10 @@ class FastV(Pruner):
         share = (layers * self.retention_ratio - self.pruned_layer) / (layers - self.pruned_layer)
         return LayerPruning(self.pruned_layer, share)
 
+    def budget(self, frames: int, tokens: int) -> int:
+        """See Pruner.budget: all tokens, for none is pruned before the language model."""
+        return frames * tokens
+
     def prune(
         self,
         features: Tensor,
