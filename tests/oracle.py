@@ -27,6 +27,8 @@ class Oracle:
     time_base: float = 10000.0
     space_base: float = 1000.0
     segmentation: str = "holitom"
+    selection: str = "diversity"
+    merging: str = "st_rope"
     placement: str = "anchor"
     sink_tokens: tuple[int, ...] = ()
     distance: str = "difference"  # or "difference64", "product"
@@ -43,9 +45,12 @@ class Oracle:
         if tau is None:
             tau = 0.65 if r <= 0.1 else 0.8
         vectors = self.rotate(x, grid, torch.as_tensor(timestamps).float())
+        to_merge = vectors if self.merging == "st_rope" else torch.nn.functional.normalize(x, dim=-1)
         similar = torch.cosine_similarity(x[:-1], x[1:], dim=-1, eps=1e-30).clamp(-1, 1)
         if self.segmentation == "holitom":
             sizes = self.holitom(similar, tau)
+        elif self.segmentation == "none":
+            sizes = [frames]
         else:
             sizes = self.fastvid(x.mean(1) if segment_features is None else segment_features.float(), tau)
 
@@ -54,7 +59,7 @@ class Oracle:
         for size in sizes:
             part = slice(start, start + size)
             pieces = self.segment(
-                x[part], vectors[part], saliency[part], similar[start : start + size - 1], index[part]
+                x[part], vectors[part], to_merge[part], saliency[part], similar[start : start + size - 1], index[part]
             )
             for places, features_of in pieces:
                 kept.append(places)
@@ -115,17 +120,16 @@ class Oracle:
         return [b - a for a, b in itertools.pairwise(edges)]
 
     # Step 3: one segment.
-    def segment(self, x, vectors, saliency, similar, index):
+    def segment(self, x, vectors, to_merge, saliency, similar, index):
         frames, count, dim = x.shape
         r = self.retention_ratio
         if frames == 1:
-            return self.compress(x[0], vectors[0], saliency[0], index[0], r)
+            return self.compress(x[0], vectors[0], to_merge[0], saliency[0], index[0], r)
         static = (similar > self.static_threshold).all(0)
         s, u = int(static.sum()), int((~static).sum())
         r = min(1, r / ((frames * count - (frames - 1) * s) / (frames * count)))
-        pieces = self.compress(
-            x[:, static].mean(0), vectors[0, static], saliency[:, static].mean(0), index[0, static], r
-        )
+        mean, scores = x[:, static].mean(0), saliency[:, static].mean(0)
+        pieces = self.compress(mean, vectors[0, static], to_merge[0, static], scores, index[0, static], r)
         budget = math.ceil(u * r)
         a = int(budget * (1 - self.context_ratio))
         c = budget - a
@@ -139,23 +143,24 @@ class Oracle:
             pool.append(f * count + places[left])
         pool = torch.cat(pool)
         flat = x.reshape(-1, dim)[pool]
-        pieces.append(self.merge(flat, vectors.reshape(-1, dim)[pool], index.flatten()[pool], frames * c))
+        pieces.append(self.merge(flat, to_merge.reshape(-1, dim)[pool], index.flatten()[pool], frames * c))
         return pieces
 
     # Step 4: compress a set of tokens.
-    def compress(self, x, vectors, saliency, index, q):
+    def compress(self, x, vectors, to_merge, saliency, index, q):
         n = len(x)
         budget = max(1, math.ceil(n * q)) if n else 0
         a = int(budget * (1 - self.context_ratio))
         chosen = self.select(vectors, saliency, a)
         left = torch.ones(n, dtype=torch.bool)
         left[chosen] = False
-        return [(index[chosen], x[chosen]), self.merge(x[left], vectors[left], index[left], budget - a)]
+        return [(index[chosen], x[chosen]), self.merge(x[left], to_merge[left], index[left], budget - a)]
 
     # Step 5: diversity-driven salient selection.
     def select(self, vectors, saliency, a):
         n = len(vectors)
-        pool = saliency.sort(descending=True, stable=True).indices[: min(int(self.expansion * a), n)].sort().values
+        count = a if self.selection == "topk" else min(int(self.expansion * a), n)
+        pool = saliency.sort(descending=True, stable=True).indices[:count].sort().values
         if len(pool) <= a:
             return pool
         if a == 0:
