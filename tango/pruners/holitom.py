@@ -13,6 +13,7 @@ from torch import Tensor
 from tango.clustering import assign, density_peaks
 from tango.merging import segment_sums
 from tango.pruners.base import Pruned, Pruner, check_features, check_saliency, full_precision, keep
+from tango.pruners.budget import fit
 from tango.pruners.in_llm import LayerPruning, check_layer
 from tango.segmentation import holitom, neighbour_similarity
 
@@ -27,6 +28,7 @@ class HoliTom(Pruner):
     r' = min(1, r / ((F L - saved) / (F L))). Of S static positions round(S r') density peaks stay, each
     anchor_weight * peak + (1 - anchor_weight) * mean of the others that are nearest to it; of U others each frame
     keeps the ceil(U r') most salient, as they are. A window of one frame keeps its ceil(L r') most salient tokens.
+    Where all that rounds to nothing, the most salient token of the video stays.
 
     The published code carries one video's raised ratio over to the next of its batch; this one does not, and it has no
     merging of the other tokens, which cannot run as published. Inside the language model the published code's layer
@@ -147,7 +149,8 @@ class HoliTom(Pruner):
             salient = (moving[chosen] + offsets).flatten()
             kept += [places, salient]
             values += [merged.to(features.dtype), table[salient]]
-        return Pruned(torch.cat(kept), torch.cat(values), sizes)
+        pruned = Pruned(torch.cat(kept), torch.cat(values), sizes)
+        return pruned if len(pruned.indices) else fit(pruned, features, saliency, 1)
 
     def _static(
         self, table: Tensor, start: int, size: int, places: Tensor, ratio: float, tokens: int
