@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import Oracle
-from videos import made_up
+from videos import made_up, prune
 
 from tango import Tango
 from tango.pruners import REGISTRY
@@ -120,8 +120,8 @@ def test_copies_and_zero_tokens_never_give_an_index_twice(video, copies, zeros):
 @quick
 @given(video=st.fixed_dictionaries(videos), method=st.sampled_from(sorted(REGISTRY)))
 def test_everything_is_kept_at_one(video, method):
-    features, saliency, grid, times = draw_video(**video)
-    pruned = REGISTRY[method](retention_ratio=1.0).prune(features, saliency, grid, times)
+    features, *_ = made = draw_video(**video)
+    pruned = prune(REGISTRY[method](retention_ratio=1.0), made)
     assert torch.equal(pruned.indices, torch.arange(features.shape[0] * features.shape[1]))
     assert torch.equal(pruned.features, features.flatten(0, 1))
 

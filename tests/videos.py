@@ -1,8 +1,10 @@
-"""Made-up videos for the tests: features, saliency, grid and timestamps from a seed."""
+"""Made-up videos for the tests: features, saliency, grid and timestamps from a seed; and pruning them."""
 
 from __future__ import annotations
 
 import torch
+
+from tango.pruners import Pruned, Pruner
 
 
 def made_up(
@@ -38,3 +40,16 @@ def made_up(
     features[torch.rand(frames, tokens, generator=generator) < zeros] = 0
     timestamps = torch.arange(frames) * 0.5 + 0.1 * torch.rand(frames, generator=generator)
     return features.to(dtype), saliency, grid, timestamps
+
+
+def prune(method: Pruner, video) -> Pruned:
+    """prune() of a made-up video, with made-up values for whatever else the method asks for."""
+    features, saliency, grid, times = video
+    generator = torch.Generator().manual_seed(5)
+    extra = {
+        "segment_features": features.float().mean(1),
+        "frame_vectors": features.float().mean(1),
+        "keys": torch.randn(*features.shape[:2], 6, generator=generator),
+        "key": "clip",
+    }
+    return method.prune(features, saliency, grid, times, **{n: extra[n] for n in method.signals if n in extra})

@@ -11,12 +11,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from videos import made_up
+from videos import made_up, prune
 
 import tango.pruners
 from tango import Tango
 from tango.pruners import Pruner
-from tango.pruners.base import Pruned
 
 
 def every_method() -> dict[str, type[Pruner]]:
@@ -30,19 +29,6 @@ def every_method() -> dict[str, type[Pruner]]:
 
 
 METHODS = every_method()
-
-
-def prune(method: Pruner, video, **more) -> Pruned:
-    """prune() with every signal that a method asks for made up."""
-    features, saliency, grid, times = video
-    generator = torch.Generator().manual_seed(5)
-    extra = {
-        "segment_features": features.float().mean(1),
-        "frame_vectors": features.float().mean(1),
-        "keys": torch.randn(*features.shape[:2], 6, generator=generator),
-        "key": "clip",
-    }
-    return method.prune(features, saliency, grid, times, **{n: extra[n] for n in method.signals if n in extra}, **more)
 
 
 quick = settings(max_examples=60, deadline=None, derandomize=True)
