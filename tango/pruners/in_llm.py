@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from tango.pruners.base import full_precision
+from tango.similarity import most_similar
 
 MERGINGS = ("drop", "mean", "sequential")
 ROUNDINGS = ("half_even", "up")
-MERGE_ROWS = 1024  # dropped tokens compared with all kept ones at once
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,8 @@ class LayerPruning:
             return anchors
         left = torch.ones(len(hidden), dtype=torch.bool, device=hidden.device).index_fill_(0, kept, False)
         dropped = hidden[left]
-        target = most_similar(dropped, anchors)
+        with full_precision(hidden.device):
+            target = most_similar(dropped[None], anchors[None]).indices[0]
         joined = torch.bincount(target, minlength=len(kept))
         if self.merging == "mean":
             sums = anchors.float().index_add(0, target, dropped.float())
@@ -108,16 +109,6 @@ def attention_row(query: Tensor, keys: Tensor, visible: Tensor, scaling: float) 
         grouped = query.float().view(batch, groups, -1, width)
         products = (grouped @ keys.float().transpose(2, 3)).view(batch, -1, length) * scaling
         return products.masked_fill(~visible[:, None], -math.inf).softmax(-1)
-
-
-def most_similar(vectors: Tensor, anchors: Tensor) -> Tensor:
-    """For each vector (m, D) the anchor (k, D) of highest cosine similarity (m,); ties go to the lower anchor."""
-    with full_precision(vectors.device):
-        units = torch.nn.functional.normalize(anchors.float(), dim=1).T
-        parts = [
-            torch.nn.functional.normalize(part.float(), dim=1) @ units for part in torch.split(vectors, MERGE_ROWS)
-        ]
-        return torch.cat([similarity.max(1).indices for similarity in parts])
 
 
 def ranks(groups: Tensor, sizes: Tensor) -> Tensor:
