@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from decoder_by_hand import Drop, run
 from tiny_llava import PAD, VIDEO, build_model, make_pruner, pixels, prompt
 from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForImageTextToText
@@ -16,7 +17,7 @@ from tango.models.llava_video import (
     LlavaVideoModel,
     LlavaVideoProcessor,
 )
-from tango.pruners import Pruned, Pruner
+from tango.pruners import Pruned, Pruner, Tango
 
 SIDE = 3  # 7 x 7 patches, of which 6 x 6 are pooled
 TOKENS = SIDE * SIDE
@@ -213,6 +214,29 @@ def test_all_kept_is_equal_and_nothing_stays_behind(folder, dtype):
     if dtype == torch.float32:
         assert torch.equal(pruned[0][1, -5:], alone[0, -5:])
     assert len(session.videos) == 1
+
+
+@torch.no_grad()
+def test_inside_the_language_model(tmp_path):
+    """A video's span is all that was spliced in, newlines included; records count its tokens."""
+    model = build_model(tmp_path, layers=4, model_class=LlavaVideoForConditionalGeneration, image_size=56)
+    inputs, embeds = example(), []
+    decoder = model.model.language_model
+    hook = decoder.register_forward_pre_hook(lambda _, args, kw: embeds.append(kw["inputs_embeds"]), with_kwargs=True)
+    with attach(model, Tango(retention_ratio=0.4, pruned_layer=2)) as session:
+        logits = model(**inputs).logits
+    hook.remove()
+    (record,) = session.videos
+    length = embeds[0].shape[1]
+    rows = len({index // SIDE for index in record.indices.tolist()})
+    span = list(range(2, length - 2))
+    assert len(span) == record.tokens_after + rows
+    drop = Drop(2, 0.5, length, [span], "mean")
+    expected = model.lm_head(run(decoder, embeds[0][0], torch.arange(length)[None], drop))
+    torch.testing.assert_close(logits[0], expected, atol=1e-4, rtol=1e-4)
+    newlines = (embeds[0][0] == model.model.image_newline).all(1)
+    assert int(newlines.sum()) == rows
+    assert record.tokens_in_llm == sum(not newlines[place] for place in drop.left[0]) < record.tokens_after
 
 
 def test_a_saved_model_comes_back_as_its_class(model, tmp_path):
