@@ -107,4 +107,6 @@ def pixels(
 def make_pruner(method: str, ratio: float, **settings: Any) -> Pruner:
     if method == "fastv":  # the first of two layers sees everything: the ratio is that of the second
         ratio, settings = (1 + ratio) / 2, {"pruned_layer": 1} | settings
+    if method == "prunevid":  # by default it leaves the few tokens of these frames as they are
+        settings = {"merge_above": 2} | settings
     return REGISTRY[method](retention_ratio=ratio, **settings)
