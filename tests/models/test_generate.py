@@ -98,17 +98,17 @@ def test_steps_are_those_of_forward(family):
 def test_going_on_from_a_cache(family):
     """By hand, from the cache that forward() returns, with a mask of its length or, if nothing is padded, without."""
     model = family.model()
-    row = [5, 6, *family.video(), 7, 8]
-    inputs = family.prompt(row) | family.pixels(1)
+    row = [5, 6, *family.video(2), 7, 8]
+    inputs = family.prompt(row) | family.pixels(1, 2)
     with torch.no_grad(), attach(model, Spy()):
         prefill = model(**inputs, use_cache=True)
         cache = prefill.past_key_values
         length = cache.get_seq_length()
-        assert length == len(family.columns(row, [0, 5, 17]))
+        assert length == len(family.columns(row, [0, 5, 17], 2))
         # models with M-RoPE number all of a mask, also without a pruner, so they cannot have one here
         mask = None if family.mrope else torch.ones(1, length + 2, dtype=torch.long)
         later = model(torch.tensor([[9, 10]]), past_key_values=cache, attention_mask=mask).logits
-        whole = model(**family.prompt([*row, 9, 10]) | family.pixels(1)).logits
+        whole = model(**family.prompt([*row, 9, 10]) | family.pixels(1, 2)).logits
     torch.testing.assert_close(later, whole[:, -2:], atol=1e-4, rtol=1e-4)
 
 

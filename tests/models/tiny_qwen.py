@@ -4,6 +4,7 @@ A frame is 24 x 24 pixels in 6 x 6 patches of 4, merged to 3 x 3 tokens; Qwen2.5
 uneven edge, and its last vision block works in window order.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +36,11 @@ def build_model(
     seed: int = 0,
     kind: str = "qwen2_5_vl",
     layers: int = 2,
+    sections: Sequence[int] = (4, 2, 2),
     **vision: Any,
 ) -> Any:
     """A model of random weights; `folder` is where it says that it came from."""
-    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 2, 2]}
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": list(sections)}
     text = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": layers,
             "num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.4, "head_dim": 16,
             "rope_parameters": rope}  # fmt: skip

@@ -1,0 +1,431 @@
+"""What only the Qwen-VL families have: packed videos of any shape, their saliency, M-RoPE positions, deepstack."""
+
+import math
+
+import pytest
+import torch
+from families import FAMILIES, Qwen3Moe, Spy, make_pruner, outputs
+from test_forward import by_hand
+from test_generate import WAYS
+from tiny_qwen import END, IMAGE, START, VIDEO, build_model, image_inputs, video_inputs
+
+from tango.models import attach, family_of
+from tango.models.qwen2_5_vl import window_order
+
+QWEN = ("qwen2_5_vl", "qwen3_vl")
+GRIDS = [(4, 6, 6), (3, 4, 10), (1, 2, 2), (2, 20, 2)]  # patches; portrait, strips, a single token
+
+
+@pytest.fixture(params=QWEN)
+def family(request):
+    return FAMILIES[request.param]
+
+
+def video(family, grid):
+    """Ids of a video of t x h x w patches."""
+    frames, tokens = grid[0], grid[1] * grid[2] // 4
+    if family.name == "qwen2_5_vl":
+        return [START, *[VIDEO] * (frames * tokens), END]
+    return [token for frame in range(frames) for token in (20 + frame, START, *[VIDEO] * tokens, END)]
+
+
+def several(family, dtype=torch.float32):
+    """A prompt with a video of every shape."""
+    row = [5, *[token for grid in GRIDS for token in (*video(family, grid), 7)], 8]
+    return family.prompt(row) | video_inputs(*GRIDS, dtype=dtype)
+
+
+def given(model, inputs, *, wanted=("saliency",), **settings):
+    """What a pruner is given for each video."""
+    spy = Spy(indices=[0], wanted=frozenset(wanted), **settings)
+    with torch.no_grad(), attach(model, spy):
+        model(**inputs)
+    return spy.calls
+
+
+def rotated(vector, angles):
+    """A head's query or key, pairs (i, i + d/2) turned by the angle of each."""
+    half = len(vector) // 2
+    out = vector.clone()
+    for index, angle in enumerate(angles):
+        first, second = vector[index], vector[index + half]
+        out[index] = first * math.cos(angle) - second * math.sin(angle)
+        out[index + half] = second * math.cos(angle) + first * math.sin(angle)
+    return out
+
+
+@torch.no_grad()
+def slow_saliency(model, pixels, grid):
+    """(t, L) of one video by the formula: patch by patch, in raster order of patches, from the last block's input."""
+    tower, (frames, height, width) = model.model.visual, grid
+    states = []
+    hook = tower.blocks[-1].register_forward_pre_hook(lambda _, args: states.append(args[0]))
+    tower(pixels, grid_thw=torch.tensor([grid]))
+    hook.remove()
+    tokens = states[0].view(frames * height * width // 4, 4, -1)
+    if hasattr(tower, "window_size"):  # tokens of a frame as the tower has them: windows of 2 x 2 tokens
+        places = []
+        for frame in range(frames):
+            for top in range(0, height // 2, 2):
+                for left in range(0, width // 2, 2):
+                    for row in range(top, min(top + 2, height // 2)):
+                        for column in range(left, min(left + 2, width // 2)):
+                            places.append((frame * (height // 2) + row) * (width // 2) + column)
+        raster = torch.zeros_like(tokens)
+        raster[torch.tensor(places)] = tokens
+        tokens = raster
+    block = tower.blocks[-1]
+    heads = block.attn.num_heads
+    size = tokens.shape[-1] // heads
+    frequencies = [10000 ** (-2 * index / (size // 2)) for index in range(size // 4)]
+    weight, bias = block.attn.qkv.weight.float(), block.attn.qkv.bias.float()
+    out = torch.zeros(frames, height * width // 4)
+    for frame, patches in enumerate(tokens.float().view(frames, -1, 4, tokens.shape[-1])):
+        normed = block.norm1.float()(patches)
+        queries = [[] for _ in range(heads)]
+        keys = [[] for _ in range(heads)]
+        for token in range(len(patches)):
+            row, column = token // (width // 2), token % (width // 2)
+            sums = [0] * heads
+            for patch in range(4):
+                y, x = 2 * row + patch // 2, 2 * column + patch % 2
+                angles = [y * f for f in frequencies] + [x * f for f in frequencies]
+                query, key, _ = (weight @ normed[token, patch] + bias).view(3, heads, size)
+                for head in range(heads):
+                    queries[head].append(rotated(query[head], angles))
+                    sums[head] = sums[head] + rotated(key[head], angles)
+            for head in range(heads):
+                keys[head].append(sums[head] / 4)
+        for head in range(heads):
+            mean = sum(queries[head]) / len(queries[head])
+            scores = torch.stack([mean @ key for key in keys[head]]) / size**0.5
+            out[frame] += torch.softmax(scores, 0) / heads
+    return out
+
+
+def test_saliency(family, tmp_path):
+    model, inputs = family.build(tmp_path), several(family)
+    pixels = inputs["pixel_values_videos"].split([math.prod(grid) for grid in GRIDS])
+    for call, packed, grid in zip(given(model, inputs), pixels, GRIDS, strict=True):
+        assert call["grid"] == (grid[1] // 2, grid[2] // 2)
+        expected = slow_saliency(model, packed, grid)
+        torch.testing.assert_close(call["saliency"], expected, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(call["saliency"].sum(1), torch.ones(grid[0]))
+        assert expected.shape[1] == 1 or expected.std() > 1e-3  # or the comparison would tell little
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_half_precision_is_near(family, attention):
+    expected = given(family.model(), several(family))
+    half = given(family.model(torch.bfloat16, attention), several(family, torch.bfloat16))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = given(family.model(), several(family))
+    for one, two, three in zip(expected, half, cast, strict=True):
+        assert two["saliency"].dtype == three["saliency"].dtype == torch.float32
+        torch.testing.assert_close(two["saliency"], one["saliency"], atol=0.03, rtol=0.1)
+        torch.testing.assert_close(three["saliency"], one["saliency"], atol=0.03, rtol=0.1)
+
+
+def test_features_are_the_mergers(family):
+    model, inputs = family.model(), several(family)
+    with torch.no_grad():
+        output = model.model.get_video_features(inputs["pixel_values_videos"], inputs["video_grid_thw"])
+    for call, features, grid in zip(given(model, inputs, wanted=()), output.pooler_output, GRIDS, strict=True):
+        assert call["features"].shape == (grid[0], grid[1] * grid[2] // 4, 32)
+        torch.testing.assert_close(call["features"].flatten(0, 1), features, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("height", "width", "side"), [(3, 3, 2), (8, 8, 4), (5, 9, 4), (1, 7, 4), (6, 1, 4)])
+def test_window_order(height, width, side):
+    from transformers.vision_utils import get_vision_window_index
+
+    index, _ = get_vision_window_index(torch.tensor([[2, 2 * height, 2 * width]]), 2, side * 2 * 14, 14)
+    length = height * width
+    assert window_order(height, width, side).tolist() == index[:length].tolist()
+    assert (index[length:] - length).tolist() == index[:length].tolist()
+
+
+def test_only_what_is_asked_for_is_computed(family, monkeypatch):
+    model, inputs = family.model(), several(family)
+    monkeypatch.setattr("tango.models.qwen_vl.recorded_queries", lambda *_: pytest.fail("not needed"))
+    assert given(model, inputs, wanted=("segment_features", "key"))[0]["segment_features"] is None
+    monkeypatch.undo()
+    monkeypatch.setattr("tango.models.qwen_vl.received_saliency", lambda *_: pytest.fail("not needed"))
+    given(model, inputs)
+    assert all(not module._forward_hooks for module in model.modules())
+
+
+# -- time --------------------------------------------------------------------------------------------------------
+
+
+def test_times(family):
+    """One a frame, one a sampled frame of which the last may be missing, or from the interval of the frames."""
+    model = family.model()
+    inputs = family.prompt([5, *video(family, (3, 2, 4)), 7]) | video_inputs((3, 2, 4))
+
+    def told(**settings):
+        return given(model, inputs | settings)[0]["timestamps"].tolist()
+
+    assert told() == [0, 1, 2]
+    assert told(video_timestamps=[[0, 3, 5]]) == [0, 3, 5]
+    assert told(video_timestamps=[torch.tensor([0, 1, 2, 4, 6, 7.0])]) == [0.5, 3, 6.5]
+    assert told(video_timestamps=[[0, 1, 2, 4, 6]]) == [0.5, 3, 6]
+    metadata = [{"fps": 10.0, "frames_indices": [0, 5, 10, 20, 30, 30]}]
+    assert told(video_metadata=metadata) == [0.25, 1.5, 3]
+    for wrong in ([0, 1], [0, 1, 2, 3], list(range(7))):
+        with pytest.raises(ValueError, match=rf"{len(wrong)} timestamps for a video of 3 frames of 2 sampled ones"):
+            told(video_timestamps=[wrong])
+    if family.name == "qwen2_5_vl":
+        for interval in ([0.5], torch.tensor([0.5])):
+            assert told(second_per_grid_ts=interval) == [0, 0.5, 1]
+            assert told(second_per_grid_ts=interval, video_timestamps=[[0, 3, 5]]) == [0, 3, 5]
+        with pytest.raises(ValueError, match="second_per_grid_ts has 2 entries for 1 videos"):
+            told(second_per_grid_ts=[1, 1])
+
+
+# -- positions ---------------------------------------------------------------------------------------------------
+
+
+def decoder_positions(model, call):
+    """Positions (3, B, W) at each call of the decoder."""
+    seen = []
+    decoder = family_of(model).language_model(model)
+    hook = decoder.register_forward_pre_hook(lambda _, args, kw: seen.append(kw["position_ids"]), with_kwargs=True)
+    try:
+        call()
+    finally:
+        hook.remove()
+    return [positions[-3:] for positions in seen]
+
+
+def rows(family):
+    """Prompts of different length: two videos of different shape and an image; one video."""
+    first = [5, *video(family, GRIDS[0]), 6, START, *[IMAGE] * 6, END, 7, *video(family, GRIDS[1]), 8, 9]
+    return first, [4, *video(family, GRIDS[0]), 11, 12]
+
+
+def batch(family, side="left"):
+    inputs = family.prompt(*rows(family), side=side) | image_inputs((4, 6))
+    inputs |= video_inputs(GRIDS[0], GRIDS[1], GRIDS[0])
+    return inputs | ({"second_per_grid_ts": torch.tensor([1.0, 2.0, 3.0])} if family.name == "qwen2_5_vl" else {})
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_tokens_keep_their_positions(family, side):
+    model, inputs = family.model(), batch(family, side)
+    names = ("input_ids", "mm_token_type_ids", "image_grid_thw", "video_grid_thw", "second_per_grid_ts")
+    whole, deltas = model.model.get_rope_index(
+        **{name: inputs[name] for name in names if name in inputs}, attention_mask=inputs["attention_mask"]
+    )
+    indices = [3, 11, 20, 26]
+    with torch.no_grad(), attach(model, Spy(indices)):
+        (pruned,) = decoder_positions(model, lambda: model(**inputs))
+        next_ones = model.model.rope_deltas
+    counts = inputs["attention_mask"].sum(1)
+    for row, ids in enumerate(rows(family)):
+        visual = [column for column, token in enumerate(ids) if token == VIDEO]
+        kept = {visual[index] for index in indices} | {visual[36 + index] for index in indices if row == 0}
+        columns = [column for column, token in enumerate(ids) if token != VIDEO or column in kept]
+        shift = inputs["input_ids"].shape[1] - len(ids) if side == "left" else 0
+        expected = whole[:, row, [column + shift for column in columns]]
+        start = pruned.shape[2] - len(columns) if side == "left" else 0
+        assert torch.equal(pruned[:, row, start : start + len(columns)], expected)
+        assert len(columns) + int(next_ones[row]) == int(counts[row]) + int(deltas[row])
+    if family.name == "qwen2_5_vl":  # 3 s, 2 positions each, from frame to frame; the kept tokens are of all but one
+        assert {2 + 0, 2 + 6, 2 + 12} <= set(pruned[0, 1].tolist())
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_generation_goes_on_where_the_whole_prompt_would_have(family, way):
+    model, inputs = family.model(), batch(family) | WAYS[way]
+    inputs |= {"max_new_tokens": 4, "min_new_tokens": 4, "suppress_tokens": [IMAGE, VIDEO]}
+    whole = decoder_positions(model, lambda: model.generate(**inputs))
+    with attach(model, Spy([3, 11, 20, 26])):
+        pruned = decoder_positions(model, lambda: model.generate(**inputs))
+    assert len(whole) == len(pruned) == 4
+    assert pruned[0].shape[-1] < whole[0].shape[-1]
+    for left, right in zip(whole, pruned, strict=True):
+        assert torch.equal(left[..., -1], right[..., -1])
+
+
+def test_going_on_from_a_cache_by_hand(family):
+    """The model numbers what follows a pruned prompt in a cache as it does after the whole prompt."""
+    model, inputs = family.model(), batch(family)
+    single = family.prompt(rows(family)[1]) | {
+        name: inputs[name][-1:] for name in ("video_grid_thw", "second_per_grid_ts") if name in inputs
+    }
+    single["pixel_values_videos"] = inputs["pixel_values_videos"][-144:]
+
+    def go_on():
+        cache = model(**single, use_cache=True).past_key_values
+        return decoder_positions(model, lambda: model(torch.tensor([[9, 10]]), past_key_values=cache))[0]
+
+    with torch.no_grad():
+        whole = go_on()
+        with attach(model, Spy([3, 11])):
+            pruned = go_on()
+        assert torch.equal(pruned, whole)
+        assert torch.equal(go_on(), whole)
+
+
+def test_no_trace_in_rope_deltas(family, tmp_path):
+    model, inputs = family.build(tmp_path), batch(family)
+    with make_pruner("tango", 0.3)(model):
+        outputs(model, inputs)
+        assert model.model.rope_deltas is not None
+    assert model.model.rope_deltas is None
+    outputs(model, inputs)
+    before = model.model.rope_deltas
+    with make_pruner("tango", 0.3)(model):
+        outputs(model, inputs)
+        assert not torch.equal(model.model.rope_deltas, before)
+    assert model.model.rope_deltas is before
+
+
+def test_own_positions(family):
+    """Positions that the caller gives are kept: three rows, four of which the first counts tokens, or one."""
+    model = family.model()
+    inputs = batch(family) | {"max_new_tokens": 3, "min_new_tokens": 3, "do_sample": False}
+    width = inputs["input_ids"].shape[1]
+    own = torch.randint(0, 50, (3, 2, width), generator=torch.Generator().manual_seed(0))
+    flat = torch.arange(width).expand(2, -1)
+    for positions, expected in ((own, own), (torch.cat((flat[None], own)), own), (flat, flat.expand(3, -1, -1))):
+        with attach(model, Spy([3, 11])):
+            seen = decoder_positions(model, lambda: model.generate(**inputs, position_ids=positions))  # noqa: B023
+            (once,) = decoder_positions(model, lambda: model.forward(**prefill(inputs), position_ids=positions))  # noqa: B023
+        columns = [width - len(rows(family)[0]) + column for column in kept_columns(rows(family)[0], [3, 11])]
+        assert torch.equal(seen[0][:, 0], expected[:, 0, columns])
+        assert torch.equal(seen[1][..., 0], expected[..., -1] + 1)
+        assert once.shape[-1] in (len(columns), width)
+
+
+def prefill(inputs):
+    return {name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)}
+
+
+def kept_columns(ids, indices):
+    visual = [column for column, token in enumerate(ids) if token == VIDEO]
+    kept = {visual[index] for index in indices} | {visual[36 + index] for index in indices}
+    return [column for column, token in enumerate(ids) if token != VIDEO or column in kept]
+
+
+def test_without_token_types(family):
+    """The model then numbers a prompt as text; all kept, so does the pruned one, and its tokens keep those numbers."""
+    model, inputs = family.model(), batch(family) | {"suppress_tokens": [IMAGE, VIDEO], "max_new_tokens": 4}
+    del inputs["mm_token_type_ids"]
+    expected = model.generate(**inputs, do_sample=False)
+    with make_pruner("tango", 1.0)(model):
+        assert torch.equal(model.generate(**inputs, do_sample=False), expected)
+    with attach(model, Spy([3, 11])):
+        positions = decoder_positions(model, lambda: model.generate(**inputs, do_sample=False))[0]
+    assert positions[0, 0].tolist() == kept_columns(rows(family)[0], [3, 11])
+
+
+# -- shapes ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("grid", [(1, 2, 2), (5, 2, 2), (2, 2, 60), (2, 40, 2), (3, 10, 4), (1, 6, 6)])
+@pytest.mark.parametrize("method", ["random", "uniform", "topk", "tango"])
+def test_shapes(family, grid, method):
+    model, tokens = family.model(), grid[0] * grid[1] * grid[2] // 4
+    inputs = family.prompt([5, *video(family, grid), 7]) | video_inputs(grid)
+    expected = outputs(model, inputs, 2)
+    for ratio in (0.01, 0.3, 1.0):
+        with make_pruner(method, ratio)(model) as session:
+            actual = outputs(model, inputs, 2)
+        (record,) = session.videos
+        assert (record.frames, record.grid, record.tokens_before) == (grid[0], (grid[1] // 2, grid[2] // 2), tokens)
+        assert 1 <= record.tokens_after <= tokens
+    assert torch.equal(actual[0], expected[0])
+    assert torch.equal(actual[1], expected[1])
+
+
+def test_malformed_grids(family):
+    model = family.model()
+    inputs = family.prompt([5, *video(family, (4, 6, 6)), 7]) | video_inputs((4, 6, 6))
+    cases = (
+        (None, "needs video_grid_thw"),
+        (torch.tensor([4, 6, 6]), r"shape \(videos, 3\), got \[4, 6, 6\]"),
+        (torch.tensor([[0, 6, 6]]), r"must be t, h, w .* got \[\[0, 6, 6\]\]"),
+        (torch.tensor([[4, 9, 4]]), "h and w must be multiples of 2"),
+        (torch.tensor([[5, 6, 6]]), r"shape \(144, 96\); video_grid_thw \[\[5, 6, 6\]\] needs 180 rows"),
+        (torch.tensor([[2, 6, 6], [2, 6, 6]]), None),
+    )
+    with torch.no_grad(), make_pruner("uniform", 0.3)(model):
+        for grids, message in cases:
+            if message is None:
+                assert model(**prefill(inputs)).logits is not None
+                continue
+            with pytest.raises(ValueError, match=message):
+                model(**(inputs | {"video_grid_thw": grids}))
+
+
+# -- deepstack ---------------------------------------------------------------------------------------------------
+
+
+def test_deepstack_travels_with_its_tokens():
+    """Kept tokens have the deepstack features of their own places, in batch and with an image."""
+    family = FAMILIES["qwen3_vl"]
+    model, inputs = family.model(), batch(family)
+    decoder, seen = family_of(model).language_model(model), []
+    indices = [26, 3, 11]  # in any order
+
+    def call():
+        hook = decoder.register_forward_pre_hook(lambda _, args, kwargs: seen.append(kwargs), with_kwargs=True)
+        with torch.no_grad():
+            model(**inputs)
+        hook.remove()
+
+    call()
+    with attach(model, Spy(indices)):
+        call()
+    whole, pruned = seen
+    ids = rows(family)[0]
+    visual = [column for column, token in enumerate(ids) if token in (IMAGE, VIDEO)]
+    places = {column: index for index, column in enumerate(visual)}
+    videos = [column for column in visual if ids[column] == VIDEO]
+    image = [column for column in visual if ids[column] == IMAGE]
+    columns = [videos[index] for index in indices] + image + [videos[36 + index] for index in indices]
+    order = [places[column] for column in columns]
+    for before, after in zip(whole["deepstack_visual_embeds"], pruned["deepstack_visual_embeds"], strict=True):
+        torch.testing.assert_close(after[: len(order)], before[order])
+    assert pruned["visual_pos_masks"].sum() == len(order) + 3
+
+
+def test_deepstack_is_not_left_out(tmp_path):
+    family = FAMILIES["qwen3_vl"]
+    model, row = family.build(tmp_path), [5, *family.video(), 7, 8]
+    inputs = family.prompt(row) | family.pixels()
+    with torch.no_grad(), attach(model, Spy([3, 11])):
+        before = model(**inputs).logits
+        for merger in model.model.visual.deepstack_merger_list:
+            merger.linear_fc2.weight.zero_()
+            merger.linear_fc2.bias.zero_()
+        after = model(**inputs).logits
+    assert (before[0, -1] - after[0, -1]).abs().max() > 0.01
+
+
+def test_mixture_of_experts():
+    """Qwen3-VL's sister goes through the same family."""
+    family = Qwen3Moe()
+    model, row = family.model(), [5, *family.video(), 7, *family.image, 8]
+    inputs = family.prompt(row) | family.pixels() | family.images()
+    expected = outputs(model, inputs)
+    with make_pruner("tango", 1.0)(model):
+        for actual, whole in zip(outputs(model, inputs), expected, strict=True):
+            assert torch.equal(actual, whole)
+    with torch.no_grad(), attach(model, Spy([2, 11, 30])):
+        logits = model(**inputs).logits
+    torch.testing.assert_close(logits, by_hand(family, model, inputs, family.columns(row, [2, 11, 30])))
+
+
+def test_interleaved_rotation_is_the_models_own(tmp_path):
+    """Pruning leaves rotation to the model: with other sections of M-RoPE the answer of the shorter prompt follows."""
+    for sections in ([4, 2, 2], [2, 3, 3]):
+        model = build_model(tmp_path, kind="qwen3_vl", sections=sections)
+        family = FAMILIES["qwen3_vl"]
+        row = [5, *family.video(), 7, 8]
+        inputs = family.prompt(row) | family.pixels()
+        with torch.no_grad(), attach(model, Spy([2, 11, 30])):
+            logits = model(**inputs).logits
+        torch.testing.assert_close(logits, by_hand(family, model, inputs, family.columns(row, [2, 11, 30])))
