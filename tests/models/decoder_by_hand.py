@@ -10,6 +10,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tango.pruners import Pruner
+from tango.pruners.base import keep
+from tango.pruners.in_llm import LayerPruning
+
+
+class Inside(Pruner):
+    """Lets the first tokens of each frame in (None: all), and does inside the language model what it is told."""
+
+    name = "inside"
+
+    def __init__(self, settings: LayerPruning | None, frame: int | None = None) -> None:
+        super().__init__(retention_ratio=0.5)
+        self.inside, self.frame = settings, frame
+
+    def in_llm(self, layers):
+        return self.inside
+
+    def prune(self, features, saliency=None, grid=None, timestamps=None, segment_features=None):
+        indices = torch.arange(features.shape[0] * features.shape[1])
+        return keep(features, indices[indices % features.shape[1] < (self.frame or features.shape[1])])
+
 
 @dataclass
 class Drop:

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from decoder_by_hand import Drop, run
+from decoder_by_hand import Drop, Inside, run
 from tiny_llava import TOKENS, VIDEO, build_model, make_pruner, pixels, prompt, video
 from transformers import StaticCache
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_attention_mask
@@ -12,31 +12,14 @@ from transformers.modeling_flash_attention_utils import _is_packed_sequence
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tango.models import attach
-from tango.models.in_llm import MARK
-from tango.pruners import Pruner, Tango
-from tango.pruners.base import keep
+from tango.models.in_llm import MARK, DecoderPruner
+from tango.models.llava_video import LlavaVideoForConditionalGeneration
+from tango.pruners import Tango
 from tango.pruners.fastv import FastV
 from tango.pruners.in_llm import LayerPruning
 
 LAYERS = 4
 ROWS = [5, 6, *video(), 7, 8], [5, *video(), 11, *video(), 12], [9, 10, 11]
-
-
-class Inside(Pruner):
-    """Lets a share of each frame in, then does inside the language model what it is told."""
-
-    name = "inside"
-
-    def __init__(self, settings, frame=TOKENS):
-        super().__init__(retention_ratio=0.5)
-        self.settings_inside, self.frame = settings, frame
-
-    def in_llm(self, layers):
-        return self.settings_inside
-
-    def prune(self, features, saliency=None, grid=None, timestamps=None, segment_features=None):
-        indices = torch.arange(features.shape[0] * features.shape[1])
-        return keep(features, indices[indices % features.shape[1] < self.frame])
 
 
 METHODS = {
@@ -219,16 +202,9 @@ def test_caches_hold_what_their_layers_saw(deep):
                 grown = torch.cat((mask, mask.new_ones(2, step + 1)), 1)
                 out = model(input_ids=new[:, step : step + 1], attention_mask=grown, past_key_values=cache)
                 torch.testing.assert_close(out.logits[:, -1], expected.logits[step + 1], atol=1e-4, rtol=1e-4)
-        with attach_other(model), pytest.raises(ValueError, match=r"pruned before layer 2, .* before layer 1"):
+        other = DecoderPruner(model.model.language_model, LayerPruning(1, 0.5))
+        with other.installed(session), pytest.raises(ValueError, match=r"pruned before layer 2, .* before layer 1"):
             model(input_ids=new[:, :1], past_key_values=copied)
-
-
-def attach_other(model):
-    """FastV before layer 1 on a model that has Tango attached: its hooks alone."""
-    from tango.models import Session
-    from tango.models.in_llm import DecoderPruner
-
-    return DecoderPruner(model.model.language_model, LayerPruning(1, 0.5)).installed(Session())
 
 
 def test_a_cache_may_be_emptied_and_used_again(deep):
@@ -301,6 +277,19 @@ def test_newlines_can_stay(deep):
             assert session.videos[0].tokens_in_llm == 1
 
 
+def test_rows_of_llava_video(tmp_path):
+    """Four frames of 2 x 2 tokens, a newline after each row: 24 places, 8 of them newlines."""
+    model = build_model(tmp_path, model_class=LlavaVideoForConditionalGeneration, layers=LAYERS)
+    inputs = prompt([5, *[VIDEO] * 24, 7]) | {"pixel_values_videos": pixels(1)}
+    for newlines, left in ((True, 12), (False, 8 + 8)):
+        with torch.no_grad(), attach(model, Inside(LayerPruning(2, 0.5, newlines=newlines))) as session:
+            assert model(**inputs).logits.shape[1] == 2 + left
+        record = session.videos[0]
+        assert record.tokens_after == 16
+        assert record.tokens_in_llm <= 12 if newlines else record.tokens_in_llm == 8
+        assert record.average_retention == (1 + record.tokens_in_llm / 16) / 2
+
+
 def test_bf16(deep):
     model, pruner = deep(dtype=torch.bfloat16), METHODS["tango"][0]
     inputs = example(*ROWS, max_new_tokens=4, do_sample=False)
@@ -355,11 +344,10 @@ def test_all_kept_is_equal(deep, pruner):
     model, inputs = deep(), example(max_new_tokens=4, do_sample=False, suppress_tokens=[90, VIDEO])
     expected = model.generate(**inputs)
     with torch.no_grad():
-        logits = model(**{name: inputs[name] for name in ("input_ids", "attention_mask", "pixel_values_videos")}).logits
+        logits = model(**example()).logits
         with attach(model, pruner) as session:
             assert torch.equal(model.generate(**inputs), expected)
-            names = ("input_ids", "attention_mask", "pixel_values_videos")
-            assert torch.equal(model(**{name: inputs[name] for name in names}).logits, logits)
+            assert torch.equal(model(**example()).logits, logits)
     assert all(record.average_retention == 1 for record in session.videos)
 
 

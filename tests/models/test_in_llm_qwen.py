@@ -4,45 +4,28 @@ from dataclasses import replace
 
 import pytest
 import torch
-from decoder_by_hand import Drop, run
+from decoder_by_hand import Drop, Inside, run
 from tiny_qwen import END, PAD, START, VIDEO, build_model, video_inputs
 
 from tango.models import attach
-from tango.pruners import Pruner, Tango
-from tango.pruners.base import keep
+from tango.pruners import Tango
 from tango.pruners.fastv import FastV
 from tango.pruners.in_llm import LayerPruning
 
 LAYERS, FRAMES, TOKENS = 4, 4, 9
 
 
-class Whole(Pruner):
-    """Lets every token in, and prunes inside the language model as it is told."""
-
-    name = "whole"
-
-    def __init__(self, inside):
-        super().__init__(retention_ratio=0.5)
-        self.inside = inside
-
-    def in_llm(self, layers):
-        return self.inside
-
-    def prune(self, features, saliency=None, grid=None, timestamps=None, segment_features=None):
-        return keep(features, torch.arange(features.shape[0] * features.shape[1]))
-
-
 METHODS = {
     "tango": (Tango(retention_ratio=0.4, pruned_layer=2), "mean"),
     "fastv": (FastV(retention_ratio=0.5, pruned_layer=1), "drop"),
-    "sequential": (Whole(LayerPruning(3, 0.3, merging="sequential")), "sequential"),
+    "sequential": (Inside(LayerPruning(3, 0.3, merging="sequential")), "sequential"),
 }
 KINDS = ("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
 
 
 def outside(pruner):
     """The same method without what it does inside."""
-    return replace(pruner.before_llm(LAYERS), pruned_layer=None) if isinstance(pruner, Tango) else Whole(None)
+    return replace(pruner.before_llm(LAYERS), pruned_layer=None) if isinstance(pruner, Tango) else Inside(None)
 
 
 @pytest.fixture(scope="module")
@@ -180,6 +163,6 @@ def test_all_kept_is_equal(deep, kind):
     inputs = example(*rows(kind))
     with torch.no_grad():
         expected = model(**inputs).logits
-        for pruner in (Whole(LayerPruning(1, 1.0)), FastV(retention_ratio=1.0), Tango(1.0, pruned_layer=2)):
+        for pruner in (Inside(LayerPruning(1, 1.0)), FastV(retention_ratio=1.0), Tango(1.0, pruned_layer=2)):
             with attach(model, pruner):
                 torch.testing.assert_close(model(**inputs).logits, expected, atol=1e-5, rtol=1e-5)
