@@ -71,7 +71,7 @@ def describe(spec: Spec) -> str:
 
 
 def turns(spec: Spec, times: np.ndarray, rng: np.random.Generator, amount: int) -> list[tuple[str, str]]:
-    """(question, answer) turns about one video: every question openly and `amount` as multiple choice, in random order.
+    """(question, answer) turns about one video, in random order: every question openly, `amount` with options, places.
 
     The answer to multiple choice is the option's text. Where all can be seen a description may come last.
     """
@@ -83,6 +83,7 @@ def turns(spec: Spec, times: np.ndarray, rng: np.random.Generator, amount: int) 
     chosen = rng.choice(len(found), amount, p=weights / weights.sum())
     pairs = [(q.text, q.options[q.answer]) for q in found]
     pairs += [(found[i].prompt(), found[i].options[found[i].answer]) for i in chosen]
+    pairs += places(spec, times, rng)
     pairs = [pairs[i] for i in rng.permutation(len(pairs))]
     whole = all(sum(a.start <= t < a.end for t in times) >= 2 for a in spec.actors) and all(
         any(w[0] <= t < w[1] for t in times) for w in (spec.dots_window, spec.glyph_window)
@@ -90,6 +91,17 @@ def turns(spec: Spec, times: np.ndarray, rng: np.random.Generator, amount: int) 
     if whole and rng.random() < 0.5:
         pairs.append((DESCRIBE, describe(spec)))
     return pairs
+
+
+def places(spec: Spec, times: np.ndarray, rng: np.random.Generator) -> list[tuple[str, str]]:
+    """Where one object is first and last seen: what its direction follows from, which is hard to learn alone."""
+    actor = spec.actors[int(rng.integers(3))]
+    seen = [t for t in times if actor.start <= t < actor.end]
+    return [
+        (f"Where is the {actor.name} {when}?", motionqa.place(*actor.position(seen[i])))
+        for when, i in (("first", 0), ("last", -1))
+        if len(seen) >= 2
+    ]
 
 
 def as_coded(frame: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -128,7 +140,7 @@ class FrameBatch:
 
     pixels: Tensor
     captions: list[str]
-    classes: Tensor  # (B, patches, 4) int64: colour, shape, letter, dot, each counted from 1, 0 for none
+    classes: Tensor  # (B, patches, 4) int64: colour, shape, letter, number of dots; counted from 1, 0 for none
     centres: Tensor  # (B, patches, 2), x and y from -1 to 1; meaningless where there is no object
 
 
@@ -142,11 +154,11 @@ def patch_truth(spec: Spec, time: float) -> tuple[np.ndarray, np.ndarray]:
     def mark(inside: np.ndarray, x: float, y: float, **labels: int) -> None:
         centres[inside] = 2 * x / motionqa.SIZE - 1, 2 * y / motionqa.SIZE - 1
         for name, label in labels.items():
-            classes[inside, ("colour", "shape", "letter", "dot").index(name)] = label
+            classes[inside, ("colour", "shape", "letter", "dots").index(name)] = label
 
     if spec.dots_window[0] <= time < spec.dots_window[1]:
         for x, y in spec.dots:
-            mark(np.hypot(xs - x, ys - y) < 5, x, y, dot=1)
+            mark(np.hypot(xs - x, ys - y) < 5, x, y, dots=len(spec.dots))
     for actor in spec.actors:
         if actor.start <= time < actor.end:
             x, y = actor.position(time)

@@ -56,9 +56,9 @@ def siglip(tokenizer: Qwen2Tokenizer) -> SiglipModel:
 
 
 class ReadOut(nn.Module):
-    """Linear read-outs of single patches: colour, shape, letter, dot as classes (0: none), and the object's centre."""
+    """Linear read-outs of single patches: colour, shape, letter, number of dots (0: none), and the object's centre."""
 
-    SIZES = (1 + len(motionqa.COLOURS), 1 + len(motionqa.SHAPES), 1 + len(motionqa.GLYPHS), 2)
+    SIZES = (1 + len(motionqa.COLOURS), 1 + len(motionqa.SHAPES), 1 + len(motionqa.GLYPHS), 1 + len(motionqa.NUMBERS))
 
     def __init__(self) -> None:
         super().__init__()

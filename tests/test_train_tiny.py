@@ -99,10 +99,10 @@ def test_the_truth_of_a_patch_is_what_is_drawn_there():
         classes, centres = tiny_data.patch_truth(spec, time)
         x, y = actor.position(time)
         patch = int(y // tiny_data.PATCH) * tiny_data.GRID + int(x // tiny_data.PATCH)
-        colour, shape, letter, dot = classes[patch]
+        colour, shape, letter, dots = classes[patch]
         assert list(tiny_data.motionqa.COLOURS)[colour - 1] == actor.colour
         assert tiny_data.motionqa.SHAPES[shape - 1] == actor.shape
-        assert (letter, dot) == (0, 0)
+        assert (letter, dots) == (0, 0)
         assert np.allclose((centres[patch] + 1) * SIZE / 2, (x, y), atol=1e-3)
         shown = (classes[:, 0] > 0).sum() * tiny_data.PATCH**2
         assert shown == pytest.approx(np.pi * (actor.radius + 2) ** 2, rel=0.3)

@@ -251,7 +251,8 @@ def render(spec: Spec, time: float) -> Array:
     return np.asarray(np.clip(picture, 0, 255), np.uint8)
 
 
-def _place(x: float, y: float) -> str:
+def place(x: float, y: float) -> str:
+    """Which ninth of the picture a point lies in, in words."""
     rows, columns = ("top", "middle", "bottom"), ("left", "centre", "right")
     return f"{rows[min(int(3 * y / SIZE), 2)]} {columns[min(int(3 * x / SIZE), 2)]}"
 
@@ -261,12 +262,12 @@ def caption(spec: Spec, time: float, rng: np.random.Generator) -> str:
     parts = []
     for actor in spec.actors:
         if actor.start <= time < actor.end:
-            parts.append(f"{actor.name} at the {_place(*actor.position(time))}")
+            parts.append(f"{actor.name} at the {place(*actor.position(time))}")
     if spec.dots_window[0] <= time < spec.dots_window[1]:
         parts.append(f"{NUMBERS[len(spec.dots) - 1]} white dots")
     if spec.glyph_window[0] <= time < spec.glyph_window[1]:
         x, y = spec.glyph_at
-        parts.append(f"the letter {spec.glyph} at the {_place(x + GLYPH_WIDTH / 2, y + GLYPH_HEIGHT / 2)}")
+        parts.append(f"the letter {spec.glyph} at the {place(x + GLYPH_WIDTH / 2, y + GLYPH_HEIGHT / 2)}")
     return ", ".join(parts[i] for i in rng.permutation(len(parts))) if parts else "nothing"
 
 
