@@ -121,13 +121,13 @@ class LlavaVideo(LlavaOnevision):
         return video.columns.view(-1, video.grid[1] + 1)[:, :-1].flatten()
 
     def lay_out(self, video: Video, pruned: "Pruned") -> tuple[Tensor, Tensor]:
-        """The kept tokens row by row, in a row as the pruner ordered them, and a newline after each row."""
+        """The kept tokens in ascending place, whatever order the pruner gave them, and a newline after each row."""
         width = video.grid[1]
         indices = pruned.indices.to(pruned.features.device)
         rows = indices // width
         ends: Tensor = torch.unique(rows)  # ascending
         places = torch.cat((indices + rows, ends * (width + 1) + width))
-        order = torch.cat((rows, ends)).argsort(stable=True)  # newlines come last, so each ends its row
+        order = places.argsort(stable=True)
         newlines = self.core.image_newline.to(pruned.features).expand(len(ends), -1)
         columns = video.columns[places[order].to(video.columns.device)]
         return torch.cat((pruned.features, newlines))[order], columns

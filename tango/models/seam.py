@@ -43,7 +43,8 @@ OURS = ("video_timestamps", "video_keys", "video_metadata")
 class VideoRecord:
     """What became of one video. Token counts are visual tokens; newline embeddings are not counted.
 
-    `indices` (tokens_after,) are flat indices f*H*W + h*W + w on the CPU, in the order the language model sees them.
+    `indices` (tokens_after,) are flat indices f*H*W + h*W + w on the CPU, in the order the method
+    gives them, in which the language model sees them unless its family lays tokens out in rows (LLaVA-Video).
     tokens_in_llm: those that its last layers still see, where they are pruned inside it too, and average_retention:
     the share of tokens_before that its layers see at prefill, in the mean over all of them.
     """
