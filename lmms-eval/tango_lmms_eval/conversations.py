@@ -1,14 +1,11 @@
-"""lmms-eval's prompts as conversations that tango.evaluation.chat can ask, and what identifies one."""
+"""lmms-eval's prompts as conversations that tango.evaluation.chat can ask."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
-
-from tango.evaluation import provenance
 
 IMAGE = "<image>"
 IMAGE_FILES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tiff", ".webp")
@@ -67,21 +64,3 @@ def visual_part(visual: Any, given: Mapping[str, Any] | None = None) -> dict[str
     ):
         return {"type": "video", "video": str(visual), "start": given.get("start_time"), "end": given.get("end_time")}
     return {"type": "image", "image": visual}
-
-
-def identity(messages: Sequence[Mapping[str, Any]]) -> list[Any]:
-    """What a conversation consists of, as JSON: texts, and files by name, size and time, and images by their bytes."""
-    parts: list[Any] = []
-    for message in messages:
-        for part in message["content"]:
-            source = part.get("image", part.get("video"))
-            if source is None:
-                parts.append([message["role"], part["text"]])
-            elif isinstance(source, str | Path):
-                files = [Path(source)] if Path(source).is_file() else []
-                parts.append(
-                    [message["role"], str(source), provenance.file_stamps(files), part.get("start"), part.get("end")]
-                )
-            else:
-                parts.append([message["role"], source.mode, source.size, sha256(source.tobytes()).hexdigest()])
-    return parts

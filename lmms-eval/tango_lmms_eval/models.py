@@ -14,26 +14,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
-from rich.console import Console
-from rich.markup import escape
 from tqdm import tqdm
 
 from tango.evaluation import provenance
-from tango.evaluation.chat import Chat, generation_settings
+from tango.evaluation.chat import Chat, generation_settings, identity
 from tango.evaluation.checkpoints import CheckpointError, check_pretrained, class_name, load
 from tango.evaluation.journal import Journal
-from tango.evaluation.runner import Answer, Record, Runner, Sample, failures, token_summary
+from tango.evaluation.runner import Answer, Record, Runner, Sample
 from tango.evaluation.settings import SettingsError, from_environment
-from tango.evaluation.timing import efficiency, efficiency_table
+from tango.evaluation.summary import report, run_digest, summarise
 from tango.models.llava_video import FRAMES
 from tango_lmms_eval import __version__, hooks
 from tango_lmms_eval.arguments import ONEVISION, VIDEO, ArgumentError, check_fixed
-from tango_lmms_eval.conversations import chat_messages, identity, simple_messages
+from tango_lmms_eval.conversations import chat_messages, simple_messages
 
 log = logging.getLogger(__name__)
 
@@ -132,16 +129,8 @@ class LlavaOnevision(lmms):
             "use_cache": use_cache,
             "time_instruction": self.time_instruction,
         }
-        identity = [
-            self.described,
-            self.settings.method,
-            self.settings.describe()["settings"],
-            self._device.type,
-            self.seed,
-            chat_template,
-        ]
-        self.run = provenance.digest(
-            *identity, provenance.model_fingerprint(pretrained, revision), provenance.code_fingerprint(), *_versions()
+        self.run = run_digest(
+            self.settings, self.described, self._device, self.seed, pretrained, revision, chat_template, __version__
         )
         journal = None
         if hooks.RUN.output_path:
@@ -295,27 +284,18 @@ class LlavaOnevision(lmms):
             if self.runner.journal is not None:
                 self.runner.journal.close()
             if self._rank == 0:
-                hooks.RUN.summary = self._summary([Record.from_dict(entry) for entry in everything])
+                hooks.RUN.summary = summarise(
+                    [Record.from_dict(entry) for entry in everything],
+                    self.settings,
+                    self._device,
+                    model=self.described,
+                    processes=self._world_size,
+                    run=self.run,
+                )
             else:
                 hooks.end_rank()
             self.chat = None
         super().clean()
-
-    def _summary(self, records: list[Record]) -> dict[str, Any]:
-        entries = [record.to_dict() for record in records]
-        failed = failures(records)
-        return {
-            **provenance.provenance(self._device, **self.settings.describe(), model=self.described),
-            "processes": self._world_size,
-            "run": self.run,
-            "n_samples": len(records),
-            "n_failed": len(failed),
-            "n_resumed": sum(record.resumed for record in records),
-            "failed": failed,
-            "tokens": token_summary(records),
-            "efficiency": efficiency(entries),
-            "samples": entries,
-        }
 
 
 class LlavaOnevisionChat(LlavaOnevision):
@@ -350,32 +330,3 @@ class LlavaVid(LlavaOnevision):
             raise ArgumentError(f"add_time_instruction={add_time_instruction!r}: use True or False")
         self.time_instruction = add_time_instruction
         super().__init__(pretrained, max_frames_num, **others)
-
-
-def report(summary: Mapping[str, Any]) -> None:
-    """Print the summary: method, tokens, the efficiency table, and every failed sample."""
-    console = Console(width=None if Console().is_terminal else 160)
-    tokens = summary["tokens"]
-    kept = (
-        "no video tokens"
-        if tokens["share_kept"] is None
-        else f"{100 * tokens['share_kept']:.1f} % of the video tokens kept"
-    )
-    console.print(efficiency_table({summary["method"]: summary["efficiency"]}, f"{summary['method']}, {kept}"))
-    if summary["n_resumed"]:
-        console.print(
-            f"{summary['n_resumed']} of {summary['n_samples']} samples were finished by an earlier run "
-            "(resume=False computes anew)"
-        )
-    if summary["n_failed"]:
-        console.print(
-            f"[bold red]{summary['n_failed']} of {summary['n_samples']} samples failed and were not scored:[/]"
-        )
-        for failure in summary["failed"]:
-            console.print(
-                f"  {failure['task']} {failure['doc_id']}: {escape(failure['reason'])} ({failure['tries']} tries)"
-            )
-
-
-def _versions() -> tuple[str, ...]:
-    return torch.__version__, transformers.__version__, __version__

@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from transformers import StoppingCriteriaList
 
+from tango.evaluation import provenance
 from tango.evaluation.checkpoints import Checkpoint
 from tango.evaluation.runner import Answer
 from tango.evaluation.timing import GenerationTimer, StopAt
@@ -230,6 +231,24 @@ class Chat:
         model = self.checkpoint.model
         sizes = family_of(model).FAMILY.sizes(model.config, inputs)
         return [{"frames": f, "tokens_before": f * length, "tokens_after": f * length} for f, length in sizes]
+
+
+def identity(messages: Sequence[Message]) -> list[Any]:
+    """What a conversation consists of, as JSON: texts, and files by name, size and time, and images by their bytes."""
+    parts: list[Any] = []
+    for message in messages:
+        for part in message["content"]:
+            source = part.get("image", part.get("video"))
+            if source is None:
+                parts.append([message["role"], part["text"]])
+            elif isinstance(source, str | Path):
+                files = [Path(source)] if Path(source).is_file() else []
+                parts.append(
+                    [message["role"], str(source), provenance.file_stamps(files), part.get("start"), part.get("end")]
+                )
+            else:
+                parts.append([message["role"], source.mode, source.size, hashlib.sha256(source.tobytes()).hexdigest()])
+    return parts
 
 
 def _count_tokens(prompt: int, new: int, videos: Sequence[Mapping[str, Any]]) -> dict[str, int]:

@@ -65,6 +65,8 @@ class Tango(Pruner):
             does not. On a model, retention_ratio is then the mean over the layers, so that more stays before them.
             prune() called directly knows no layers and keeps retention_ratio. Nothing is pruned at a ratio of 1.
         llm_retention: share of a video's tokens that stays at that layer; each dropped one merges into a kept one.
+        pre_retention_ratio: share of the tokens that stays before the language model, given directly instead of derived
+            from retention_ratio; only with pruned_layer.
 
     Raises:
         ValueError: a field is out of its range.
@@ -88,6 +90,7 @@ class Tango(Pruner):
     sink_tokens: tuple[int, ...] | None = None
     pruned_layer: int | None = None
     llm_retention: float = 0.5
+    pre_retention_ratio: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -109,6 +112,10 @@ class Tango(Pruner):
         if self.pruned_layer is not None:
             self._integer("pruned_layer", least=1)
         self._number("llm_retention", above=0, most=1)
+        if self.pre_retention_ratio is not None:
+            self._number("pre_retention_ratio", above=0, most=1)
+            if self.pruned_layer is None:
+                self._reject("pre_retention_ratio", "None without pruned_layer, where retention_ratio says it")
 
     def in_llm(self, layers: int) -> LayerPruning | None:
         """See Pruner.in_llm; merges by the mean, as the paper's code does."""
@@ -121,10 +128,11 @@ class Tango(Pruner):
 
     def before_llm(self, layers: int) -> Pruner:
         """See Pruner.before_llm; the similarity threshold stays that of the ratio that was asked for."""
-        inside = self.in_llm(layers)
-        if inside is None:
-            return self
-        ratio = prefill_ratio(self.retention_ratio, layers, inside.layer, inside.retention)
+        inside, ratio = self.in_llm(layers), self.pre_retention_ratio
+        if ratio is None:
+            if inside is None:
+                return self
+            ratio = prefill_ratio(self.retention_ratio, layers, inside.layer, inside.retention)
         return replace(self, retention_ratio=ratio, similarity_threshold=self._threshold())
 
     @property

@@ -14,12 +14,14 @@ from lmms_eval.tasks import TaskManager
 from original_layout import small_model, write_original
 from PIL import Image
 from tango_lmms_eval import hooks
-from tango_lmms_eval.conversations import chat_messages, identity, simple_messages, visual_part
-from tango_lmms_eval.models import FAILED, ArgumentError, LlavaOnevision, LlavaOnevisionChat, LlavaVid, report
+from tango_lmms_eval.conversations import chat_messages, simple_messages, visual_part
+from tango_lmms_eval.models import FAILED, ArgumentError, LlavaOnevision, LlavaOnevisionChat, LlavaVid
 from tango_lmms_eval.tasks.motionqa import utils
 
 from tango.evaluation import motionqa
+from tango.evaluation.chat import identity
 from tango.evaluation.settings import SettingsError
+from tango.evaluation.summary import report
 from tango.models.llava_video import LlavaVideoForConditionalGeneration
 from tango.pruners import REGISTRY
 
