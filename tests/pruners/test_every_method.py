@@ -31,7 +31,7 @@ def every_method() -> dict[str, type[Pruner]]:
 METHODS = every_method()
 
 
-quick = settings(max_examples=60, deadline=None, derandomize=True)
+quick = settings(max_examples=40, deadline=None, derandomize=True)
 videos = {
     "frames": st.integers(1, 10),
     "grid": st.tuples(st.integers(1, 5), st.integers(1, 6)),
