@@ -1,0 +1,114 @@
+"""The command line of run.py: VLMEvalKit's, and flags for the settings of pruning methods."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tango.evaluation.checkpoints import CheckpointError
+from tango.evaluation.settings import VANILLA, SettingsError, from_environment
+
+# Flag of the command line: field of the method.
+FIELDS = {
+    "pre-retain-ratio": ("pre_retention_ratio", "share of the video tokens kept before the language model"),
+    "retain-ratio": ("retention_ratio", "share of the video tokens kept; with --pruned-layer the mean over layers"),
+    "pruned-layer": ("pruned_layer", "prune again inside the language model, before this layer"),
+    "similarity-threshold": ("similarity_threshold", "similarity that counts as the same between frames"),
+    "context-ratio": ("context_ratio", "share of the budget for merged tokens"),
+    "alpha": ("expansion", "salient candidates for each salient token to select"),
+    "base-time": ("time_base", "frequency base of ST-RoPE in time"),
+    "base-space": ("space_base", "frequency base of ST-RoPE in space"),
+    "num-neighbors": ("num_neighbors", "neighbours for the density"),
+    "segment-type": ("segmentation", "how a video is cut into segments: holitom or fastvid"),
+}
+BY_RULE = "exact_matching"
+
+
+def own_parser() -> argparse.ArgumentParser:
+    """The flags that upstream does not know; the rest of the command line is upstream's."""
+    parser = argparse.ArgumentParser(
+        prog="run.py",
+        add_help=False,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+        usage="run.py [settings of WRAPPER's method] [flags of vlmeval.run]",
+    )
+    group = parser.add_argument_group(
+        "settings of the method that WRAPPER names (they win over TANGO_ARGS, and that over TANGO_CONFIG)"
+    )
+    for flag, (field, meaning) in FIELDS.items():
+        group.add_argument(f"--{flag}", dest=field, metavar=field.upper(), help=meaning)
+    return parser
+
+
+def merge(settings: Mapping[str, str], environ: Mapping[str, str]) -> str:
+    """TANGO_ARGS with flags put in, which win.
+
+    Raises:
+        SettingsError: flags without a method that has settings.
+    """
+    method = environ.get("WRAPPER", "").strip() or VANILLA
+    given = environ.get("TANGO_ARGS", "")
+    if not settings:
+        return given
+    if method == VANILLA:
+        flags = ", ".join(f"--{flag}" for flag, (field, _) in FIELDS.items() if field in settings)
+        raise SettingsError(f"{flags} with WRAPPER={environ.get('WRAPPER', '')!r}: no method is attached to use it")
+    parts = [part for part in given.split(",") if part.strip()]
+    kept = [part for part in parts if part.partition("=")[0].strip() not in settings]
+    return ",".join([*kept, *(f"{field}={value}" for field, value in settings.items())])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 0, 1 if anything failed, 2 for a mistake in settings."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    parser = own_parser()
+    if {"-h", "--help"} & set(words):
+        parser.print_help()
+        print("\nand of vlmeval.run:\n")
+        sys.stdout.flush()
+    own, rest = parser.parse_known_args(words)
+    try:
+        os.environ["TANGO_ARGS"] = merge(vars(own), os.environ)
+        from_environment()  # a mistake in the settings is told before VLMEvalKit is even imported
+        return hand_over(rest)
+    except (SettingsError, CheckpointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def hand_over(words: Sequence[str]) -> int:
+    """Register what this plugin has, and run vlmeval's command line."""
+    import vlmeval.run as upstream
+
+    from tango_vlmeval import datasets, hooks, models
+
+    shared = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    shared.add_argument("--model", nargs="+", default=[])
+    shared.add_argument("--limit", type=int)
+    shared.add_argument("--judge")
+    shared.add_argument("--work-dir", default="./outputs")
+    shared.add_argument("--api-mode", action="store_true")
+    known, rest = shared.parse_known_args(list(words))
+    if known.limit is not None and known.limit < 1:
+        raise SettingsError(f"--limit {known.limit}: ask at least one question")
+    datasets.register()
+    names = models.register(known.model) if not known.api_mode else {name: name for name in known.model}
+    # Upstream hands the group of its processes, and what it starts by name, to others by these words.
+    words = [*rest, "--judge", known.judge or BY_RULE, "--work-dir", known.work_dir]
+    words += ["--model", *(names[name] for name in known.model)] if known.model else []
+    words += ["--limit", str(known.limit)] if known.limit is not None else []
+    words += ["--api-mode"] if known.api_mode else []
+    hooks.install(known.limit)
+    Path(known.work_dir).mkdir(parents=True, exist_ok=True)
+    before, sys.argv = sys.argv, [sys.argv[0], *words]
+    try:
+        upstream.main()
+    finally:
+        sys.argv = before
+    for problem in hooks.RUN.problems:
+        print(f"tango_vlmeval: {problem}", file=sys.stderr)
+    return 1 if hooks.RUN.problems else 0

@@ -1,0 +1,235 @@
+"""Where vlmeval.run has no extension point and this plugin needs one. Nothing on disk is touched.
+
+- Inference with one of our models: finished samples come from a journal that knows the method and its settings, which
+  upstream's own intermediate files do not; a summary is written beside the predictions; failed samples are an error.
+- `<name>_<N>frame` data sets are built without the command line's arguments, which upstream passes and none of them
+  takes; --limit holds for video data sets too.
+- Several processes without a GPU are connected by gloo.
+- VLMEvalKit reports errors and exits with status 0: they are kept here for the exit status.
+"""
+
+from __future__ import annotations
+
+import functools
+import glob
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import vlmeval.run as upstream
+from vlmeval.config import supported_VLM
+from vlmeval.dataset.video_dataset_config import supported_video_datasets
+from vlmeval.smp import load
+from vlmeval.smp.file import fetch_aux_files
+
+from tango.evaluation.runner import Record
+from tango.evaluation.settings import VANILLA, from_environment
+from tango.evaluation.summary import report, summarise
+from tango.evaluation.sweep import write_json
+from tango_vlmeval.models import Prompt, TangoModel
+
+SUMMARY = "_efficiency.json"
+HARMLESS = ("mode_infer",)  # reasons to skip a data set that are no problem
+
+
+class SamplesFailed(RuntimeError):
+    """Samples of a data set have no answer. Every process of a run raises it at the same place."""
+
+
+@dataclass
+class Run:
+    """What this process's run of vlmeval is to do beyond upstream, and what makes its exit status 1."""
+
+    limit: int | None = None
+    problems: list[str] = field(default_factory=list)
+
+
+RUN = Run()
+
+
+def install(limit: int | None = None) -> None:
+    """Put the wrappers in place, once for a process; `limit` as --limit."""
+    RUN.limit = limit
+    RUN.problems.clear()
+    for name, wrapper in (
+        ("infer_data_job_video", _infer_video),
+        ("infer_data_job", _infer_other),
+        ("infer_data_job_mt", _infer_other),
+        ("build_dataset", _build_dataset),
+        ("build_dataset_from_config", _build_from_config),
+        ("upsert_dataset_status", _status),
+    ):
+        original = getattr(upstream, name)
+        if not getattr(original, "_tango", False):
+            setattr(upstream, name, _wrapped(original, wrapper))
+    if not getattr(dist.init_process_group, "_tango", False):
+        dist.init_process_group = _wrapped(dist.init_process_group, _connect)
+
+
+def _wrapped(original: Callable[..., Any], wrapper: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        return wrapper(original, *args, **kwargs)
+
+    wrapped._tango = True  # type: ignore[attr-defined]
+    return wrapped
+
+
+def _connect(original: Any, backend: str | None = None, **kwargs: Any) -> None:
+    original(backend=backend if torch.cuda.is_available() else "gloo", **kwargs)
+
+
+def _build_dataset(original: Any, name: str, **kwargs: Any) -> Any:
+    return _limited(supported_video_datasets[name]() if name in supported_video_datasets else original(name, **kwargs))
+
+
+def _build_from_config(original: Any, *args: Any) -> Any:
+    return _limited(original(*args))
+
+
+def _limited(dataset: Any) -> Any:
+    if RUN.limit is not None and dataset is not None and dataset.MODALITY == "VIDEO":
+        dataset.data = dataset.data.iloc[: RUN.limit].copy()
+    return dataset
+
+
+def _status(original: Any, *args: Any, **kwargs: Any) -> Any:
+    result = original(*args, **kwargs)
+    reason = kwargs.get("error_message") or kwargs.get("skip_reason")
+    if reason and reason not in HARMLESS:
+        RUN.problems.append(f"{kwargs['model_name']} x {kwargs['dataset_name']}: {reason}")
+        error = sys.exc_info()[1]
+        if dist.is_initialized() and error is not None and not isinstance(error, SamplesFailed):
+            give_up()  # the others do not know of it and would wait for this process
+    return result
+
+
+def give_up() -> None:
+    """End this process at once, so that its launcher ends the others."""
+    for problem in RUN.problems:
+        print(f"tango_vlmeval: {problem}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
+
+
+def _ours(model: Any, name: str) -> Any:
+    """The model, made from its name if it is one.
+
+    Raises:
+        ValueError: a pruning method was named and the model is none that it could be attached to.
+    """
+    if isinstance(model, str):
+        world = os.environ.pop("WORLD_SIZE", None)  # as upstream: transformers would shard the model
+        try:
+            model = supported_VLM[name]()
+        finally:
+            if world is not None:
+                os.environ["WORLD_SIZE"] = world
+    if not isinstance(model, TangoModel) and (method := from_environment().method) != VANILLA:
+        raise ValueError(f"WRAPPER={method!r}, but the model {name!r} is upstream's own and would not be pruned")
+    return model
+
+
+def _infer_other(original: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
+    """Inference on data sets without videos: nothing is pruned in them, so that upstream's way serves."""
+    return original(_ours(model, kwargs["model_name"]), *args, **kwargs)
+
+
+def _infer_video(original: Any, model: Any, *, work_dir: str, model_name: str, dataset: Any, **others: Any) -> Any:
+    try:
+        model = _ours(model, model_name)
+        if not isinstance(model, TangoModel):
+            return original(model, work_dir=work_dir, model_name=model_name, dataset=dataset, **others)
+        return _infer(original, model, work_dir=work_dir, model_name=model_name, dataset=dataset, **others)
+    except SamplesFailed:
+        raise
+    except Exception:
+        if not dist.is_initialized():
+            raise
+        traceback.print_exc()
+        give_up()
+
+
+def _infer(
+    original: Any, model: TangoModel, *, work_dir: str, model_name: str, dataset: Any, result_file: str, **others: Any
+) -> Any:
+    name = dataset.dataset_name
+    if dataset.fps > 0:
+        raise ValueError(f"{name} with fps={dataset.fps}: these models sample a number of frames; use nframe")
+    frames = dataset.nframe if dataset.nframe > 0 else model.frames
+    world = dist.get_world_size() if dist.is_initialized() else 1
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    before = _set_aside(Path(result_file), f"{model_name}_{name}") if rank == 0 else None
+    if world > 1:
+        dist.barrier()
+    build = dataset.build_prompt
+
+    def deferred(line: Any, video_llm: bool = True) -> Prompt:
+        index = (dataset.data.iloc[line] if isinstance(line, int) else line)["index"]
+        return Prompt(index, lambda: build(line, video_llm=True))
+
+    dataset.build_prompt = deferred
+    try:
+        journal = Path(work_dir).parent / "journal"
+        with model.evaluating(name, frames, getattr(dataset, "GENERATION", {}), journal, rank) as runner:
+            original(
+                model, work_dir=work_dir, model_name=model_name, dataset=dataset, result_file=result_file, **others
+            )
+    finally:
+        del dataset.build_prompt
+    gathered: list[Any] = [[record.to_dict() for record in runner.records]]
+    if world > 1:
+        gathered = [None] * world
+        dist.all_gather_object(gathered, [record.to_dict() for record in runner.records])
+    order = {str(index): place for place, index in enumerate(dataset.data["index"])}
+    entries = sorted((entry for part in gathered for entry in part), key=lambda entry: order[str(entry["doc_id"])])
+    described, run = model.describe(frames)
+    summary = summarise(
+        [Record.from_dict(entry) for entry in entries],
+        model.settings,
+        model.device,
+        model=described,
+        processes=world,
+        run=run,
+    )
+    if rank == 0:
+        file = Path(result_file)
+        write_json(file.with_name(file.stem + SUMMARY), summary)
+        if before != _predictions(file):
+            for scores in map(Path, fetch_aux_files(str(file))):  # of other predictions: upstream would take them again
+                if scores != file and not scores.name.endswith(SUMMARY):
+                    scores.unlink()
+        report(summary)
+    if summary["n_failed"]:
+        first = summary["failed"][0]
+        raise SamplesFailed(
+            f"{summary['n_failed']} of {summary['n_samples']} samples failed, so the data set was not scored; the "
+            f"first: {first['doc_id']}: {first['reason']}. The same command tries them again; --mode eval "
+            "--keep-failed scores the others, and these as wrong"
+        )
+    return model
+
+
+def _set_aside(file: Path, unfinished: str) -> list[tuple[str, str]] | None:
+    """Take away upstream's predictions, finished and half-finished ones, which may be of another method; what the
+    finished ones were.
+    """
+    before = _predictions(file)
+    ranks = file.parent.glob(f"[0-9]*_{glob.escape(file.stem)}.pkl")
+    for stale in (file, file.parent / f"{unfinished}_PREV.pkl", *ranks):
+        stale.unlink(missing_ok=True)
+    return before
+
+
+def _predictions(file: Path) -> list[tuple[str, str]] | None:
+    if not file.is_file():
+        return None
+    data = load(str(file))
+    return [(str(index), str(said)) for index, said in zip(data["index"], data["prediction"], strict=True)]

@@ -1,0 +1,298 @@
+"""The models of this plugin: VLMEvalKit's messages in, answers of a model with or without a pruner out.
+
+VLMEvalKit asks for one answer after another. Everything that does not depend on it is in tango.evaluation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from vlmeval.smp.file import INFER_FAIL_MSG
+from vlmeval.vlm.base import BaseModel
+
+from tango.evaluation import provenance
+from tango.evaluation.chat import Chat, generation_settings, identity
+from tango.evaluation.checkpoints import CheckpointError, class_name, load
+from tango.evaluation.journal import Journal
+from tango.evaluation.runner import Answer, Record, Runner, Sample
+from tango.evaluation.settings import from_environment
+from tango.evaluation.summary import run_digest
+from tango.models.llava_video import FRAMES
+from tango_vlmeval import __version__
+
+GREEDY = {"do_sample": False}
+
+
+class ArgumentError(ValueError):
+    """A model argument that cannot be; the message says what can."""
+
+
+@dataclass
+class Prompt:
+    """A question of a data set, whose message is made when it is asked."""
+
+    index: Any
+    build: Callable[[], list[dict[str, Any]]]
+
+
+@dataclass
+class Evaluation:
+    """A data set that is being evaluated."""
+
+    dataset: str
+    generation: Mapping[str, Any]
+    runner: Runner
+    asked: Prompt | None = None
+
+
+class TangoModel(BaseModel):  # type: ignore[misc]
+    """A video language model, with the pruning method that WRAPPER names.
+
+    Args:
+        pretrained, model_path (either): a folder or a hub id, in transformers' format or the `llava` package's.
+        nframe: frames sampled evenly from each video, where the data set does not say.
+        dtype: auto, float32, float16 or bfloat16.
+        attn_implementation: sdpa, eager or flash_attention_2 (on a CPU: sdpa).
+        device: cpu, cuda or cuda:N; by default a GPU if there is one. device_map: auto spreads the model over all.
+        revision, chat_template, use_cache: as in tango.evaluation.checkpoints.load() and Chat.
+        max_new_tokens: of an answer, where the data set does not say.
+        resume: False computes anew what a run into the same --work-dir finished before.
+        seed: of sampled generation.
+        time_instruction: see Chat; LLaVA-Video only.
+        use_vllm, verbose: upstream's, which it passes to some models by their names; the former can only be False.
+
+    Raises:
+        SettingsError, ArgumentError, CheckpointError: before anything is loaded.
+    """
+
+    allowed_types: ClassVar[list[str]] = ["text", "image", "video"]
+    INTERLEAVE, VIDEO_LLM, is_api = True, True, False
+    model_classes: ClassVar[tuple[str, ...]]
+    default_frames: ClassVar[int]
+
+    def __init__(
+        self,
+        pretrained: str | None = None,
+        model_path: str | None = None,
+        nframe: int | None = None,
+        dtype: str = "auto",
+        attn_implementation: str | None = None,
+        device: str | None = None,
+        device_map: str | None = None,
+        revision: str = "main",
+        chat_template: str | None = None,
+        use_cache: bool = True,
+        max_new_tokens: int = 1024,
+        resume: bool = True,
+        seed: int = 1234,
+        time_instruction: bool = True,
+        use_vllm: bool = False,
+        verbose: bool = False,
+    ) -> None:
+        super().__init__()
+        self.settings = from_environment()
+        if (pretrained is None) == (model_path is None):
+            raise ArgumentError(f"pretrained={pretrained!r}, model_path={model_path!r}: give one of them")
+        source = pretrained if pretrained is not None else str(model_path)
+        if use_vllm:
+            raise ArgumentError("use_vllm: pruning happens inside transformers' models; leave out --use-vllm")
+        if nframe is not None and (not isinstance(nframe, int) or nframe < 1):
+            raise ArgumentError(f"nframe={nframe!r}: sample at least one frame of a video")
+        if device_map not in (None, "auto"):
+            raise ArgumentError(f"device_map={device_map!r}: use auto, or name a device")
+        if (held := class_name(source, revision)) not in self.model_classes:
+            raise ArgumentError(
+                f"{source!r} holds a {held}, and {type(self).__name__} is for {', '.join(self.model_classes)}"
+            )
+        gpu = torch.cuda.is_available()
+        self.device = torch.device(device or ("cuda" if gpu else "cpu"))
+        torch.manual_seed(seed)
+        checkpoint = load(
+            source,
+            device=self.device,
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            device_map=device_map if gpu else None,
+            revision=revision,
+            chat_template=chat_template,
+        )
+        self.frames, self.max_new_tokens, self.resume = nframe or self.default_frames, max_new_tokens, resume
+        self.chat = Chat(checkpoint, self.settings.pruner, self.frames, seed, use_cache, time_instruction)
+        self.described = checkpoint.described | {"use_cache": use_cache, "time_instruction": time_instruction}
+        self._known_by = (self.device, seed, source, revision, chat_template, __version__)
+        self._evaluation: Evaluation | None = None
+
+    def describe(self, frames: int) -> tuple[dict[str, Any], str]:
+        """How the model was loaded and is asked, for results, and what its answers are known by."""
+        described = self.described | {"max_frames_num": frames}
+        return described, run_digest(self.settings, described, *self._known_by)
+
+    @contextlib.contextmanager
+    def evaluating(
+        self, dataset: str, frames: int, generation: Mapping[str, Any], journal: Path, rank: int
+    ) -> Iterator[Runner]:
+        """Answer the questions of a data set within: from the journal what it holds, and shielded against failures.
+
+        Args:
+            dataset: its name, the task of the records. frames: of each video. generation: see generation_settings().
+            journal: folder of the finished samples. rank: which process this is.
+        """
+        generation = {"max_new_tokens": self.max_new_tokens, **GREEDY, **generation}
+        generation_settings(generation)  # an unknown setting is an error of the run, not of a sample
+        self.chat.max_frames = frames
+        with Journal(journal, self.describe(frames)[1], rank) as finished, self.chat.session():
+            if not self.resume:
+                finished.entries.clear()
+            self._evaluation = Evaluation(dataset, generation, Runner(finished, rank))
+            self._records = self._evaluation.runner.run(self._samples(self._evaluation))
+            try:
+                yield self._evaluation.runner
+            finally:
+                self._evaluation = None
+
+    def generate(self, message: Any, dataset: str | None = None) -> str:
+        """The reply to a message: a Prompt while evaluating, else a list of texts, images and videos as upstream has.
+
+        A question that fails twice is answered by upstream's mark of a failure with the reason.
+        """
+        evaluation = self._evaluation
+        if not isinstance(message, Prompt):
+            with self.chat.session() if evaluation is None else contextlib.nullcontext():
+                settings = {"max_new_tokens": self.max_new_tokens, **GREEDY}
+                return str(self.chat.generate(conversation(self.preproc_content(message)), settings, "").response)
+        if evaluation is None:
+            raise RuntimeError("a Prompt can only be asked within evaluating()")
+        evaluation.asked = message
+        record: Record = next(self._records)
+        return str(record.response) if record.failure is None else f"{INFER_FAIL_MSG}: {record.failure}"
+
+    def generate_inner(self, message: Any, dataset: str | None = None) -> str:
+        return self.generate(message, dataset)
+
+    def _samples(self, evaluation: Evaluation) -> Iterator[Sample]:
+        """The sample that was asked for last, again and again."""
+        while True:
+            prompt = evaluation.asked
+            if prompt is None:
+                return
+            name = f"{evaluation.dataset}/{prompt.index}"
+            messages, shown = None, None
+            with contextlib.suppress(Exception):  # answer() below meets it again, where it is retried and recorded
+                messages = conversation(prompt.build())
+                shown = identity(messages)
+
+            def answer(prompt: Prompt = prompt, messages: Any = messages, name: str = name) -> Answer:
+                asked = messages if messages is not None else conversation(prompt.build())
+                return self.chat.generate(asked, evaluation.generation, name)
+
+            index = prompt.index.item() if hasattr(prompt.index, "item") else prompt.index
+            key = provenance.digest(name, dict(evaluation.generation), shown)
+            yield Sample(evaluation.dataset, index, 0, key, answer)
+
+
+class TangoLlavaOnevision(TangoModel):
+    """LLaVA-OneVision: lmms-lab/llava-onevision-qwen2-7b-ov, llava-hf/llava-onevision-qwen2-7b-ov-hf."""
+
+    model_classes = ("LlavaOnevisionForConditionalGeneration",)
+    default_frames = 32
+
+
+class TangoLlavaVideo(TangoModel):
+    """LLaVA-Video: lmms-lab/LLaVA-Video-7B-Qwen2."""
+
+    model_classes = ("LlavaVideoForConditionalGeneration",)
+    default_frames = FRAMES
+
+
+class TangoQwenVL(TangoModel):
+    """Qwen2.5-VL and Qwen3-VL: Qwen/Qwen2.5-VL-7B-Instruct."""
+
+    model_classes = (
+        "Qwen2_5_VLForConditionalGeneration", "Qwen3VLForConditionalGeneration", "Qwen3VLMoeForConditionalGeneration"
+    )  # fmt: skip
+    default_frames = 64
+
+
+MODELS = (TangoLlavaOnevision, TangoLlavaVideo, TangoQwenVL)
+# Upstream's names of models that these are taken over under, for --model.
+TAKEN_OVER: dict[str, tuple[type[TangoModel], str]] = {
+    "llava_onevision_qwen2_0.5b_ov": (TangoLlavaOnevision, "lmms-lab/llava-onevision-qwen2-0.5b-ov"),
+    "llava_onevision_qwen2_7b_ov": (TangoLlavaOnevision, "lmms-lab/llava-onevision-qwen2-7b-ov"),
+    "llava-onevision-qwen2-0.5b-ov-hf": (TangoLlavaOnevision, "llava-hf/llava-onevision-qwen2-0.5b-ov-hf"),
+    "llava-onevision-qwen2-7b-ov-hf": (TangoLlavaOnevision, "llava-hf/llava-onevision-qwen2-7b-ov-hf"),
+    "llava_video_qwen2_7b": (TangoLlavaVideo, "lmms-lab/LLaVA-Video-7B-Qwen2"),
+    "Qwen2.5-VL-3B-Instruct": (TangoQwenVL, "Qwen/Qwen2.5-VL-3B-Instruct"),
+    "Qwen2.5-VL-7B-Instruct": (TangoQwenVL, "Qwen/Qwen2.5-VL-7B-Instruct"),
+    "Qwen2.5-VL-72B-Instruct": (TangoQwenVL, "Qwen/Qwen2.5-VL-72B-Instruct"),
+}
+
+
+def register(names: Sequence[str] = ()) -> dict[str, str]:
+    """Make the classes known to VLMEvalKit, and the names in TAKEN_OVER.
+
+    Args:
+        names: of --model; one that is a folder or a hub id and no name of upstream's becomes a model of its last part.
+
+    Returns:
+        What to call each of `names`.
+
+    Raises:
+        CheckpointError: one is neither.
+    """
+    import vlmeval.vlm
+    from vlmeval.config import supported_VLM
+
+    for cls in MODELS:
+        setattr(vlmeval.vlm, cls.__name__, cls)
+    for name, (cls, source) in TAKEN_OVER.items():
+        supported_VLM[name] = functools.partial(cls, pretrained=source)
+    called = {}
+    for name in names:
+        called[name] = name
+        if name not in supported_VLM:
+            held = class_name(name)
+            cls = next((cls for cls in MODELS if held in cls.model_classes), None)
+            if cls is None:
+                raise CheckpointError(f"{name!r} holds a {held}, which no model of this plugin is for")
+            called[name] = Path(name).resolve().name if Path(name).is_dir() else name.rsplit("/", 1)[-1]
+            supported_VLM[called[name]] = functools.partial(cls, pretrained=name)
+    return called
+
+
+def conversation(parts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A message of VLMEvalKit as one user message of tango.evaluation.chat.
+
+    Videos come first and texts are joined, as upstream's models of these families do; without a video the order stays.
+    Texts that would touch are set apart by a line break.
+    """
+    visuals = [visual(part) for part in parts if part["type"] == "video"]
+    content: list[dict[str, Any]] = []
+    for part in parts:
+        if part["type"] == "image":
+            content.append(visual(part))
+        elif part["type"] == "text":
+            if not part["value"]:
+                continue
+            if content and content[-1]["type"] == "text":
+                content[-1]["text"] = joined(content[-1]["text"], part["value"])
+            else:
+                content.append({"type": "text", "text": part["value"]})
+        elif part["type"] != "video":
+            raise ValueError(f"a message part of type {part['type']!r}; text, image and video can be asked about")
+    return [{"role": "user", "content": [*visuals, *content]}]
+
+
+def visual(part: Mapping[str, Any]) -> dict[str, Any]:
+    if part["type"] == "image":
+        return {"type": "image", "image": part["value"]}
+    return {"type": "video", "video": part["value"], "start": part.get("start"), "end": part.get("end")}
+
+
+def joined(before: str, after: str) -> str:
+    return before + ("" if before[-1].isspace() or after[0].isspace() else "\n") + after
