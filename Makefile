@@ -4,10 +4,15 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test setup data clean
+.PHONY: demo benchmark test setup data clean
 
 demo: setup
 	$(BIN)/python scripts/demo.py
+
+# All methods at five ratios, and the ablations of Tango; hours on a CPU, resumable.
+benchmark: setup
+	$(BIN)/python scripts/demo.py --methods all --ratios 0.05 0.1 0.15 0.2 0.3 --ablations configs/ablations \
+	  --work build/sweeps/motionqa_all --output results/motionqa_all --title "MotionQA, all methods"
 
 test: setup
 	$(BIN)/ruff check .

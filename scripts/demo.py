@@ -2,7 +2,8 @@
 
     python scripts/demo.py [--jobs 1] [--limit 100] [--output results/motionqa]
 
-Run again it goes on where it was stopped; finished cells are not computed again.
+Run again it goes on where it was stopped; finished cells are not computed again. `make benchmark` is the same with all
+methods at all ratios and the ablations of Tango.
 """
 
 from __future__ import annotations
@@ -15,13 +16,30 @@ from pathlib import Path
 
 from rich.console import Console
 
+from tango.evaluation import settings
 from tango.evaluation.lmms_cells import lmms_cell
 from tango.evaluation.sweep import Sweep, SweepError
 from tango.evaluation.timing import efficiency_table
+from tango.pruners import REGISTRY
 from tango.results import label, summary, write_results
 
 RATIOS = (0.1, 0.15, 0.2)
 BASELINES = ("random", "topk")  # at the smallest ratio: is Tango's choice better than a trivial one?
+ABLATED = 0.1  # the ratio of the ablations
+
+
+def impossible(method: str, ratio: float | None, config: str, layers: int | None) -> str | None:
+    """Why a method cannot keep a share of the tokens in a language model of so many layers; None if it can."""
+    if ratio is None or layers is None:
+        return None
+    chosen = {"WRAPPER": method, "TANGO_CONFIG": config, "TANGO_ARGS": f"retention_ratio={ratio:g}"}
+    pruner = settings.from_environment(chosen).pruner
+    try:
+        if pruner is not None:
+            pruner.in_llm(layers)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def main() -> int:
@@ -32,6 +50,9 @@ def main() -> int:
     parser.add_argument("--include-path", help="folder of lmms-eval tasks, if --task is not the plugin's own")
     parser.add_argument("--config", default="configs/tango_tiny.yaml", help="settings of the methods (TANGO_CONFIG)")
     parser.add_argument("--ratios", type=float, nargs="+", default=RATIOS, help="retention ratios for Tango")
+    parser.add_argument("--methods", nargs="*", default=(), help="methods to run at every ratio, or 'all'")
+    parser.add_argument("--ablations", type=Path, help="folder of settings files, each run with Tango at ratio 0.1")
+    parser.add_argument("--title", default="MotionQA", help="of tables and plots")
     parser.add_argument("--baselines", nargs="*", default=BASELINES, help="methods to run at the smallest ratio")
     parser.add_argument("--jobs", type=int, default=1, help="cells at a time; more are faster, but time each other")
     parser.add_argument("--limit", type=int, help="only the first so many questions")
@@ -47,8 +68,22 @@ def main() -> int:
                 f"[red]{needed} is missing[/]; run this from the repository's root, or name what to use instead"
             )
             return 2
-    grid = [("vanilla", None), *(("tango", ratio) for ratio in args.ratios)]
-    grid += [(method, min(args.ratios)) for method in args.baselines]
+    unknown = {*args.methods, *args.baselines} - {"all", *REGISTRY}
+    if unknown:
+        console.print(f"[red]unknown methods: {', '.join(sorted(unknown))}[/]; there are {', '.join(REGISTRY)}")
+        return 2
+    methods = list(REGISTRY) if "all" in args.methods else ["tango", *args.methods]
+    grid: list[tuple[str, float | None, str, str | None]] = [("vanilla", None, args.config, None)]
+    grid += [(method, ratio, args.config, None) for method in dict.fromkeys(methods) for ratio in args.ratios]
+    grid += [(m, min(args.ratios), args.config, None) for m in args.baselines if m not in methods]
+    if args.ablations is not None:
+        grid += [("tango", ABLATED, str(file), file.stem) for file in sorted(args.ablations.glob("*.yaml"))]
+    layers = json.loads((Path(args.checkpoint) / "config.json").read_text(encoding="utf-8"))
+    layers = layers.get("text_config", {}).get("num_hidden_layers")
+    for cell in list(grid):
+        if reason := impossible(*cell[:3], layers):
+            console.print(f"left out: {reason}", soft_wrap=True)
+            grid.remove(cell)
     cells = [
         lmms_cell(
             args.work,
@@ -58,11 +93,12 @@ def main() -> int:
             samples=len(json.loads(questions.read_text(encoding="utf-8"))),
             method=method,
             ratio=ratio,
-            config=args.config,
+            config=config,
             limit=args.limit,
             include_path=args.include_path,
+            variant=variant,
         )
-        for method, ratio in grid
+        for method, ratio, config, variant in grid
     ]
     sweep = Sweep(args.work, cells, args.jobs, console)
     try:
@@ -76,7 +112,7 @@ def main() -> int:
     results = sweep.results()
     if results:
         missing = [cell.name for cell in cells if sweep.finished(cell) is None]
-        files = write_results(results, args.output, shlex.join(["python", *sys.argv]), missing)
+        files = write_results(results, args.output, shlex.join(["python", *sys.argv]), missing, args.title)
         console.print(summary(results))
         console.print(efficiency_table({label(cell): cell["efficiency"] for cell in results}))
         console.print(f"written: {', '.join(map(str, files))}", soft_wrap=True)

@@ -20,8 +20,11 @@ from rich.table import Table as RichTable
 from tango.evaluation.timing import TITLES
 
 DRAWS = 10_000
-BASELINES = ("random", "topk", "uniform")
-LABELS = {"vanilla": "unpruned", "tango": "Tango", "random": "random", "topk": "top-k saliency", "uniform": "uniform"}
+LABELS = {
+    "vanilla": "unpruned", "tango": "Tango", "topk": "top-k saliency", "visionzip": "VisionZip", "fastvid": "FastVID",
+    "holitom": "HoliTom", "vidcom2": "VidCom2", "flashvid": "FlashVID", "dycoke": "DyCoke", "divprune": "DivPrune",
+    "prunevid": "PruneVid", "fastv": "FastV",
+}  # fmt: skip
 
 Cell = Mapping[str, Any]
 
@@ -50,13 +53,15 @@ def label(cell: Cell) -> str:
     """How a cell is called in tables."""
     what = cell["cell"]
     name = LABELS.get(what["method"], what["method"])
-    return name if what["ratio"] is None else f"{name} {100 * what['ratio']:g} %"
+    name = name if what["ratio"] is None else f"{name} {100 * what['ratio']:g} %"
+    return f"{name}, {what['variant']}" if what.get("variant") else name
 
 
 def tokens_kept(cell: Cell) -> float:
-    """Share of all video tokens that a cell kept, in percent; NaN if there were none."""
+    """Percent of all video tokens that a cell kept, in the mean over the language model's layers; NaN without any."""
     before = sum(row["tokens_before"] for row in cell["samples"])
-    return 100 * sum(row["tokens_after"] for row in cell["samples"]) / before if before else float("nan")
+    kept = sum(row.get("tokens_average", row["tokens_after"]) for row in cell["samples"])
+    return 100 * kept / before if before else float("nan")
 
 
 def paired_scores(one: Cell, other: Cell) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -116,6 +121,7 @@ def accuracy_table(cells: Sequence[Cell]) -> pd.DataFrame:
         row: dict[str, Any] = {
             "name": label(cell),
             "method": cell["cell"]["method"],
+            "variant": cell["cell"].get("variant") or "",
             "retention_ratio": 1.0 if cell["cell"]["ratio"] is None else cell["cell"]["ratio"],
             "questions": len(samples),
             "accuracy": 100 * samples["score"].mean(),
@@ -146,15 +152,17 @@ def efficiency_frame(cells: Sequence[Cell]) -> pd.DataFrame:
 
 
 def comparisons(cells: Sequence[Cell]) -> pd.DataFrame:
-    """Tango against each baseline at the same retention ratio: difference in points with its 95 % interval.
+    """Tango against each other method, and each variant of itself, at the same retention ratio: difference in points
+    with its 95 % interval.
 
     Budgets round differently, so the shares of tokens that both really kept stand beside it.
     """
-    found = {(cell["cell"]["method"], cell["cell"]["ratio"]): cell for cell in cells}
+    tango = {c["cell"]["ratio"]: c for c in cells if c["cell"]["method"] == "tango" and not c["cell"].get("variant")}
     rows = []
-    for (method, ratio), baseline in found.items():
-        if method in BASELINES and ("tango", ratio) in found:
-            difference, _ = bootstrap(*paired_scores(found["tango", ratio], baseline))
+    for baseline in cells:
+        ratio = baseline["cell"]["ratio"]
+        if ratio in tango and baseline is not tango[ratio]:
+            difference, _ = bootstrap(*paired_scores(tango[ratio], baseline))
             verdict = "better" if difference.low > 0 else "worse" if difference.high < 0 else "not distinguishable"
             rows.append(
                 {
@@ -163,7 +171,7 @@ def comparisons(cells: Sequence[Cell]) -> pd.DataFrame:
                     "difference": difference.value,
                     "difference_low": difference.low,
                     "difference_high": difference.high,
-                    "tokens_kept_tango": tokens_kept(found["tango", ratio]),
+                    "tokens_kept_tango": tokens_kept(tango[ratio]),
                     "tokens_kept_baseline": tokens_kept(baseline),
                     "Tango is": verdict,
                 }
@@ -210,7 +218,7 @@ def _versions(versions: Mapping[str, str]) -> str:
 def write_results(
     cells: Sequence[Cell], output: str | Path, command: str, missing: Sequence[str] = (), title: str = "MotionQA"
 ) -> list[Path]:
-    """Write accuracy.csv, efficiency.csv, comparisons.csv, README.md and accuracy.png into a folder.
+    """Write accuracy.csv, efficiency.csv, comparisons.csv, README.md, accuracy.png and time.png into a folder.
 
     Args:
         cells: finished cells of one benchmark and model. command: what makes these files again, for their headers.
@@ -238,7 +246,12 @@ def write_results(
         content = frame.to_csv(index=False, float_format="%.4f") if len(frame) else ""
         files.append(_write(folder / f"{name}.csv", "\n".join([*lines, content])))
     files.append(_write(folder / "README.md", _markdown(cells, frames, origin, missing, title)))
-    files.append(_plot(frames["accuracy"], folder / "accuracy.png", title, origin))
+    accuracy = frames["accuracy"].assign(ttft=[cell["efficiency"]["Avg_Total_TTFT"] for cell in cells])
+    for name, column, axis in (
+        ("accuracy", "tokens_kept", "video tokens kept (%)"),
+        ("time", "ttft", "time to first token (ms)"),
+    ):
+        files.append(_plot(accuracy, folder / f"{name}.png", column, axis, title, origin))
     return files
 
 
@@ -271,7 +284,7 @@ def _markdown(
     title: str,
 ) -> str:
     accuracy = frames["accuracy"]
-    fixed = {"name", "method", "retention_ratio", "questions", "accuracy", "tokens_kept", "unparsed"}
+    fixed = {"name", "method", "variant", "retention_ratio", "questions", "accuracy", "tokens_kept", "unparsed"}
     kinds = [c for c in accuracy.columns if c not in fixed and not c.startswith(("share_kept", "difference"))]
     shown = pd.DataFrame({"": accuracy["name"], "tokens kept (%)": accuracy["tokens_kept"].map("{:.1f}".format)})
     shown["accuracy (%)"] = accuracy["accuracy"].map("{:.1f}".format)
@@ -298,6 +311,7 @@ def _markdown(
         "confidence intervals from the paired bootstrap, question by question against the unpruned model.",
         _table(shown),
         "![accuracy against tokens kept](accuracy.png)",
+        "![accuracy against time to first token](time.png)",
         *_verdicts(frames["comparisons"]),
         "## Efficiency",
         _table(efficiency.map(lambda v: f"{v:.2f}" if isinstance(v, float) else v).fillna("-")),
@@ -330,17 +344,18 @@ def _table(frame: pd.DataFrame) -> str:
     return str(frame.to_markdown(index=False, disable_numparse=True, colalign=align))
 
 
-def _plot(accuracy: pd.DataFrame, path: Path, title: str, origin: Sequence[str]) -> Path:
-    """Accuracy against tokens kept: a line for each method, the unpruned model as a dashed line."""
+def _plot(accuracy: pd.DataFrame, path: Path, column: str, axis: str, title: str, origin: Sequence[str]) -> Path:
+    """Accuracy against a column: a line for each method, variants as dots, the unpruned model as a dashed line."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    lines = accuracy.groupby(["method", accuracy["variant"] != ""]).ngroups
+    figure = Figure(figsize=(6, 4) if lines < 8 else (9, 6), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    for method, points in accuracy.groupby("method", sort=False):
-        points = points.sort_values("tokens_kept")
-        name = LABELS.get(str(method), str(method))
+    for (method, varied), points in accuracy.groupby(["method", accuracy["variant"] != ""], sort=False):
+        points = points.sort_values(column)
+        name = LABELS.get(str(method), str(method)) + (", variants" if varied else "")
         if method == "vanilla":
             axes.axhline(float(points["accuracy"].iloc[0]), color="grey", linestyle="--", label=name)
             continue
@@ -348,12 +363,15 @@ def _plot(accuracy: pd.DataFrame, path: Path, title: str, origin: Sequence[str])
         if "difference" in points:
             # The interval of the difference, around the accuracy: what matters is whether it reaches the dashed line.
             errors = [points["difference"] - points["difference_low"], points["difference_high"] - points["difference"]]
-        axes.errorbar(points["tokens_kept"], points["accuracy"], yerr=errors, marker="o", capsize=3, label=name)
+        line = "none" if varied else "-"
+        axes.errorbar(
+            points[column], points["accuracy"], yerr=errors, marker="o", linestyle=line, capsize=3, label=name
+        )
     axes.set_xlim(left=0)
-    axes.set_xlabel("video tokens kept (%)")
+    axes.set_xlabel(axis)
     axes.set_ylabel("accuracy (%)")
     axes.set_title(title)
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(ncols=1 if lines < 8 else 2, fontsize="small")
     figure.savefig(path, dpi=150, metadata={"Title": title, "Description": "\n".join(origin)})
     return path

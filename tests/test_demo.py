@@ -26,7 +26,8 @@ def demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         method, ratio = given["method"], given["ratio"]
         status = "import sys; sys.exit(1)" if method == "topk" else "pass"
         found = made_up(method, ratio, list(range(30)), 512 if ratio is None else 52)
-        name = f"{method}-{ratio}"
+        found["cell"]["variant"] = given["variant"]
+        name = f"{method}-{ratio}" + (f"-{given['variant']}" if given["variant"] else "")
         return Cell(name, name, [sys.executable, "-c", status], {}, given["samples"], lambda run: found)
 
     monkeypatch.setattr(module, "lmms_cell", cell)
@@ -67,3 +68,26 @@ def test_what_is_missing_is_named(
 ) -> None:
     assert run(demo, monkeypatch, "--checkpoint", "nowhere") == 2
     assert "nowhere/config.json is missing" in capsys.readouterr().out
+
+
+def test_all_methods_ablations_and_what_cannot_be(
+    demo: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "model" / "config.json").write_text('{"text_config": {"num_hidden_layers": 4}}')
+    (tmp_path / "ablations").mkdir()
+    (tmp_path / "ablations" / "no-context.yaml").write_text("tango:\n  context_ratio: 0.0\n")
+    words = ["--methods", "fastv", "random", "--ratios", "0.1", "0.6", "--baselines", "--ablations", "ablations"]
+    assert run(demo, monkeypatch, *words) == 0
+    said = capsys.readouterr().out
+    assert "left out: FastV.retention_ratio = 0.1" in said and "above 0.500" in said
+    readme = (tmp_path / "results" / "motionqa" / "README.md").read_text()
+    for name in ("Tango 60 %", "random 10 %", "random 60 %", "FastV 60 %", "Tango 10 %, no-context"):
+        assert name in readme
+    assert "FastV 10 %" not in readme
+
+
+def test_unknown_methods_are_named(
+    demo: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(demo, monkeypatch, "--methods", "tangoo") == 2
+    assert "unknown methods: tangoo" in capsys.readouterr().out

@@ -10,7 +10,16 @@ import pytest
 from rich.console import Console
 
 from tango.evaluation.timing import TITLES
-from tango.results import accuracy_table, bootstrap, comparisons, paired_scores, read_cells, summary, write_results
+from tango.results import (
+    accuracy_table,
+    bootstrap,
+    comparisons,
+    paired_scores,
+    read_cells,
+    summary,
+    tokens_kept,
+    write_results,
+)
 
 KINDS = ("colour", "count")
 
@@ -111,7 +120,14 @@ def test_tango_against_baselines(cells: list[dict[str, Any]]) -> None:
 
 def test_files(tmp_path: Path, cells: list[dict[str, Any]]) -> None:
     files = write_results(cells, tmp_path, "python scripts/demo.py", missing=["motionqa-tango-0.2"])
-    assert {f.name for f in files} == {"accuracy.csv", "efficiency.csv", "comparisons.csv", "README.md", "accuracy.png"}
+    assert {f.name for f in files} == {
+        "accuracy.csv",
+        "efficiency.csv",
+        "comparisons.csv",
+        "README.md",
+        "accuracy.png",
+        "time.png",
+    }
     for name in ("accuracy", "efficiency", "comparisons"):
         text = (tmp_path / f"{name}.csv").read_text()
         assert text.startswith("# made by: python scripts/demo.py\n# model: checkpoints/tiny in float32, 8 frames")
@@ -153,3 +169,11 @@ def test_cells_are_found(tmp_path: Path) -> None:
     (tmp_path / "cells" / "a" / "cell.json").write_text('{"cell": {}}')
     (tmp_path / "cells" / "b").mkdir()
     assert read_cells(tmp_path) == [{"cell": {}}]
+
+
+def test_tokens_count_in_the_mean_over_layers() -> None:
+    cell = made_up("fastv", 0.5, [1, 2, 3], 100)
+    assert tokens_kept(cell) == pytest.approx(100 * 100 / 512)
+    for row in cell["samples"]:
+        row["tokens_average"] = 64.0
+    assert tokens_kept(cell) == pytest.approx(100 * 64 / 512)

@@ -251,14 +251,21 @@ def identity(messages: Sequence[Message]) -> list[Any]:
     return parts
 
 
-def _count_tokens(prompt: int, new: int, videos: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """input_tokens is the prompt as written, before pruning."""
+def _count_tokens(prompt: int, new: int, videos: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """input_tokens is the prompt as written, before pruning; video_tokens_average what a layer sees in the mean."""
     return {
         "input_tokens": prompt,
         "output_tokens": new,
         "video_tokens_before": sum(video["tokens_before"] for video in videos),
         "video_tokens_after": sum(video["tokens_after"] for video in videos),
+        "video_tokens_average": sum(_average(video) for video in videos),
     }
+
+
+def _average(video: Mapping[str, Any]) -> float:
+    """A video's tokens at prefill in the mean over the language model's layers."""
+    share = video.get("average_retention")
+    return float(video["tokens_after"] if share is None else video["tokens_before"] * share)
 
 
 def _image(image: Any) -> Image.Image:

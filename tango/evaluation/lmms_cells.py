@@ -30,6 +30,7 @@ def lmms_cell(
     model: str = "llava_onevision",
     limit: int | None = None,
     include_path: str | None = None,
+    variant: str | None = None,
 ) -> Cell:
     """One run of lmms-eval in `folder`/cells/<name>/run.
 
@@ -38,10 +39,11 @@ def lmms_cell(
         samples: how many questions the task has, before `limit`.
         ratio: None for the unpruned model. config: a settings file for TANGO_CONFIG.
         include_path: a folder of tasks that are not the plugin's own.
+        variant: what `config` makes of the method, where a sweep has several of one method and ratio.
     """
     if (method == VANILLA) != (ratio is None):
         raise ValueError(f"method={method!r} with ratio={ratio}: every method but {VANILLA!r} needs a retention ratio")
-    name = f"{task}-{method}" + ("" if ratio is None else f"-{ratio:g}")
+    name = f"{task}-{method}" + ("" if ratio is None else f"-{ratio:g}") + (f"-{variant}" if variant else "")
     command = [sys.executable, "-m", "lmms_eval", "--model", model]
     command += ["--model_args", f"pretrained={pretrained},max_frames_num={max_frames}", "--tasks", task]
     command += ["--batch_size", "1", "--log_samples", "--output_path", str(folder / "cells" / name / "run")]
@@ -63,6 +65,7 @@ def lmms_cell(
         versions,
     )
     what = {"framework": FRAMEWORK, "model": Path(pretrained).name, "benchmark": task, "method": method, "ratio": ratio}
+    what |= {"variant": variant}
     expected = samples if limit is None else min(limit, samples)
     return Cell(
         name, identity, command, environment, expected, lambda run: {"cell": what, **collect(run, task, expected)}
@@ -98,6 +101,7 @@ def collect(run: Path, task: str, expected: int) -> dict[str, Any]:
                 "answer": score["answer"],
                 "tokens_before": record["tokens"]["video_tokens_before"],
                 "tokens_after": record["tokens"]["video_tokens_after"],
+                "tokens_average": record["tokens"]["video_tokens_average"],
             }
         )
     if len(rows) != expected:

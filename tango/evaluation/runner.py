@@ -30,7 +30,7 @@ class Answer:
 
     response: Any
     timing: dict[str, Any] | None
-    tokens: dict[str, int]
+    tokens: dict[str, float]
     videos: list[dict[str, Any]]
 
 
@@ -49,7 +49,7 @@ class Record:
     failure: str | None
     tries: int
     timing: dict[str, Any] | None
-    tokens: dict[str, int]
+    tokens: dict[str, float]
     videos: list[dict[str, Any]]
     rank: int
     wall_s: float
@@ -170,15 +170,17 @@ def failures(records: Iterable[Record]) -> list[dict[str, Any]]:
 
 
 def token_summary(records: Iterable[Record]) -> dict[str, Any]:
-    """Video tokens before and after pruning over all answered samples, and the share that was kept (None without
-    videos).
+    """Video tokens over all answered samples, before and after pruning and in the mean over the language model's layers
+    (less than after, where it prunes too), and the share of the first that the last is (None without videos).
     """
     answered = [r for r in records if r.failure is None]
     before = sum(r.tokens.get("video_tokens_before", 0) for r in answered)
     after = sum(r.tokens.get("video_tokens_after", 0) for r in answered)
+    average = sum(r.tokens.get("video_tokens_average", r.tokens.get("video_tokens_after", 0)) for r in answered)
     return {
         "video_tokens_before": before,
         "video_tokens_after": after,
-        "share_kept": after / before if before else None,
+        "video_tokens_average": average,
+        "share_kept": average / before if before else None,
         "samples": len(answered),
     }
