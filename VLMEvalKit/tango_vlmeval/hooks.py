@@ -5,6 +5,7 @@
 - `<name>_<N>frame` data sets are built without the command line's arguments, which upstream passes and none of them
   takes; --limit holds for video data sets too.
 - Several processes without a GPU are connected by gloo.
+- Data sets that log in to the hub before they look whether they are there do so only with a token to log in with.
 - VLMEvalKit reports errors and exits with status 0: they are kept here for the exit status.
 """
 
@@ -20,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import torch
 import torch.distributed as dist
 import vlmeval.run as upstream
@@ -68,8 +70,9 @@ def install(limit: int | None = None) -> None:
         original = getattr(upstream, name)
         if not getattr(original, "_tango", False):
             setattr(upstream, name, _wrapped(original, wrapper))
-    if not getattr(dist.init_process_group, "_tango", False):
-        dist.init_process_group = _wrapped(dist.init_process_group, _connect)
+    for module, name, wrapper in ((dist, "init_process_group", _connect), (huggingface_hub, "login", _login)):
+        if not getattr(getattr(module, name), "_tango", False):
+            setattr(module, name, _wrapped(getattr(module, name), wrapper))
 
 
 def _wrapped(original: Callable[..., Any], wrapper: Callable[..., Any]) -> Callable[..., Any]:
@@ -83,6 +86,11 @@ def _wrapped(original: Callable[..., Any], wrapper: Callable[..., Any]) -> Calla
 
 def _connect(original: Any, backend: str | None = None, **kwargs: Any) -> None:
     original(backend=backend if torch.cuda.is_available() else "gloo", **kwargs)
+
+
+def _login(original: Any, token: str | None = None, **kwargs: Any) -> None:
+    if token is not None:
+        original(token, **kwargs)
 
 
 def _build_dataset(original: Any, name: str, **kwargs: Any) -> Any:
