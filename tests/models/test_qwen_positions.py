@@ -1,4 +1,4 @@
-"""Where tokens of the Qwen-VL families stand in a pruned prompt: M-RoPE positions, and deepstack of their own places."""
+"""Where tokens of the Qwen-VL families stand in a pruned prompt: M-RoPE positions, deepstack of their own places."""
 
 import pytest
 import torch
