@@ -6,7 +6,7 @@
 For each family: the whole model is built on the meta device and its parameters are counted; then a model is filled with
 random weights and must give, attached at a retention ratio of 1, the logits it gives unattached; then Tango at --ratio
 prunes the prompt and four tokens are generated. With random weights answers mean nothing: what is shown is that
-shapes, grids, budgets and caches fit. Seconds are of a single call, for orientation only.
+shapes, grids, budgets and caches fit. Seconds (on a GPU only) are of a single call, for orientation.
 """
 
 from __future__ import annotations
@@ -216,7 +216,8 @@ def run(shape: Shape, args: argparse.Namespace) -> str:
     memory = f"{torch.cuda.max_memory_allocated() / 2**30:.1f}" if device.type == "cuda" else ""
     inside = "" if video.tokens_in_llm is None else str(video.tokens_in_llm)
     counts = f"{parameters(shape):.2f} | {layers} | {frames} | {tokens} | {video.tokens_after} | {inside}"
-    return f"| {shape.name} | {counts} | {100 * share:.1f} % | {unpruned:.2f} | {spent:.2f} | {memory} |"
+    times = f"{unpruned:.2f} | {spent:.2f}" if device.type == "cuda" else " | "
+    return f"| {shape.name} | {counts} | {100 * share:.1f} % | {times} | {memory} |"
 
 
 def main() -> None:
@@ -238,7 +239,7 @@ def main() -> None:
         f"- machine: {machine}; tango {__version__}, python {platform.python_version()}, torch {torch.__version__}, "
         f"transformers {transformers.__version__}",
         "- checked: at a retention ratio of 1 the logits are those of the unattached model to the bit; token counts",
-        "- parameters are of the whole model; layers are those that ran; seconds are of one prefill, not a measurement",
+        "- parameters are of the whole model; layers are those that ran; seconds are of one prefill on a GPU",
         "",
         "| model | parameters, 10^9 | layers | frames | tokens | kept | at the last layer | average kept "
         "| unpruned, s | Tango, s | peak, GiB |",

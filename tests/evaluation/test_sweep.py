@@ -176,7 +176,7 @@ def test_what_a_cell_of_lmms_eval_depends_on(tmp_path: Path, checkpoint: Path) -
 def write_run(run: Path, n_failed: int = 0) -> None:
     folder = run / "model"
     folder.mkdir(parents=True)
-    tokens = {"video_tokens_before": 100, "video_tokens_after": 10}
+    tokens = {"video_tokens_before": 100, "video_tokens_after": 10, "video_tokens_average": 8.0}
     summary = {
         "method": "tango",
         "n_failed": n_failed,
@@ -196,6 +196,7 @@ def test_collecting_a_run(tmp_path: Path) -> None:
     result = collect(tmp_path / "good", "t", 2)
     assert [row["id"] for row in result["samples"]] == ["q0", "q1"]
     assert result["samples"][0]["tokens_after"] == 10
+    assert result["samples"][0]["tokens_average"] == 8.0
     assert result["provenance"]["method"] == "tango" and result["efficiency"] == {"Peak_mem": 1.0}
     for problem, expected, said in (("good", 3, "2 samples were scored, 3"), ("none", 2, "found 0")):
         with pytest.raises(CellError, match=said):
