@@ -21,10 +21,11 @@ test: setup
 
 setup: .venv/installed
 
-.venv/installed: requirements.txt pyproject.toml lmms-eval/pyproject.toml
+.venv/installed: requirements.txt requirements-vlmeval.txt pyproject.toml lmms-eval/pyproject.toml VLMEvalKit/pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --disable-pip-version-check -r requirements.txt
-	$(BIN)/pip install --disable-pip-version-check --no-deps -e . -e ./lmms-eval
+	$(BIN)/pip install --disable-pip-version-check --no-deps -r requirements-vlmeval.txt
+	$(BIN)/pip install --disable-pip-version-check --no-deps -e . -e ./lmms-eval -e ./VLMEvalKit
 	touch $@
 
 # The shipped videos and questions, written anew from their seeds.
