@@ -163,9 +163,11 @@ class TangoModel(BaseModel):  # type: ignore[misc]
         """
         evaluation = self._evaluation
         if not isinstance(message, Prompt):
+            listed = isinstance(message, list) and all(isinstance(part, dict) for part in message)
+            messages = conversation(message if listed else self.preproc_content(message))
+            settings = {"max_new_tokens": self.max_new_tokens, **GREEDY}
             with self.chat.session() if evaluation is None else contextlib.nullcontext():
-                settings = {"max_new_tokens": self.max_new_tokens, **GREEDY}
-                return str(self.chat.generate(conversation(self.preproc_content(message)), settings, "").response)
+                return str(self.chat.generate(messages, settings, "").response)
         if evaluation is None:
             raise RuntimeError("a Prompt can only be asked within evaluating()")
         evaluation.asked = message

@@ -33,6 +33,7 @@ def vlmeval_cell(
     config: str | None = None,
     limit: int | None = None,
     processes: int = 1,
+    variant: str | None = None,
 ) -> Cell:
     """One run of VLMEvalKit in `folder`/cells/<name>/run.
 
@@ -42,10 +43,11 @@ def vlmeval_cell(
         samples: how many questions the data set has, before `limit`.
         ratio: None for the unpruned model. config: a settings file for TANGO_CONFIG.
         processes: how many to run, by torchrun if more than one.
+        variant: what `config` makes of the method, where a sweep has several of one method and ratio.
     """
     if (method == VANILLA) != (ratio is None):
         raise ValueError(f"method={method!r} with ratio={ratio}: every method but {VANILLA!r} needs a retention ratio")
-    name = f"vlmeval-{dataset}-{method}" + ("" if ratio is None else f"-{ratio:g}")
+    name = f"vlmeval-{dataset}-{method}" + ("" if ratio is None else f"-{ratio:g}") + (f"-{variant}" if variant else "")
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
     command = [sys.executable, *launch, "-m", "tango_vlmeval", "--model", pretrained, "--data", dataset]
     command += ["--work-dir", str(folder / "cells" / name / "run")]
@@ -67,11 +69,16 @@ def vlmeval_cell(
         provenance.code_fingerprint(),
         versions,
     )
-    what = {"framework": FRAMEWORK, "model": Path(pretrained).name, "benchmark": dataset, "method": method}
+    what = {
+        "framework": FRAMEWORK,
+        "model": Path(pretrained).name,
+        "benchmark": dataset,
+        "method": method,
+        "ratio": ratio,
+    }
+    what |= {"variant": variant}
     expected = samples if limit is None else min(limit, samples)
-    return Cell(
-        name, identity, command, environment, expected, lambda run: {"cell": what | {"ratio": ratio}, **collect(run)}
-    )
+    return Cell(name, identity, command, environment, expected, lambda run: {"cell": what, **collect(run)})
 
 
 def collect(run: Path) -> dict[str, Any]:
@@ -111,6 +118,7 @@ def collect(run: Path) -> dict[str, Any]:
                 "answer": row[answer] if answer else None,
                 "tokens_before": tokens["video_tokens_before"],
                 "tokens_after": tokens["video_tokens_after"],
+                "tokens_average": tokens["video_tokens_average"],
             }
         )
     if len(rows) != len(records):
