@@ -197,6 +197,7 @@ class Chat:
             media["images"] = images
         if clips:
             media["videos"] = [torch.from_numpy(clip.frames).permute(0, 3, 1, 2) for clip in clips]
+            media["video_metadata"] = [_metadata(clip) for clip in clips]
             media["videos_kwargs"] = {"do_sample_frames": False}  # sampled already, with their times known
         batch = self.checkpoint.processor(text=[text], return_tensors="pt", **media)
         inputs = dict(batch.to(self.checkpoint.device, self.checkpoint.model.dtype))
@@ -266,6 +267,18 @@ def _average(video: Mapping[str, Any]) -> float:
     """A video's tokens at prefill in the mean over the language model's layers."""
     share = video.get("average_retention")
     return float(video["tokens_after"] if share is None else video["tokens_before"] * share)
+
+
+def _metadata(clip: Clip) -> dict[str, Any]:
+    """What a processor that tells the model about time (Qwen's) must know of sampled frames."""
+    rate = clip.total_frames / clip.duration if clip.duration > 0 else 1.0
+    first = clip.timestamps[0]
+    return {
+        "total_num_frames": clip.total_frames,
+        "fps": rate,
+        "duration": clip.duration,
+        "frames_indices": [round((time - first) * rate) for time in clip.timestamps],
+    }
 
 
 def _image(image: Any) -> Image.Image:

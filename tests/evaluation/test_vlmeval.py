@@ -13,8 +13,8 @@ from PIL import Image
 from tango_lmms_eval.tasks.motionqa import utils
 from tango_vlmeval import command, datasets, hooks, models
 from tango_vlmeval.datasets import LongVideoBenchFiles, MotionQA, MVBenchFiles, video_of_frames
-from tango_vlmeval.models import ArgumentError, Prompt, TangoLlavaOnevision, TangoLlavaVideo, conversation
-from tiny import write_benchmark, write_video
+from tango_vlmeval.models import ArgumentError, Prompt, TangoLlavaOnevision, TangoLlavaVideo, TangoQwenVL, conversation
+from tiny import save_qwen, write_benchmark, write_video
 
 from tango.evaluation.settings import SettingsError, field_types
 from tango.evaluation.sweep import CellError
@@ -330,6 +330,29 @@ def test_a_model_can_be_asked_alone(checkpoint: Path, data: Path) -> None:
         model.generate([{"type": "video", "value": str(data / "none.mp4")}, TEXT])
     with pytest.raises(RuntimeError, match="within evaluating"):
         model.generate(Prompt("0", list))
+
+
+@pytest.mark.parametrize("wrapper", ["vanilla", "tango"])
+def test_qwen(wrapper: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Qwen2.5-VL pairs frames and is told the seconds between the pairs."""
+    monkeypatch.setenv("WRAPPER", wrapper)
+    save_qwen(tmp_path / "qwen")
+    model = TangoQwenVL(pretrained=str(tmp_path / "qwen"), device="cpu")
+    assert model.frames == 64
+    seen: dict[str, Any] = {}
+    generate = model.chat.checkpoint.model.generate
+    monkeypatch.setattr(
+        model.chat.checkpoint.model, "generate", lambda **given: seen.update(given) or generate(**given)
+    )
+    prompt = MotionQA(root=str(data)).build_prompt(0, video_llm=True)
+    with model.evaluating("MotionQA", 6, MotionQA.GENERATION, tmp_path / "journal", 0) as runner:
+        model.generate(Prompt("0-0", lambda: prompt))
+    (record,) = runner.records
+    assert record.failure is None and record.tokens["video_tokens_before"] == 3 * 9
+    assert record.tokens["video_tokens_after"] == (3 * 9 if wrapper == "vanilla" else record.videos[0]["tokens_after"])
+    assert record.tokens["video_tokens_after"] < 3 * 9 or wrapper == "vanilla"
+    if wrapper == "vanilla":  # 12 frames in 3 s: six of them, two by two
+        assert seen["second_per_grid_ts"].tolist() == pytest.approx([1.0])
 
 
 def test_names_of_data_sets() -> None:
