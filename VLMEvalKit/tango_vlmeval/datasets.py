@@ -21,6 +21,7 @@ from vlmeval.dataset.mlvu import MLVU_MCQ
 from vlmeval.dataset.utils.multiple_choice import extract_answer_from_item
 from vlmeval.dataset.video_base import VideoBaseDataset
 from vlmeval.smp import LMUDataRoot, dump, get_intermediate_file_path, load
+from vlmeval.smp.file import INFER_FAIL_MSG
 
 from tango.evaluation.motionqa import INSTRUCTION, LETTERS
 from tango.evaluation.scoring import parse_choice
@@ -93,7 +94,7 @@ class MotionQA(VideoBaseDataset):  # type: ignore[misc]
 
     @classmethod
     def evaluate(cls, eval_file: str, **judge_kwargs: Any) -> dict[str, float]:
-        """Score by rule; a named judge is asked about the replies in which the rule finds no choice.
+        """Score by rule; a named judge is asked about the replies in which the rule finds no choice. A failed sample is wrong.
 
         Writes each choice and its score to *_score, and accuracy in percent, overall and by kind, to *_rating.json.
         """
@@ -106,6 +107,7 @@ class MotionQA(VideoBaseDataset):  # type: ignore[misc]
         choices = []
         for row in data.to_dict("records"):
             reply = "" if pd.isna(row["prediction"]) else str(row["prediction"])
+            reply = "" if INFER_FAIL_MSG in reply else reply
             choice = parse_choice(reply, [str(row[letter]) for letter in LETTERS])
             if choice is None and judge is not None:
                 found = extract_answer_from_item(judge, {**row, "prediction": reply}, "MotionQA")["opt"]

@@ -310,6 +310,10 @@ def test_a_failed_sample_is_told_not_scored_and_tried_again(
     assert not (tmp_path / "out" / "tiny" / "tiny_Mine_score.xlsx").exists()
     with pytest.raises(CellError, match=r"2 samples failed, the first: .*1\.mp4"):
         collect(tmp_path / "out")
+    again = ["--config", str(data / "config.json"), "--work-dir", str(tmp_path / "out")]
+    assert command.main([*again, "--mode", "eval", "--keep-failed"]) == 0
+    table = pd.read_excel(tmp_path / "out" / "tiny" / "tiny_Mine_score.xlsx")
+    assert list(table["score"][2:]) == [0, 0] and table["choice"][2:].isna().all()
     write_video(video, seed=1)
     status, summary = run(checkpoint, data, tmp_path / "out")
     assert status == 0 and summary["n_failed"] == 0 and summary["n_resumed"] == 2
