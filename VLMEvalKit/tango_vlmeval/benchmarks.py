@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", required=True, help="settings of the methods (TANGO_CONFIG)")
     parser.add_argument("--output", type=Path, required=True, help="folder of the sweep")
     parser.add_argument("--benchmarks", nargs="+", default=list(BENCHMARKS), choices=[*BENCHMARKS, "MotionQA"])
-    parser.add_argument("--methods", nargs="+", default=["tango"], help="values of WRAPPER beside the unpruned model")
+    parser.add_argument("--methods", nargs="*", default=["tango"], help="values of WRAPPER beside the unpruned model")
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.1, 0.15, 0.2], help="retention ratios")
     parser.add_argument("--limit", type=int, help="only the first so many questions of each benchmark")
     parser.add_argument("--pooling-head", action="store_true", help="saliency is read from SigLIP's own checkpoint")

@@ -94,9 +94,10 @@ class MotionQA(VideoBaseDataset):  # type: ignore[misc]
 
     @classmethod
     def evaluate(cls, eval_file: str, **judge_kwargs: Any) -> dict[str, float]:
-        """Score by rule; a named judge is asked about the replies in which the rule finds no choice. A failed sample is wrong.
+        """Score by rule; a named judge is asked about the replies in which the rule finds no choice.
 
-        Writes each choice and its score to *_score, and accuracy in percent, overall and by kind, to *_rating.json.
+        A failed sample is wrong. Writes each choice and its score to *_score, and accuracy in percent, overall and by
+        kind, to *_rating.json.
         """
         data = load(eval_file)
         judge = None
