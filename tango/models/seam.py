@@ -313,7 +313,7 @@ class Seam:
                 video.features,
                 grid=video.grid,
                 timestamps=self.family.timestamps(video, given),
-                **({"saliency": None} | {name: signals[name] for name in self.pruner.signals}),
+                **{name: signals[name] for name in self.pruner.signals},
             )
             indices, sizes = pruned.indices.cpu(), [int(size) for size in pruned.segment_sizes]
             before, after = frames * length, len(indices)

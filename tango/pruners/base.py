@@ -40,6 +40,20 @@ class Pruned:
     segment_sizes: Tensor
 
 
+@dataclass(frozen=True)
+class Given:
+    """What prune() was given of one video, under the names it has there. Only features and grid have been checked."""
+
+    features: Tensor
+    saliency: Tensor | None
+    grid: tuple[int, int] | None
+    timestamps: Tensor | Sequence[float] | None
+    segment_features: Tensor | None
+    frame_vectors: Tensor | None
+    keys: Tensor | None
+    key: str
+
+
 @dataclass
 class Pruner(ABC):
     """A method that keeps a share of a video's tokens.
@@ -92,27 +106,48 @@ class Pruner(ABC):
         """The pruner to apply before such a language model, where pruning inside it takes part of the budget."""
         return self
 
-    @abstractmethod
     def prune(
         self,
         features: Tensor,
-        saliency: Tensor | None,
-        grid: tuple[int, int],
-        timestamps: Tensor | Sequence[float] | None,
+        saliency: Tensor | None = None,
+        grid: tuple[int, int] | None = None,
+        timestamps: Tensor | Sequence[float] | None = None,
         segment_features: Tensor | None = None,
+        *,
+        frame_vectors: Tensor | None = None,
+        keys: Tensor | None = None,
+        key: str = "0",
     ) -> Pruned:
-        """Prune one video.
+        """Prune one video of F frames of L tokens. A method uses what `signals` names, and Tango the grid and times.
 
         Args:
-            features: (F, L, D) tokens as the language model would receive them, L = H * W in row order.
-            saliency: (F, L) the vision encoder's attention to each token; None for methods that do not use it.
-            grid: (H, W).
-            timestamps: (F,) seconds; None for methods that do not use them.
-            segment_features: (F, E) one vector a frame, for segmentations that compare frames.
+            features: (F, L, D) tokens as the language model would receive them, any floating dtype; D even for Tango.
+            saliency: (F, L) the vision encoder's attention to each token.
+            grid: (H, W), H * W = L in row order.
+            timestamps: (F,) seconds.
+            segment_features: (F, E) one vector a frame, for segmentations that compare frames; None: its mean token.
+            frame_vectors: (F, E) the same for FastVID; None: segment_features.
+            keys: (F, L, K) each token's key in the last vision layer in use, mean over heads.
+            key: the video's id, or its ordinal in its prompt, as text.
+
+        Returns:
+            Pruned. Indices ascend and are unique unless the method says otherwise. A retention ratio of 1 returns
+            every token as it came, in one segment.
 
         Raises:
             ValueError: an input is missing, not finite, or of the wrong shape.
         """
+        check_features(features, grid)
+        frames, tokens, dim = features.shape
+        if self.retention_ratio == 1:
+            everything = torch.arange(frames * tokens, device=features.device)
+            return Pruned(everything, features.reshape(-1, dim), torch.tensor([frames]))
+        given = Given(features, saliency, grid, timestamps, segment_features, frame_vectors, keys, key)
+        return self._prune(given)
+
+    @abstractmethod
+    def _prune(self, video: Given) -> Pruned:
+        """The method itself, at a retention ratio below 1."""
 
     def budget(self, frames: int, tokens: int) -> int:
         """Tokens that prune() returns of `frames` frames of `tokens` tokens with exact_budget.
@@ -206,6 +241,14 @@ def check_saliency(saliency: Tensor | None, features: Tensor) -> Tensor:
         raise ValueError(f"saliency must have shape {tuple(features.shape[:2])}, got {tuple(saliency.shape)}")
     check_finite("saliency", saliency)
     return saliency.detach().to(features.device, torch.float32)
+
+
+def check_vectors(name: str, vectors: Tensor, features: Tensor) -> Tensor:
+    """Return one vector a frame; ValueError unless they are finite and of shape (F, E)."""
+    if vectors.dim() != 2 or vectors.shape[0] != features.shape[0]:
+        raise ValueError(f"{name} must have shape ({features.shape[0]}, width), got {tuple(vectors.shape)}")
+    check_finite(name, vectors)
+    return vectors.detach().to(features.device)
 
 
 def check_timestamps(timestamps: Tensor | Sequence[float] | None, features: Tensor) -> Tensor:

@@ -6,7 +6,6 @@ nothing is merged.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tango.clustering import distances
-from tango.pruners.base import Pruned, Pruner, check_features, full_precision, keep
+from tango.pruners.base import Given, Pruned, Pruner, full_precision, keep
 
 SCOPES = ("video", "frame")
 BLOCK_ELEMENTS = 1 << 22  # of cosines at once, for the first pick
@@ -48,31 +47,9 @@ class DivPrune(Pruner):
         super().__post_init__()
         self._choice("scope", SCOPES)
 
-    def prune(
-        self,
-        features: Tensor,
-        saliency: Tensor | None = None,
-        grid: tuple[int, int] | None = None,
-        timestamps: Tensor | Sequence[float] | None = None,
-        segment_features: Tensor | None = None,
-    ) -> Pruned:
-        """Prune one video.
-
-        Args:
-            features: (F, L, D) tokens, any floating dtype.
-            grid: (H, W), checked where given.
-            saliency, timestamps, segment_features: not used.
-
-        Returns:
-            Pruned with ascending indices. A retention ratio of 1 returns every token.
-
-        Raises:
-            ValueError: features are not finite or of the wrong shape.
-        """
-        check_features(features, grid)
+    def _prune(self, video: Given) -> Pruned:
+        features = video.features
         frames, tokens, _ = features.shape
-        if self.retention_ratio == 1:
-            return keep(features, torch.arange(frames * tokens))
         if self.scope == "video":
             budgets = torch.tensor([self.budget(frames, tokens)])
             sets = features.flatten(0, 1)[None]

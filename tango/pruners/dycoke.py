@@ -6,14 +6,13 @@ Features only; "merging" drops tokens, and nothing is averaged.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from tango.pruners.base import Pruned, Pruner, check_features, full_precision, keep
+from tango.pruners.base import Given, Pruned, Pruner, full_precision, keep
 from tango.pruners.budget import apportion
 
 ORDERS = ("published", "ascending")
@@ -54,31 +53,9 @@ class DyCoke(Pruner):
         self._number("merging_ratio", least=0, most=1)
         self._choice("order", ORDERS)
 
-    def prune(
-        self,
-        features: Tensor,
-        saliency: Tensor | None = None,
-        grid: tuple[int, int] | None = None,
-        timestamps: Tensor | Sequence[float] | None = None,
-        segment_features: Tensor | None = None,
-    ) -> Pruned:
-        """Prune one video.
-
-        Args:
-            features: (F, L, D) tokens, any floating dtype.
-            grid: (H, W), checked where given.
-            saliency, timestamps, segment_features: not used.
-
-        Returns:
-            Pruned, frame by frame, with the tokens of a cut frame in the order set.
-
-        Raises:
-            ValueError: features are not finite or of the wrong shape.
-        """
-        check_features(features, grid)
+    def _prune(self, video: Given) -> Pruned:
+        features = video.features
         frames, tokens, _ = features.shape
-        if self.retention_ratio == 1:
-            return keep(features, torch.arange(frames * tokens))
         reference = references(frames)
         cut = (reference >= 0).nonzero()[:, 0]
         budgets = self._budgets(reference, tokens)

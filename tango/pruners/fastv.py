@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
-from tango.pruners.base import Pruned, Pruner, check_features, keep
+from tango.pruners.base import Given, Pruned, Pruner, keep
 from tango.pruners.in_llm import LayerPruning, check_layer
 
 
@@ -57,23 +55,7 @@ class FastV(Pruner):
         """See Pruner.budget: all tokens, for none is pruned before the language model."""
         return frames * tokens
 
-    def prune(
-        self,
-        features: Tensor,
-        saliency: Tensor | None = None,
-        grid: tuple[int, int] | None = None,
-        timestamps: Tensor | Sequence[float] | None = None,
-        segment_features: Tensor | None = None,
-    ) -> Pruned:
-        """Keep one video whole: what FastV prunes, it prunes inside the language model.
-
-        Args:
-            features: (F, L, D) tokens, any floating dtype.
-            grid: (H, W), checked where given.
-            saliency, timestamps, segment_features: not used.
-
-        Raises:
-            ValueError: features are not finite or of the wrong shape.
-        """
-        check_features(features, grid)
-        return keep(features, torch.arange(features.shape[0] * features.shape[1]))
+    def _prune(self, video: Given) -> Pruned:
+        """The whole video: what FastV prunes, it prunes inside the language model."""
+        frames, tokens, _ = video.features.shape
+        return keep(video.features, torch.arange(frames * tokens))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from tango.clustering import density_peaks
 from tango.merging import segment_sums
-from tango.pruners.base import Pruned, Pruner, check_features, check_finite, check_saliency, full_precision, keep
+from tango.pruners.base import Given, Pruned, Pruner, check_saliency, check_vectors, full_precision
 from tango.segmentation import fastvid
 from tango.similarity import most_similar
 
@@ -72,48 +71,19 @@ class FastVID(Pruner):
     def signals(self) -> frozenset[str]:
         return frozenset({"saliency", "frame_vectors"})
 
-    def prune(
-        self,
-        features: Tensor,
-        saliency: Tensor | None,
-        grid: tuple[int, int] | None = None,
-        timestamps: Tensor | Sequence[float] | None = None,
-        segment_features: Tensor | None = None,
-        frame_vectors: Tensor | None = None,
-    ) -> Pruned:
-        """Prune one video of F frames of L tokens.
-
-        Args:
-            features: (F, L, D) tokens, any floating dtype.
-            saliency: (F, L) the vision encoder's attention to each token.
-            grid: (H, W), checked where given.
-            frame_vectors: (F, E) one vector a frame to tell segments by; None: segment_features, and without these the
-                mean of a frame's tokens.
-            timestamps: not used.
-
-        Returns:
-            Pruned with ascending indices; a merged token stands at its anchor's place.
-
-        Raises:
-            ValueError: an input is missing, not finite, or of the wrong shape.
-        """
-        check_features(features, grid)
-        saliency = check_saliency(saliency, features)
-        frames, tokens, _ = features.shape
-        vectors = segment_features if frame_vectors is None else frame_vectors
+    def _prune(self, video: Given) -> Pruned:
+        features = video.features
+        saliency = check_saliency(video.saliency, features)
+        vectors = video.segment_features if video.frame_vectors is None else video.frame_vectors
         if vectors is not None:
-            if vectors.dim() != 2 or vectors.shape[0] != frames:
-                raise ValueError(f"frame_vectors must have shape ({frames}, width), got {tuple(vectors.shape)}")
-            check_finite("frame_vectors", vectors)
-        if self.retention_ratio == 1:
-            return keep(features, torch.arange(frames * tokens))
+            vectors = check_vectors("frame_vectors", vectors, features)
         with full_precision(features.device):
             if vectors is None:
                 vectors = features.mean(1, dtype=torch.float32)
-            sizes = fastvid(vectors.detach(), self.similarity_threshold, self.min_segments - 1)
-            return self.exactly(self._prune(features.detach(), saliency, sizes), features, saliency)
+            sizes = fastvid(vectors, self.similarity_threshold, self.min_segments - 1)
+            return self.exactly(self._merged(features.detach(), saliency, sizes), features, saliency)
 
-    def _prune(self, features: Tensor, saliency: Tensor, sizes: Tensor) -> Pruned:
+    def _merged(self, features: Tensor, saliency: Tensor, sizes: Tensor) -> Pruned:
         frames, tokens, dim = features.shape
         budget = max(1, int(tokens * self.retention_ratio))
         context = int(budget * self.context_ratio)

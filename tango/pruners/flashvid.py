@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from tango.clustering import assign, density_peaks
 from tango.merging import segment_sums
-from tango.pruners.base import Pruned, Pruner, check_features, check_saliency, full_precision, keep
+from tango.pruners.base import Given, Pruned, Pruner, check_saliency, full_precision, keep
 from tango.pruners.in_llm import LayerPruning, check_layer, prefill_ratio
 from tango.segmentation import fastvid
 from tango.similarity import most_similar
@@ -43,7 +42,8 @@ class FlashVID(Pruner):
 
     Published quirks that are kept: a tree's sum is divided by 1 + the number of its root's own children, too little
     for long chains (tree_mean "exact" divides by the tree's size); in a segment of one frame the merged tokens are
-    clusters of all of its tokens, salient ones included, so an index may occur twice. Not kept: v2's selection may pick
+    clusters of all of its tokens, salient ones included, so an index may occur twice, the salient token first (indices
+    ascend otherwise). Not kept: v2's selection may pick
     a token again, and a budget of all tokens fails; here every token is picked once, and a full budget keeps all.
 
     Args:
@@ -125,41 +125,19 @@ class FlashVID(Pruner):
         factor = 1.0 if inside is None else layers / (inside.layer + (layers - inside.layer) * inside.retention)
         return replace(self, expansion=factor)
 
-    def prune(
-        self,
-        features: Tensor,
-        saliency: Tensor | None,
-        grid: tuple[int, int] | None = None,
-        timestamps: Tensor | Sequence[float] | None = None,
-        segment_features: Tensor | None = None,
-    ) -> Pruned:
-        """Prune one video of F frames of L tokens.
-
-        Args:
-            features: (F, L, D) tokens, any floating dtype.
-            saliency: (F, L) the attention each token receives.
-            grid: (H, W), checked where given.
-            timestamps, segment_features: not used.
-
-        Returns:
-            Pruned with ascending indices. One may occur twice where a segment has one frame: first the salient token,
-            then the merged one that stands at its place.
-
-        Raises:
-            ValueError: an input is missing, not finite, or of the wrong shape.
-        """
-        check_features(features, grid)
-        saliency = check_saliency(saliency, features)
+    def _prune(self, video: Given) -> Pruned:
+        features = video.features
+        saliency = check_saliency(video.saliency, features)
         frames, tokens, _ = features.shape
         expansion = self.expansion or (1.0 if self.exact_budget else EXPANSION)
         budget = math.ceil(tokens * self.retention_ratio * expansion)
-        if self.retention_ratio == 1 or (budget >= tokens and not self.exact_budget):
+        if budget >= tokens and not self.exact_budget:
             return keep(features, torch.arange(frames * tokens))
         budget = min(budget, tokens - 1)
         with full_precision(features.device):
-            return self.exactly(self._prune(features.detach(), saliency, budget), features, saliency)
+            return self.exactly(self._merged(features.detach(), saliency, budget), features, saliency)
 
-    def _prune(self, features: Tensor, saliency: Tensor, budget: int) -> Pruned:
+    def _merged(self, features: Tensor, saliency: Tensor, budget: int) -> Pruned:
         frames, tokens, dim = features.shape
         sizes = fastvid(features.mean(1, dtype=torch.float32), self.segment_threshold, self.min_segments - 1)
         places = torch.arange(frames * tokens, device=features.device).view(frames, tokens)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from tango.clustering import assign, density_peaks
 from tango.merging import segment_sums
-from tango.pruners.base import Pruned, Pruner, check_features, check_saliency, full_precision, keep
+from tango.pruners.base import Given, Pruned, Pruner, check_saliency, full_precision
 from tango.pruners.budget import fit
 from tango.pruners.in_llm import LayerPruning, check_layer
 from tango.segmentation import holitom, neighbour_similarity
@@ -28,7 +27,8 @@ class HoliTom(Pruner):
     r' = min(1, r / ((F L - saved) / (F L))). Of S static positions round(S r') density peaks stay, each
     anchor_weight * peak + (1 - anchor_weight) * mean of the others that are nearest to it; of U others each frame
     keeps the ceil(U r') most salient, as they are. A window of one frame keeps its ceil(L r') most salient tokens.
-    Where all that rounds to nothing, the most salient token of the video stays.
+    Where all that rounds to nothing, the most salient token of the video stays. The order is the published one: by
+    window, its static tokens, which stand in its first frame, then the others frame by frame; so indices do not ascend.
 
     The published code carries one video's raised ratio over to the next of its batch; this one does not, and it has no
     merging of the other tokens, which cannot run as published. Inside the language model the published code's layer
@@ -89,38 +89,12 @@ class HoliTom(Pruner):
             return None
         return LayerPruning(self.pruned_layer, 1 - self.llm_drop_ratio, merging="sequential")
 
-    def prune(
-        self,
-        features: Tensor,
-        saliency: Tensor | None,
-        grid: tuple[int, int] | None = None,
-        timestamps: Tensor | Sequence[float] | None = None,
-        segment_features: Tensor | None = None,
-    ) -> Pruned:
-        """Prune one video of F frames of L tokens.
+    def _prune(self, video: Given) -> Pruned:
+        saliency = check_saliency(video.saliency, video.features)
+        with full_precision(video.features.device):
+            return self.exactly(self._merged(video.features.detach(), saliency), video.features, saliency)
 
-        Args:
-            features: (F, L, D) tokens, any floating dtype.
-            saliency: (F, L) the attention each token receives.
-            grid: (H, W), checked where given.
-            timestamps, segment_features: not used.
-
-        Returns:
-            Pruned in the published order: by window; in it first the static tokens in ascending place, which stand in
-            its first frame, then the others frame by frame in ascending place. So indices are unique but do not ascend.
-
-        Raises:
-            ValueError: an input is missing, not finite, or of the wrong shape.
-        """
-        check_features(features, grid)
-        saliency = check_saliency(saliency, features)
-        frames, tokens, _ = features.shape
-        if self.retention_ratio == 1:
-            return keep(features, torch.arange(frames * tokens))
-        with full_precision(features.device):
-            return self.exactly(self._prune(features.detach(), saliency), features, saliency)
-
-    def _prune(self, features: Tensor, saliency: Tensor) -> Pruned:
+    def _merged(self, features: Tensor, saliency: Tensor) -> Pruned:
         frames, tokens, dim = features.shape
         threshold = self.similarity_threshold
         if threshold is None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tango.clustering import assign, density_peaks
 from tango.merging import segment_sums
-from tango.pruners.base import Pruned, Pruner, check_features, full_precision, keep
+from tango.pruners.base import Given, Pruned, Pruner, full_precision
 from tango.pruners.budget import apportion
 
 ORDERS = ("published", "ascending")
@@ -73,35 +73,11 @@ class PruneVid(Pruner):
         self._integer("merge_above", least=1)
         self._choice("order", ORDERS)
 
-    def prune(
-        self,
-        features: Tensor,
-        saliency: Tensor | None = None,
-        grid: tuple[int, int] | None = None,
-        timestamps: Tensor | Sequence[float] | None = None,
-        segment_features: Tensor | None = None,
-    ) -> Pruned:
-        """Prune one video.
+    def _prune(self, video: Given) -> Pruned:
+        with full_precision(video.features.device):
+            return self._merged(video.features.detach())
 
-        Args:
-            features: (F, L, D) tokens, any floating dtype.
-            grid: (H, W), checked where given.
-            saliency, timestamps, segment_features: not used.
-
-        Returns:
-            Pruned, in the order set. A retention ratio of 1 returns every token as it came, in one segment.
-
-        Raises:
-            ValueError: features are not finite or of the wrong shape.
-        """
-        check_features(features, grid)
-        frames, tokens, _ = features.shape
-        if self.retention_ratio == 1:
-            return keep(features, torch.arange(frames * tokens))
-        with full_precision(features.device):
-            return self._prune(features.detach())
-
-    def _prune(self, features: Tensor) -> Pruned:
+    def _merged(self, features: Tensor) -> Pruned:
         frames, tokens, dim = features.shape
         device = features.device
         sizes = scenes(features.mean(1, dtype=torch.float32), self.temporal_segment_ratio, self.num_neighbors)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
-from tango.pruners.base import Pruned, Pruner, check_features, keep, token_budget
+from tango.pruners.base import Given, Pruned, Pruner, keep, token_budget
 
 
 @dataclass
@@ -37,30 +35,10 @@ class Random(Pruner):
     def signals(self) -> frozenset[str]:
         return frozenset({"key"})
 
-    def prune(
-        self,
-        features: Tensor,
-        saliency: Tensor | None = None,
-        grid: tuple[int, int] | None = None,
-        timestamps: Tensor | Sequence[float] | None = None,
-        segment_features: Tensor | None = None,
-        key: str = "0",
-    ) -> Pruned:
-        """Prune one video.
-
-        Args:
-            features: (F, L, D) tokens, any floating dtype.
-            grid: (H, W), checked where given.
-            key: the video's id, or its ordinal in its prompt, as text.
-            saliency, timestamps, segment_features: not used.
-
-        Raises:
-            ValueError: features are not finite or of the wrong shape.
-        """
-        check_features(features, grid)
-        frames, tokens, _ = features.shape
+    def _prune(self, video: Given) -> Pruned:
+        frames, tokens, _ = video.features.shape
         count = frames * tokens
         budget = self.budget(frames, tokens) if self.exact_budget else token_budget(count, self.retention_ratio)
-        generator = torch.Generator().manual_seed((self.seed + zlib.crc32(key.encode())) % 2**63)
+        generator = torch.Generator().manual_seed((self.seed + zlib.crc32(video.key.encode())) % 2**63)
         drawn = torch.randperm(count, generator=generator)[:budget]
-        return keep(features, drawn.sort().values)
+        return keep(video.features, drawn.sort().values)

@@ -6,7 +6,6 @@ the steps together and owns the budgets; the steps themselves are the pure funct
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -15,12 +14,12 @@ from torch import Tensor
 
 from tango.merging import PLACEMENTS, merge, segment_sums
 from tango.pruners.base import (
+    Given,
     Pruned,
     Pruner,
-    check_features,
-    check_finite,
     check_saliency,
     check_timestamps,
+    check_vectors,
     full_precision,
     zero_sinks,
 )
@@ -139,47 +138,19 @@ class Tango(Pruner):
     def signals(self) -> frozenset[str]:
         return frozenset({"saliency", "segment_features"} if self.segmentation == "fastvid" else {"saliency"})
 
-    def prune(
-        self,
-        features: Tensor,
-        saliency: Tensor | None,
-        grid: tuple[int, int],
-        timestamps: Tensor | Sequence[float] | None,
-        segment_features: Tensor | None = None,
-    ) -> Pruned:
-        """Prune one video of F frames of L = H * W tokens of even width D.
-
-        Args:
-            features: (F, L, D) tokens as the language model would receive them, any floating dtype.
-            saliency: (F, L) the vision encoder's attention to each token.
-            grid: (H, W).
-            timestamps: (F,) seconds.
-            segment_features: (F, E) one vector a frame, used by segmentation "fastvid"; None: the mean of its tokens.
-
-        Returns:
-            Pruned with ascending indices. A retention ratio of 1 returns every token as it came, in one segment.
-
-        Raises:
-            ValueError: an input is missing, not finite, or of the wrong shape.
-        """
-        check_features(features, grid)
+    def _prune(self, video: Given) -> Pruned:
+        features, grid, vectors = video.features, video.grid, video.segment_features
+        if grid is None:
+            raise ValueError("grid is missing: this method needs the rows and columns of a frame's tokens, (H, W)")
         rope_sections(features.shape[2])
-        saliency = zero_sinks(check_saliency(saliency, features), self.sink_tokens)
-        times = check_timestamps(timestamps, features)
-        frames, tokens, dim = features.shape
-        if segment_features is not None:
-            if segment_features.dim() != 2 or segment_features.shape[0] != frames:
-                raise ValueError(
-                    f"segment_features must have shape ({frames}, width), got {tuple(segment_features.shape)}"
-                )
-            check_finite("segment_features", segment_features)
-        if self.retention_ratio == 1:
-            indices = torch.arange(frames * tokens, device=features.device)
-            return Pruned(indices, features.reshape(-1, dim), torch.tensor([frames]))
+        saliency = zero_sinks(check_saliency(video.saliency, features), self.sink_tokens)
+        times = check_timestamps(video.timestamps, features)
+        if vectors is not None:
+            vectors = check_vectors("segment_features", vectors, features)
         with full_precision(features.device):
-            return self._prune(features.detach(), saliency, grid, times, segment_features)
+            return self._merged(features.detach(), saliency, grid, times, vectors)
 
-    def _prune(
+    def _merged(
         self, features: Tensor, saliency: Tensor, grid: tuple[int, int], times: Tensor, frame_vectors: Tensor | None
     ) -> Pruned:
         frames, tokens, dim = features.shape

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
-from tango.pruners.base import Pruned, Pruner, check_features, check_saliency, keep, token_budget, zero_sinks
+from tango.pruners.base import Given, Pruned, Pruner, check_saliency, keep, token_budget, zero_sinks
 
 SCOPES = ("frame", "video")
 
@@ -42,27 +40,9 @@ class TopK(Pruner):
     def signals(self) -> frozenset[str]:
         return frozenset({"saliency"})
 
-    def prune(
-        self,
-        features: Tensor,
-        saliency: Tensor | None,
-        grid: tuple[int, int] | None = None,
-        timestamps: Tensor | Sequence[float] | None = None,
-        segment_features: Tensor | None = None,
-    ) -> Pruned:
-        """Prune one video.
-
-        Args:
-            features: (F, L, D) tokens, any floating dtype.
-            saliency: (F, L) the vision encoder's attention to each token.
-            grid: (H, W), checked where given.
-            timestamps, segment_features: not used.
-
-        Raises:
-            ValueError: features or saliency are missing, not finite, or of the wrong shape.
-        """
-        check_features(features, grid)
-        saliency = zero_sinks(check_saliency(saliency, features), self.sink_tokens)
+    def _prune(self, video: Given) -> Pruned:
+        features = video.features
+        saliency = zero_sinks(check_saliency(video.saliency, features), self.sink_tokens)
         frames, tokens = saliency.shape
         count = frames * tokens
         budget = self.budget(frames, tokens) if self.exact_budget else token_budget(count, self.retention_ratio)

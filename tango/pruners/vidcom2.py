@@ -5,14 +5,13 @@ Liu et al., arXiv 2505.14454, from the paper's steps. Features only; nothing is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from tango.pruners.base import Pruned, Pruner, check_features, full_precision, keep
+from tango.pruners.base import Given, Pruned, Pruner, full_precision, keep
 from tango.pruners.budget import apportion
 
 BANDWIDTHS = (0.125, 0.25, 0.5, 1.0, 2.0)
@@ -42,31 +41,9 @@ class VidCom2(Pruner):
 
     name: ClassVar[str] = "vidcom2"
 
-    def prune(
-        self,
-        features: Tensor,
-        saliency: Tensor | None = None,
-        grid: tuple[int, int] | None = None,
-        timestamps: Tensor | Sequence[float] | None = None,
-        segment_features: Tensor | None = None,
-    ) -> Pruned:
-        """Prune one video.
-
-        Args:
-            features: (F, L, D) tokens, any floating dtype.
-            grid: (H, W), checked where given.
-            saliency, timestamps, segment_features: not used.
-
-        Returns:
-            Pruned with ascending indices. A retention ratio of 1 returns every token.
-
-        Raises:
-            ValueError: features are not finite or of the wrong shape.
-        """
-        check_features(features, grid)
+    def _prune(self, video: Given) -> Pruned:
+        features = video.features
         frames, tokens, _ = features.shape
-        if self.retention_ratio == 1:
-            return keep(features, torch.arange(frames * tokens))
         with full_precision(features.device):
             like_video, like_frame = likeness(features)
             shares = frame_scales(like_video, self.retention_ratio) * tokens

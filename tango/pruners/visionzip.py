@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tango.merging import segment_sums
-from tango.pruners.base import Pruned, Pruner, check_features, check_finite, check_saliency, full_precision, keep
+from tango.pruners.base import Given, Pruned, Pruner, check_finite, check_saliency, full_precision
 from tango.similarity import most_similar
 
 
@@ -23,7 +22,8 @@ class VisionZip(Pruner):
     highest saliency, as they are, and C = T - A contextual ones. Of the M = L - A others in ascending place the
     contextual ones are the first C at steps of max(1, floor(M / C)); every other token joins the one with the most
     similar key, and a contextual token becomes the sum of itself and the mean of those that joined it: a sum, so about
-    twice as long as a token, as published.
+    twice as long as a token, as published. So is the order: frame by frame, the dominant tokens in ascending place,
+    then the contextual ones; indices do not ascend.
 
     Args:
         retention_ratio, saliency_weights: see Pruner. 1 keeps every token as it is.
@@ -55,33 +55,9 @@ class VisionZip(Pruner):
     def signals(self) -> frozenset[str]:
         return frozenset({"saliency", "keys"})
 
-    def prune(
-        self,
-        features: Tensor,
-        saliency: Tensor | None,
-        grid: tuple[int, int] | None = None,
-        timestamps: Tensor | Sequence[float] | None = None,
-        segment_features: Tensor | None = None,
-        keys: Tensor | None = None,
-    ) -> Pruned:
-        """Prune one video of F frames of L tokens.
-
-        Args:
-            features: (F, L, D) tokens, any floating dtype.
-            saliency: (F, L) the attention each token receives.
-            grid: (H, W), checked where given.
-            keys: (F, L, K) each token's key in the last vision layer in use, mean over heads.
-            timestamps, segment_features: not used.
-
-        Returns:
-            Pruned in the published order: frame by frame, the dominant tokens in ascending place, then the contextual
-            ones in ascending place. So indices are unique but do not ascend.
-
-        Raises:
-            ValueError: an input is missing, not finite, or of the wrong shape.
-        """
-        check_features(features, grid)
-        saliency = check_saliency(saliency, features)
+    def _prune(self, video: Given) -> Pruned:
+        features, keys = video.features, video.keys
+        saliency = check_saliency(video.saliency, features)
         if keys is None:
             raise ValueError("keys are missing: this method needs the key of each token, shape (frames, tokens, width)")
         if keys.dim() != 3 or keys.shape[:2] != features.shape[:2]:
@@ -89,8 +65,6 @@ class VisionZip(Pruner):
         check_finite("keys", keys)
         keys = keys.detach().to(features.device)
         frames, tokens, _ = features.shape
-        if self.tokens_per_frame is None and self.retention_ratio == 1:
-            return keep(features, torch.arange(frames * tokens))
         total = self.tokens_per_frame or math.ceil(tokens * self.retention_ratio)
         if total > tokens:
             raise ValueError(f"VisionZip.tokens_per_frame = {total}: a frame of this video has only {tokens} tokens")
@@ -101,14 +75,14 @@ class VisionZip(Pruner):
         with full_precision(features.device):
             for total in set(totals.tolist()):
                 own = (totals == total).nonzero()[:, 0].to(features.device)
-                places, merged = self._prune(features.detach()[own], saliency[own], keys[own], total)
+                places, merged = self._merged(features.detach()[own], saliency[own], keys[own], total)
                 kept.append((places + tokens * own[:, None]).flatten())
                 values.append(merged.flatten(0, 1).to(features.dtype))
         indices = torch.cat(kept)
         order = (indices // tokens).sort(stable=True).indices
         return Pruned(indices[order], torch.cat(values)[order], torch.tensor([frames]))
 
-    def _prune(self, features: Tensor, saliency: Tensor, keys: Tensor, total: int) -> tuple[Tensor, Tensor]:
+    def _merged(self, features: Tensor, saliency: Tensor, keys: Tensor, total: int) -> tuple[Tensor, Tensor]:
         """Places in its frame (F, T) and features (F, T, D), fp32 or as they came, of what each frame keeps."""
         frames, tokens, dim = features.shape
         dominant = int(total * self.dominant_ratio)

@@ -27,9 +27,10 @@ class Inside(Pruner):
     def in_llm(self, layers):
         return self.inside
 
-    def prune(self, features, saliency=None, grid=None, timestamps=None, segment_features=None):
-        indices = torch.arange(features.shape[0] * features.shape[1])
-        return keep(features, indices[indices % features.shape[1] < (self.frame or features.shape[1])])
+    def _prune(self, video):
+        frames, tokens, _ = video.features.shape
+        indices = torch.arange(frames * tokens)
+        return keep(video.features, indices[indices % tokens < (self.frame or tokens)])
 
 
 @dataclass

@@ -38,10 +38,12 @@ class Spy(Pruner):
     def signals(self):
         return self.wanted
 
-    def prune(self, features, saliency, grid, timestamps, segment_features=None, key=None):
-        self.calls.append({"features": features, "saliency": saliency, "grid": grid, "timestamps": timestamps,
-                           "segment_features": segment_features, "key": key})  # fmt: skip
+    def prune(self, features, **given):
+        self.calls.append({"features": features, **given})
         return Pruned(self.indices, features.flatten(0, 1)[self.indices], torch.tensor([len(features)]))
+
+    def _prune(self, video):
+        raise NotImplementedError
 
 
 class TinyFamily(ABC):

@@ -33,9 +33,9 @@ class Spy(Pruner):
         super().__init__(**settings)
         self.indices, self.given = torch.tensor(indices), None
 
-    def prune(self, features, saliency, grid, timestamps, segment_features=None):
-        self.given = {"features": features, "saliency": saliency, "grid": grid}
-        return Pruned(self.indices, features.flatten(0, 1)[self.indices], torch.tensor([len(features)]))
+    def _prune(self, video):
+        self.given = {"features": video.features, "saliency": video.saliency, "grid": video.grid}
+        return Pruned(self.indices, video.features.flatten(0, 1)[self.indices], torch.tensor([len(video.features)]))
 
 
 @pytest.fixture(scope="module")

@@ -18,11 +18,6 @@ class Keen(Spy):
     def __init__(self, *args, **settings):
         super().__init__(*args, wanted=self.wanted, **settings)
 
-    def prune(self, features, saliency, grid, timestamps, segment_features=None, key=None, keys=None, **more):
-        pruned = super().prune(features, saliency, grid, timestamps, segment_features, key)
-        self.calls[-1] |= {"keys": keys, **more}
-        return pruned
-
 
 class Gaps(Spy):
     keeps_positions = True
@@ -165,8 +160,8 @@ def test_positions_with_gaps(attention):
 class Twice(Spy):
     """Two rows at the place of token 5, the second of them another vector."""
 
-    def prune(self, features, *args, **kwargs):
-        pruned = super().prune(features, *args, **kwargs)
+    def prune(self, features, **given):
+        pruned = super().prune(features, **given)
         values = pruned.features.clone()
         values[2] = values[1] * 2 + 1
         return Pruned(pruned.indices, values, pruned.segment_sizes)
