@@ -6,6 +6,8 @@ same input gives the same tokens on every run.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -23,6 +25,7 @@ def merge(
     anchor_weight: float = 0.6,
     placement: str = "anchor",
     memory_limit: float = 256,
+    joined: Callable[[Tensor, Tensor], None] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Merge n tokens of each set down to `count`.
 
@@ -36,26 +39,32 @@ def merge(
         vectors: (G, n, D) rotated vectors of those tokens.
         count: tokens to keep of each set; n or more keeps them all, unmerged.
         num_neighbors, memory_limit: see density_peaks().
+        joined: called with the tokens (G, n) that are kept or merged, and the kept token (G, n) each is now part of.
 
     Returns:
         kept tokens (G, C) int64 rows of the table, ascending, and their features (G, C, D) fp32.
     """
     groups, size = tokens.shape
     if size <= count:
+        if joined is not None:
+            joined(tokens, tokens)
         return tokens, table[tokens].float()
     if count == 0:
         return tokens[:, :0], table.new_empty(groups, 0, table.shape[1], dtype=torch.float32)
     peaks = density_peaks(vectors, count, num_neighbors, memory_limit)
     cluster = assign(vectors, peaks, memory_limit)
+    anchors = tokens.gather(1, peaks.indices.sort(dim=1).values)
+    # Place of the j-th merged token among the anchors: the j-th by place, or as published the j-th anchor by score.
+    rank = peaks.indices.argsort(dim=1).argsort(dim=1) if placement == "published" else None
+    if joined is not None:
+        joined(tokens, anchors.gather(1, cluster if rank is None else rank.gather(1, cluster)))
     cluster = cluster + count * torch.arange(groups, device=tokens.device)[:, None]
     sums = segment_sums(table, tokens.flatten(), cluster.flatten(), groups * count, memory_limit)
     sizes = torch.bincount(cluster.flatten(), minlength=groups * count)[:, None]
-    anchors = tokens.gather(1, peaks.indices.sort(dim=1).values)
     weight = (1.0 / sizes).clamp(min=anchor_weight)
     merged = weight * table[anchors.flatten()].float() + (1.0 - weight) * (sums / sizes)
     merged = merged.view(groups, count, -1)
-    if placement == "published":
-        rank = peaks.indices.argsort(dim=1).argsort(dim=1)  # place of the j-th anchor by score among the ascending
+    if rank is not None:
         merged = torch.empty_like(merged).scatter_(1, rank[..., None].expand_as(merged), merged)
     return anchors, merged
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from tango.pruners.budget import fit
+from tango.pruners.trace import Fates, is_asked, record
 
 if TYPE_CHECKING:
     from torch import nn
@@ -42,7 +43,10 @@ class Pruned:
 
 @dataclass(frozen=True)
 class Given:
-    """What prune() was given of one video, under the names it has there. Only features and grid have been checked."""
+    """What prune() was given of one video, under the names it has there. Only features and grid have been checked.
+
+    fates: to be told what becomes of each token; None where nobody asks (see tango.pruners.trace).
+    """
 
     features: Tensor
     saliency: Tensor | None
@@ -52,6 +56,7 @@ class Given:
     frame_vectors: Tensor | None
     keys: Tensor | None
     key: str
+    fates: Fates | None = None
 
 
 @dataclass
@@ -139,11 +144,15 @@ class Pruner(ABC):
         """
         check_features(features, grid)
         frames, tokens, dim = features.shape
+        fates = Fates.of(frames * tokens, features.device) if is_asked() else None
+        given = Given(features, saliency, grid, timestamps, segment_features, frame_vectors, keys, key, fates)
         if self.retention_ratio == 1:
             everything = torch.arange(frames * tokens, device=features.device)
-            return Pruned(everything, features.reshape(-1, dim), torch.tensor([frames]))
-        given = Given(features, saliency, grid, timestamps, segment_features, frame_vectors, keys, key)
-        return self._prune(given)
+            pruned = Pruned(everything, features.reshape(-1, dim), torch.tensor([frames]))
+        else:
+            pruned = self._prune(given)
+        record(self, given, pruned)
+        return pruned
 
     @abstractmethod
     def _prune(self, video: Given) -> Pruned:

@@ -25,6 +25,7 @@ from tango.pruners.base import (
 )
 from tango.pruners.budget import apportion
 from tango.pruners.in_llm import LayerPruning, check_layer, prefill_ratio
+from tango.pruners.trace import Fates
 from tango.rope import rope_sections, rotate
 from tango.segmentation import fastvid, holitom, neighbour_similarity
 from tango.selection import candidates, select
@@ -148,10 +149,16 @@ class Tango(Pruner):
         if vectors is not None:
             vectors = check_vectors("segment_features", vectors, features)
         with full_precision(features.device):
-            return self._merged(features.detach(), saliency, grid, times, vectors)
+            return self._merged(features.detach(), saliency, grid, times, vectors, video.fates)
 
     def _merged(
-        self, features: Tensor, saliency: Tensor, grid: tuple[int, int], times: Tensor, frame_vectors: Tensor | None
+        self,
+        features: Tensor,
+        saliency: Tensor,
+        grid: tuple[int, int],
+        times: Tensor,
+        frame_vectors: Tensor | None,
+        fates: Fates | None,
     ) -> Pruned:
         frames, tokens, dim = features.shape
         device = features.device
@@ -175,6 +182,8 @@ class Tango(Pruner):
             (similarity[start : start + size - 1] > self.static_threshold).all(0) & (size > 1)
             for start, size in zip(starts.tolist(), sizes.tolist(), strict=True)
         ])  # fmt: skip
+        if fates is not None:
+            fates.tell_static(static.repeat_interleave(sizes.to(device), 0))
         budgets = self._budgets(sizes, static.sum(1).cpu(), tokens)
 
         kept: list[tuple[Tensor, Tensor]] = []
@@ -185,13 +194,16 @@ class Tango(Pruner):
                 count = len(chosen)
                 table, places = features[chosen].reshape(-1, dim), positions[chosen].reshape(-1, 3)
                 rows = torch.arange(count * tokens, device=device).view(count, tokens)
-                indices, values = self._compress(table, table, rows, places, saliency[chosen], budget)
+                told = fates and fates.part((chosen[:, None] * tokens + rows[0]).flatten())
+                indices, values = self._compress(table, table, rows, places, saliency[chosen], budget, told)
                 moved = (chosen - torch.arange(count, device=device)) * tokens
                 kept.append(((indices + moved[:, None]).flatten(), values.flatten(0, 1)))
         for start, size, still, shares in zip(starts.tolist(), sizes.tolist(), static, budgets.tolist(), strict=True):
             if size > 1:
                 part = slice(start, start + size)
-                for indices, values in self._segment(features[part], saliency[part], positions[part], still, *shares):
+                told = fates and fates.part(torch.arange(start * tokens, (start + size) * tokens, device=device))
+                inputs = features[part], saliency[part], positions[part], still, told
+                for indices, values in self._segment(*inputs, *shares):
                     kept.append((indices + start * tokens, values))
         indices, order = torch.cat([indices for indices, _ in kept]).sort()
         values = torch.cat([values for _, values in kept])[order]
@@ -218,7 +230,14 @@ class Tango(Pruner):
         return shares.ceil().long().maximum(least) * frames
 
     def _segment(
-        self, features: Tensor, saliency: Tensor, positions: Tensor, static: Tensor, of_static: int, of_dynamic: int
+        self,
+        features: Tensor,
+        saliency: Tensor,
+        positions: Tensor,
+        static: Tensor,
+        fates: Fates | None,
+        of_static: int,
+        of_dynamic: int,
     ) -> list[tuple[Tensor, Tensor]]:
         """Prune a segment of N > 1 frames: (indices, features) of its static, salient and context tokens (step 3).
 
@@ -235,7 +254,10 @@ class Tango(Pruner):
             copies = (still + offsets).flatten()
             means = segment_sums(table, copies, places.repeat(frames), count, self.memory_limit) / frames
             scores = saliency[:, still].mean(0)[None]
-            chosen, values = self._compress(means, table[still], places[None], positions[still], scores, of_static)
+            told = fates and fates.part((still + offsets).T)
+            chosen, values = self._compress(
+                means, table[still], places[None], positions[still], scores, of_static, told
+            )
             kept.append((still[chosen[0]], values[0]))
         if of_dynamic:
             salient = int(of_dynamic / frames * (1 - self.context_ratio))
@@ -248,15 +270,24 @@ class Tango(Pruner):
                 chosen = chosen.gather(1, self._select(scores.gather(1, chosen), vectors, salient))
             selected = rows.gather(1, chosen).flatten()
             kept.append((selected, table[selected].float()))
+            if fates is not None:
+                fates.tell_salient(selected)
             if context:
                 rest = rows.gather(1, _others(rows, chosen)).view(1, -1)
                 vectors = self._rotate(table, self._merging_positions(positions), rest)
-                merged, values = self._merge(table, rest, vectors, context)
+                merged, values = self._merge(table, rest, vectors, context, fates)
                 kept.append((merged[0], values[0]))
         return kept
 
     def _compress(
-        self, table: Tensor, origins: Tensor, rows: Tensor, positions: Tensor, saliency: Tensor, budget: int
+        self,
+        table: Tensor,
+        origins: Tensor,
+        rows: Tensor,
+        positions: Tensor,
+        saliency: Tensor,
+        budget: int,
+        fates: Fates | None,
     ) -> tuple[Tensor, Tensor]:
         """Compress G sets of n tokens to `budget` each (step 4).
 
@@ -274,7 +305,9 @@ class Tango(Pruner):
         selected, rest = rows.gather(1, chosen), _others(rows, chosen)
         if self.merging == "cosine":
             vectors = self._rotate(origins, self._merging_positions(positions), rows)
-        merged, values = self._merge(table, rows.gather(1, rest), _gather(vectors, rest), budget - salient)
+        if fates is not None:
+            fates.tell_salient(selected)
+        merged, values = self._merge(table, rows.gather(1, rest), _gather(vectors, rest), budget - salient, fates)
         indices, order = torch.cat([selected, merged], dim=1).sort(dim=1)
         return indices, _gather(torch.cat([table[selected].float(), values], dim=1), order)
 
@@ -298,10 +331,11 @@ class Tango(Pruner):
     def _select(self, saliency: Tensor, vectors: Tensor, count: int) -> Tensor:
         return select(saliency, vectors, count, self.num_neighbors, self.memory_limit)
 
-    def _merge(self, table: Tensor, rows: Tensor, vectors: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        return merge(
-            table, rows, vectors, count, self.num_neighbors, self.anchor_weight, self.placement, self.memory_limit
-        )
+    def _merge(
+        self, table: Tensor, rows: Tensor, vectors: Tensor, count: int, fates: Fates | None
+    ) -> tuple[Tensor, Tensor]:
+        settings = self.num_neighbors, self.anchor_weight, self.placement, self.memory_limit
+        return merge(table, rows, vectors, count, *settings, joined=fates.tell_merged if fates is not None else None)
 
     def _threshold(self) -> float:
         if self.similarity_threshold is not None:

@@ -1,0 +1,140 @@
+"""Traces: prune() stays what it is, and what they tell of salient, merged and static tokens is what was computed."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from videos import made_up, prune
+
+from tango import Tango
+from tango.pruners import REGISTRY
+from tango.pruners.trace import CONTEXT, GONE, KEPT, SALIENT, traced
+
+GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("case_*.safetensors"))
+VARIANTS = [
+    {},
+    {"placement": "published"},
+    {"context_ratio": 0.0},
+    {"context_ratio": 1.0},
+    {"merging": "cosine", "selection": "topk"},
+    {"segmentation": "none", "anchor_weight": 0.2},
+    {"segmentation": "fastvid", "memory_limit": 1e-4},
+    {"exact_budget": True},
+    {"exact_budget": True, "retention_ratio": 0.9},
+    {"static_threshold": 0.2, "retention_ratio": 0.5},
+]
+
+
+def check(method, features, saliency, grid, times):
+    """The trace accounts for every kept token: its features follow from the tokens that the trace says it holds."""
+    frames, count, dim = features.shape
+    plain = method.prune(features, saliency, grid, times)
+    with traced() as traces:
+        pruned = method.prune(features, saliency, grid, times)
+    (trace,) = traces
+    for a, b in zip((plain.indices, plain.features, plain.segment_sizes),
+                    (pruned.indices, pruned.features, pruned.segment_sizes), strict=True):  # fmt: skip
+        assert torch.equal(a, b)
+    assert trace.pruned is pruned and trace.given.saliency is saliency and trace.pruner is method
+    kept = torch.zeros(frames * count, dtype=torch.bool)
+    kept[pruned.indices] = True
+    assert torch.equal(trace.roles != GONE, kept)
+    table = features.reshape(-1, dim).double()
+    segment = torch.repeat_interleave(torch.arange(len(pruned.segment_sizes)), pruned.segment_sizes)
+    segment_of = segment.repeat_interleave(count)
+    starts = pruned.segment_sizes.cumsum(0) - pruned.segment_sizes
+    alike = torch.cosine_similarity(features[:-1].double(), features[1:].double(), dim=-1) > method.static_threshold
+    for start, size in zip(starts.tolist(), pruned.segment_sizes.tolist(), strict=True):
+        still = alike[start : start + size - 1].all(0) & (size > 1)
+        assert torch.equal(trace.static.view(frames, count)[start : start + size], still.expand(size, -1))
+    seen = 0
+    for row, index in zip(pruned.features.double(), pruned.indices.tolist(), strict=True):
+        role, size = int(trace.roles[index]), int(pruned.segment_sizes[segment_of[index]])
+        members = (trace.joined == index).nonzero()[:, 0]
+        seen += len(members)
+        if role == KEPT:  # brought back by an exact budget, by itself, whatever it was merged into
+            assert method.exact_budget
+            torch.testing.assert_close(row, table[index])
+            continue
+        assert index in members or method.placement == "published"
+        assert bool((segment_of[members] == segment_of[index]).all())
+        assert bool((trace.static[members] == trace.static[index]).all())
+        anchor = table[index]
+        copies = 1
+        if trace.static[index]:
+            copies = size
+            anchor = table[index % count :: count][segment == segment_of[index]].mean(0)
+        sources, rest = divmod(len(members), copies)
+        assert rest == 0
+        if role == SALIENT:
+            assert sources == 1
+            torch.testing.assert_close(row, anchor, atol=1e-5, rtol=1e-5)
+        elif method.placement == "anchor":
+            weight = max(1 / sources, method.anchor_weight)
+            expected = weight * anchor + (1 - weight) * table[members].mean(0)
+            torch.testing.assert_close(row, expected, atol=1e-5, rtol=1e-5)
+    assert seen == int((trace.joined >= 0).sum())
+    if not method.exact_budget and method.context_ratio > 0 and bool((trace.roles == CONTEXT).any()):
+        assert not bool((trace.roles == KEPT).any())
+    return trace
+
+
+@pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
+def test_members_make_the_golden_tokens(path):
+    with safe_open(path, "pt") as file:
+        features, saliency, times = (file.get_tensor(name) for name in ("features", "saliency", "timestamps"))
+        known = json.loads(file.metadata()["parameters"])
+    names = ("retention_ratio", "context_ratio", "similarity_threshold", "static_threshold", "segmentation")
+    method = Tango(**{name: known[name] for name in names}, anchor_weight=known["anchor_weight"])
+    check(method, features.float(), saliency, (known["grid_height"], known["grid_width"]), times)
+
+
+@pytest.mark.parametrize("settings", VARIANTS, ids=str)
+@pytest.mark.parametrize("ratio", [0.12, 0.3])
+def test_members_with_every_setting(settings, ratio):
+    method = Tango(**{"retention_ratio": ratio} | settings)
+    trace = check(method, *made_up(7, (6, 8), 24, seed=3, noise=0.2))
+    if 0 < method.context_ratio < 1:
+        assert {SALIENT, CONTEXT} <= set(trace.roles.tolist())
+
+
+def test_where_the_published_code_puts_a_merged_token_its_members_go_too():
+    video = made_up(6, (6, 6), 24, seed=1, noise=0.2)
+    features, table = [], video[0].reshape(-1, 24)
+    for placement in ("anchor", "published"):
+        with traced() as traces:
+            Tango(retention_ratio=0.2, placement=placement).prune(*video)
+        trace = traces[0]
+        groups = {}
+        for index, row in zip(trace.pruned.indices.tolist(), trace.pruned.features, strict=True):
+            groups[tuple((trace.joined == index).nonzero()[:, 0].tolist())] = row
+        features.append(groups)
+    assert features[0].keys() == features[1].keys()
+    for members, row in features[0].items():
+        assert torch.equal(row, features[1][members])
+    assert len(table) > len(features[0])
+
+
+@pytest.mark.parametrize("name", sorted(REGISTRY))
+def test_every_method_tells_at_least_what_it_keeps(name):
+    video = made_up(6, (4, 6), 24, seed=2)
+    with traced() as traces:
+        pruned = prune(REGISTRY[name](retention_ratio=0.3), video)
+    (trace,) = traces
+    assert set(trace.roles.nonzero()[:, 0].tolist()) == set(pruned.indices.tolist())
+    assert (trace.joined is not None) == (name == "tango")
+
+
+def test_a_ratio_of_one_and_nobody_asking():
+    video = made_up(3, (4, 4), 24)
+    with traced() as outer:
+        with traced() as inner:
+            Tango(retention_ratio=1).prune(*video)
+        assert len(inner) == 1 and not outer
+        Tango(retention_ratio=0.5).prune(*video)
+    assert len(outer) == 1
+    assert set(inner[0].roles.tolist()) == {KEPT} and inner[0].joined is None
+    Tango(retention_ratio=0.5).prune(*video)
+    assert len(outer) == 1 and outer[0].given.fates is not None
