@@ -133,7 +133,7 @@ def cell(args: argparse.Namespace, benchmark: str, method: str, ratio: float | N
         samples=questions,
         method=method,
         ratio=ratio,
-        config=os.path.abspath(args.config),
+        config=os.path.abspath(args.config) if args.config else None,
         limit=args.limit,
         processes=count,
     )

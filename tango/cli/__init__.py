@@ -1,0 +1,96 @@
+"""The command `tango`: one file a command beside this one, and what ends in which exit code.
+
+Nothing heavy is imported until a command needs it, so that `tango --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Sequence
+
+import typer
+from typer.exceptions import TyperException
+
+from tango import __version__
+from tango.cli.ask import ask
+from tango.cli.common import (
+    BAD_INPUT,
+    EXIT_CODES,
+    FAILED,
+    INTERRUPTED,
+    CommandFailed,
+    InputError,
+    epilog,
+    print_json,
+)
+from tango.cli.demo import demo
+from tango.cli.doctor import doctor
+from tango.cli.methods import methods
+from tango.cli.profile import profile
+from tango.cli.sweep import sweep
+
+CODES = "; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items())
+
+app = typer.Typer(
+    name="tango",
+    help="Faster video language models: prune the tokens of videos, and see what that costs and saves.\n\n"
+    f"Exit codes: {CODES}. With --json, stdout holds JSON and nothing else.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def show_version(asked: bool) -> None:
+    if asked:
+        print(f"tango {__version__}")
+        raise typer.Exit()
+
+
+@app.callback(epilog=epilog("tango doctor", "tango demo", 'tango ask clip.mp4 "What happens?"', "tango COMMAND --help"))
+def root(
+    version: bool = typer.Option(False, "--version", callback=show_version, is_eager=True, help="Print the version."),
+) -> None:
+    """Only there for --version."""
+
+
+for command in (ask, profile, demo, sweep, methods, doctor):
+    file = sys.modules[command.__module__]  # holds the command's examples, and more of its settings if it has any
+    text = "\n\n".join(" ".join(part.split()) for part in inspect.cleandoc(command.__doc__ or "").split("\n\n"))
+    app.command(help=text, epilog=epilog(*file.EXAMPLES), context_settings=getattr(file, "CONTEXT", None))(command)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line (by default this process's) and return its exit code, see EXIT_CODES."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    as_json = "--json" in words
+    try:
+        status = app(words, prog_name="tango", standalone_mode=False)
+    except TyperException as error:
+        context = getattr(error, "ctx", None)
+        help_with = "tango" if context is None else context.command_path
+        return tell(f"{error.format_message()} (see {help_with} --help)", error.exit_code, as_json)
+    except InputError as error:
+        return tell(str(error), BAD_INPUT, as_json)
+    except CommandFailed as error:
+        return tell(str(error), FAILED, as_json)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":  # torch's, not imported
+            raise
+        what = str(error).strip().split("\n")[0] or "out of memory"
+        return tell(f"{what}; use fewer --frames, a smaller --model or --dtype bfloat16", FAILED, as_json)
+    if status == INTERRUPTED:
+        return tell("interrupted", INTERRUPTED, as_json)
+    return int(status or 0)
+
+
+def tell(message: str, status: int, as_json: bool) -> int:
+    """An error: one line on stderr and, for machines, an object on stdout. Returns the exit code."""
+    line = " ".join(message.split())
+    print(f"tango: {line}", file=sys.stderr)
+    if as_json:
+        print_json({"error": line, "exit_code": status})
+    return status

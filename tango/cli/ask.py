@@ -1,0 +1,133 @@
+"""`tango ask`: one question about a video, answered with and without pruning, with the tokens and time of each."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from tango.cli.common import (
+    DATA,
+    VIDEO,
+    Config,
+    Device,
+    Dtype,
+    Fields,
+    Frames,
+    InputError,
+    Json,
+    Methods,
+    Model,
+    Ratio,
+    console,
+    print_json,
+    shipped,
+    stdout_for_json,
+    steps,
+)
+
+if TYPE_CHECKING:
+    from tango.evaluation.runner import Answer
+
+EXAMPLES = (
+    "tango ask",
+    'tango ask clip.mp4 "What happens?" --model llava-hf/llava-onevision-qwen2-7b-ov-hf --ratio 0.15',
+    "tango ask --method tango --method topk --set saliency=global_query --json",
+)
+
+
+def ask(
+    video: Annotated[str | None, typer.Argument(help="A video file.", show_default=VIDEO)] = None,
+    question: Annotated[str | None, typer.Argument(show_default="one about the shipped video")] = None,
+    model: Model = None,
+    method: Methods = ["tango"],  # noqa: B006 (read by typer, changed by nobody)
+    ratio: Ratio = 0.1,
+    frames: Frames = None,
+    config: Config = None,
+    fields: Fields = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 64,
+    device: Device = None,
+    dtype: Dtype = "auto",
+    as_json: Json = False,
+) -> None:
+    """Ask about a video: the answer with and without pruning, and the tokens and time of each.
+
+    Each way is run once for warming up, so the times are comparable; `tango profile` measures them with their spread.
+    """
+    if video is not None and question is None:
+        raise InputError(f"a question about {video!r} is missing: tango ask VIDEO QUESTION")
+    with stdout_for_json(as_json):
+        from tango.cli.inference import (
+            attached,
+            check_fit,
+            check_video,
+            choose_pruners,
+            conversation,
+            frames_for,
+            label,
+            load,
+        )
+
+        path = check_video(video)
+        question = shipped_question(path) if question is None else question
+        pruners = choose_pruners(method, ratio, config, fields or [])
+        answers: dict[str, Answer] = {}
+        with steps(1 + 2 * (1 + len(pruners))) as step:
+            step("loading the model")
+            checkpoint = load(model, device, dtype)
+            check_fit(checkpoint, pruners, path)
+            for pruner in (None, *pruners):
+                with attached(checkpoint, pruner, frames_for(frames, model), path) as chat:
+                    messages = conversation(path, question)
+                    step(f"{label(pruner)}: warming up")
+                    chat.generate(messages, {"max_new_tokens": min(2, max_new_tokens)}, path)
+                    step(f"{label(pruner)}: answering")
+                    answers[label(pruner)] = chat.generate(messages, {"max_new_tokens": max_new_tokens}, path)
+    if as_json:
+        settings = {label(pruner): pruner.settings() for pruner in pruners}
+        ways = [{"name": name, "settings": settings.get(name), **as_dict(answer)} for name, answer in answers.items()]
+        print_json({"video": path, "question": question, "model": checkpoint.described, "answers": ways})
+        return
+    screen = console()
+    screen.print(f"[bold]{path}[/]\n{question}\n", highlight=False)
+    screen.print(table(answers))
+
+
+def shipped_question(video: str) -> str:
+    """The first of MotionQA's questions about one of its videos, with its options."""
+    from tango.evaluation.motionqa import LETTERS, Question
+
+    rows = json.loads(Path(shipped(f"{DATA}/test.json")).read_text(encoding="utf-8"))
+    row = next(row for row in rows if Path(row["video"]).name == Path(video).name)
+    return Question(row["kind"], row["question"], tuple(row["options"]), LETTERS.index(row["answer"])).prompt()
+
+
+def as_dict(answer: Answer) -> dict[str, Any]:
+    return {"answer": answer.response, "tokens": answer.tokens, "seconds": answer.timing, "videos": answer.videos}
+
+
+def table(answers: dict[str, Answer]) -> Table:
+    """A column for each way of answering."""
+    from tango.cli.inference import STAGES
+
+    shown = Table(show_header=True)
+    shown.add_column("")
+    for name in answers:
+        shown.add_column(name, justify="right")
+    timings = [answer.timing or {} for answer in answers.values()]
+    shown.add_row("answer", *(str(answer.response) for answer in answers.values()), end_section=True)
+    for title, key in (
+        ("video tokens", "video_tokens_before"),
+        ("  into the language model", "video_tokens_after"),
+        ("  mean over its layers", "video_tokens_average"),
+        ("answer's tokens", "output_tokens"),
+    ):
+        shown.add_row(title, *(f"{answer.tokens[key]:.0f}" for answer in answers.values()), end_section="ans" in title)
+    for key, title in STAGES.items():
+        shown.add_row(f"{title} (ms)", *(f"{1000 * timing[key]:.1f}" for timing in timings))
+    first = [sum(timing[key] for key in ("vit_s", "other_s", "prefill_s")) for timing in timings]
+    shown.add_row("time to first token (ms)", *(f"{1000 * seconds:.1f}" for seconds in first))
+    return shown

@@ -1,0 +1,124 @@
+"""What the commands share: exit codes, errors, JSON and tables on stdout, progress on stderr, and what is shipped."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+EXIT_CODES = {
+    OK: "all is well",
+    FAILED: "something failed or, for doctor, is not well",
+    BAD_INPUT: "bad input, or something it needs is missing",
+    INTERRUPTED: "interrupted",
+}
+
+MODEL, DATA = "checkpoints/tango-tiny", "data/motionqa"
+VIDEO = f"{DATA}/videos/0.mp4"
+SHIPPED_FRAMES, FRAMES = 8, 32  # of each video: what the shipped model was trained on; what others are evaluated with
+
+
+class InputError(ValueError):
+    """What the user gave cannot be; the message names the value and what would be right. Exit code 2."""
+
+
+class CommandFailed(RuntimeError):
+    """The input was fine and the command failed all the same. Exit code 1."""
+
+
+def check_ratio(value: Any) -> Any:
+    """Turn away retention ratios outside (0, 1]: one, or several."""
+    for ratio in value if isinstance(value, list) else [value]:
+        if ratio is not None and not 0 < ratio <= 1:
+            raise typer.BadParameter(f"{ratio:g} is no share of the tokens to keep; give a number in (0, 1], as 0.1")
+    return value
+
+
+# Options that several commands have.
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
+Model = Annotated[str | None, typer.Option("--model", metavar="NAME", help="Folder or hub id.", show_default=MODEL)]
+Methods = Annotated[
+    list[str], typer.Option("--method", metavar="NAME", help="Pruning method (tango methods); may be repeated.")
+]
+Ratio = Annotated[float, typer.Option("--ratio", callback=check_ratio, help="Share of the video's tokens to keep.")]
+Config = Annotated[str | None, typer.Option("--config", metavar="FILE", help="YAML file of settings, see configs/.")]
+Fields = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", help="One setting of the method; may be repeated."),
+]
+Frames = Annotated[
+    int | None,
+    typer.Option(min=1, help="Frames of the video.", show_default=f"{SHIPPED_FRAMES}; {FRAMES} with --model"),
+]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ..", show_default="a GPU if there is one")]
+Dtype = Annotated[str, typer.Option(help="auto (as stored), float32, float16 or bfloat16.")]
+
+
+def epilog(*examples: str) -> str:
+    """Examples, each on a line of its own, as the end of a help text."""
+    return "\n\n".join(["[bold]Examples[/]", *(f"[dim]$[/] {example}" for example in examples)])
+
+
+def checkout() -> Path | None:
+    """The repository's root: the current folder, or the one this package was installed from; None without either."""
+    for folder in (Path.cwd(), Path(__file__).resolve().parents[2]):
+        if (folder / MODEL / "config.json").is_file() and (folder / "scripts" / "demo.py").is_file():
+            return folder
+    return None
+
+
+def shipped(name: str) -> str:
+    """A file or folder of the repository, as a path from the current folder if it is below that.
+
+    Raises:
+        InputError: this is an installation without a checkout, or the file is not in it.
+    """
+    root = checkout()
+    if root is None or not (root / name).exists():
+        raise InputError(
+            f"{name} comes with the repository and is not here: run this in a checkout, or name what to use instead"
+        )
+    path = root / name
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def console() -> Console:
+    """For tables on stdout; wide where nobody looks, so that files and pipes get whole lines."""
+    return Console(width=None if sys.stdout.isatty() else 160)
+
+
+def print_json(content: Any) -> None:
+    print(json.dumps(content, indent=1, ensure_ascii=False, default=str))
+
+
+@contextlib.contextmanager
+def stdout_for_json(asked: bool) -> Iterator[None]:
+    """While it is open and JSON was asked for, whatever libraries print goes to stderr."""
+    with contextlib.redirect_stdout(sys.stderr) if asked else contextlib.nullcontext():
+        yield
+
+
+@contextlib.contextmanager
+def steps(total: int) -> Iterator[Callable[[str], None]]:
+    """A bar on stderr for work of so many steps; call what it gives with the name of each step as it starts."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    screen = Console(stderr=True)
+    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bar:
+        task = bar.add_task("", total=total)
+        begun = 0
+
+        def step(name: str) -> None:
+            nonlocal begun
+            bar.update(task, description=name, completed=begun)
+            begun += 1
+
+        yield step

@@ -1,0 +1,285 @@
+"""`tango doctor`: what this machine has and lacks, and what to do about each.
+
+A finding is about one thing. Findings that the shipped model, videos and commands stand on are `needed`; the exit code
+is 1 if one of those is not well. The rest tells what else could be run here.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import shutil
+import sys
+import tomllib
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from importlib import import_module, metadata
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from tango.cli.common import DATA, FAILED, MODEL, OK, Json, checkout, console, print_json, stdout_for_json, steps
+
+EXAMPLES = ("tango doctor", "tango doctor --model Qwen/Qwen2.5-VL-7B-Instruct", "tango doctor --json")
+WELL, MISSING, LITTLE = "ok", "missing", "too little"
+COLOURS = {WELL: "green", MISSING: "red", LITTLE: "yellow"}
+GIB = 2**30
+# Parameters in billions of checkpoints that are not on this machine; of those that are, the files tell.
+PUBLISHED = {
+    "lmms-lab/llava-onevision-qwen2-0.5b-ov": 0.89,
+    "lmms-lab/llava-onevision-qwen2-7b-ov": 8.03,
+    "lmms-lab/LLaVA-Video-7B-Qwen2": 8.03,
+    "Qwen/Qwen2.5-VL-7B-Instruct": 8.29,
+    "Qwen/Qwen3-VL-8B-Instruct": 8.77,
+}
+PUBLISHED_BYTES = 2  # those are stored in bfloat16
+ROOM = 1.3  # a video's tokens and their activations need about this much beyond the weights
+RESULTS_GIB = 1.0  # of disk for results
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line: what was looked at, ok or missing or too little, what was found, and what to do about it."""
+
+    group: str
+    name: str
+    status: str
+    found: str
+    advice: str = ""
+    needed: bool = False
+
+
+def doctor(
+    models: Annotated[list[str] | None, typer.Option("--model", help="Look at these models alone.")] = None,
+    as_json: Json = False,
+) -> int:
+    """Look at what is installed, at models, data sets, memory and disk, and say what to do about what is not well.
+
+    Lines marked * are what the shipped model and commands need: exit code 1 if one of them is not ok.
+    """
+    with stdout_for_json(as_json), steps(4) as step:
+        findings: list[Finding] = []
+        for name, look in (
+            ("packages", packages), ("PyTorch and GPUs", accelerators), ("frameworks and data", benchmarks),
+            ("models, memory, disk", lambda: resources(models or [])),
+        ):  # fmt: skip
+            step(name)
+            findings += look()
+    well = all(finding.status == WELL for finding in findings if finding.needed)
+    if as_json:
+        print_json({"ok": well, "findings": [asdict(finding) for finding in findings]})
+        return OK if well else FAILED
+    screen = console()
+    shown = Table(show_header=False, box=None)
+    for _ in range(4):
+        shown.add_column(overflow="fold")
+    group = ""
+    for one in findings:
+        if one.group != group:
+            group = one.group
+            shown.add_row("", Text(f"\n{group}", style="bold"))
+        status = Text(one.status, style=COLOURS[one.status])
+        shown.add_row(status, ("* " if one.needed else "  ") + one.name, one.found, Text(one.advice, style="cyan"))
+    screen.print(shown)
+    screen.print("\nThe shipped model and commands work here." if well else "\n[red]What is marked * has to be ok.[/]")
+    return OK if well else FAILED
+
+
+def packages() -> Iterator[Finding]:
+    """Python, and the packages this one requires, by what its own metadata asks for."""
+    from packaging.requirements import Requirement
+    from packaging.specifiers import SpecifierSet
+
+    group = "Python"
+    wanted, requirements = declared()
+    version = platform.python_version()
+    fits = SpecifierSet(wanted).contains(version, prereleases=True)
+    yield Finding(
+        group, "Python", WELL if fits else LITTLE, version, "" if fits else f"use Python {wanted}", needed=True
+    )
+    for requirement in map(Requirement, requirements):
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        asked = f"pip install '{requirement}'"
+        try:
+            version = metadata.version(requirement.name)
+        except metadata.PackageNotFoundError:
+            yield Finding(group, requirement.name, MISSING, "not installed", asked, needed=True)
+            continue
+        fits = requirement.specifier.contains(version, prereleases=True)
+        status, advice = (WELL, "") if fits else (LITTLE, f"wanted: {requirement.specifier}; {asked}")
+        yield Finding(group, requirement.name, status, version, advice, needed=True)
+
+
+def declared() -> tuple[str, list[str]]:
+    """The Python version and packages that are required, by the checkout as it is now, else by what is installed."""
+    root = checkout()
+    if root is not None:
+        project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        return project["requires-python"], project["dependencies"]
+    installed = metadata.metadata("tango-vlm")
+    return installed["Requires-Python"], metadata.requires("tango-vlm") or []
+
+
+def accelerators() -> Iterator[Finding]:
+    """Whether PyTorch can be imported, which GPUs it sees, and flash attention."""
+    group = "PyTorch"
+    try:
+        import torch
+    except (ImportError, OSError) as error:  # OSError: one of its libraries does not load
+        yield Finding(group, "import torch", MISSING, str(error), "install it anew: pip install torch", needed=True)
+        return
+    cores = f"{torch.get_num_threads()} threads, {os.cpu_count()} cores"
+    yield Finding(group, "import torch", WELL, f"{torch.__version__}, {cores}", needed=True)
+    built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            properties = torch.cuda.get_device_properties(index)
+            yield Finding(group, f"GPU {index}", WELL, f"{properties.name}, {properties.total_memory / GIB:.0f} GiB")
+    else:
+        advice = "models run on the CPU: fine for the shipped one, days for a benchmark with a 7B model"
+        yield Finding(group, "GPU", MISSING, built, advice)
+    yield importable(
+        group, "flash_attn", "flash-attn", "optional, sdpa is used without; on a GPU: pip install flash-attn"
+    )
+
+
+def importable(group: str, module: str, name: str, advice: str) -> Finding:
+    """Whether a module is there and its package's version."""
+    from importlib.util import find_spec
+
+    if find_spec(module) is None:
+        return Finding(group, name, MISSING, "not installed", advice)
+    try:
+        return Finding(group, name, WELL, metadata.version(name))
+    except metadata.PackageNotFoundError:
+        return Finding(group, name, WELL, "installed")
+
+
+def benchmarks() -> Iterator[Finding]:
+    """Both frameworks, the plugins, the shipped videos, and the data sets of the hub."""
+    from tango.evaluation.preflight import missing_dataset
+
+    group, setup = "Frameworks", "in a checkout: make setup"
+    for module, name in (
+        ("lmms_eval", "lmms-eval"), ("tango_lmms_eval", "tango-lmms-eval"),
+        ("vlmeval", "ms-vlmeval"), ("tango_vlmeval", "tango-vlmeval"),
+    ):  # fmt: skip
+        yield importable(group, module, name, setup)
+    group = "Data sets"
+    root = checkout()
+    questions = None if root is None else root / DATA / "test.json"
+    if questions is not None and questions.is_file():
+        count = len(list((questions.parent / "videos").glob("*.mp4")))
+        yield Finding(group, "MotionQA", WELL, f"{count} videos in {questions.parent}", needed=True)
+    else:
+        yield Finding(
+            group, "MotionQA", MISSING, "no checkout", "run this in a checkout; there: make data", needed=True
+        )
+    try:
+        known = import_module("tango_vlmeval.benchmarks").BENCHMARKS
+    except ImportError:  # the plugin is on the list as missing
+        return
+    for name, one in known.items():
+        problem = missing_dataset(one.repository, one.pattern)
+        found = f"{one.repository}, {one.questions} questions"
+        yield Finding(group, name, MISSING if problem else WELL, found, (problem or "").partition("; ")[2])
+
+
+def resources(models: Iterable[str]) -> Iterator[Finding]:
+    """Hub cache, disk, and each model's files and memory against what is there."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    from tango.evaluation.preflight import missing_checkpoint
+    from tango.models.pooling_head import DEFAULT_ID
+
+    group = "Disk"
+    here = shutil.disk_usage(Path.cwd()).free / GIB
+    status = WELL if here >= RESULTS_GIB else LITTLE
+    yield Finding(
+        group, "for results", status, f"{here:.0f} GiB free in {Path.cwd()}",
+        "" if status == WELL else f"make room for {RESULTS_GIB:g} GiB", needed=True,
+    )  # fmt: skip
+    cache = Path(HF_HUB_CACHE)
+    writable = os.access(next(folder for folder in (cache, *cache.parents) if folder.exists()), os.W_OK)
+    room = free_at(cache)
+    yield Finding(
+        group, "hub cache", WELL if writable else MISSING, f"{cache}, {room:.0f} GiB free",
+        "" if writable else "it cannot be written; set HF_HOME to a folder that can",
+    )  # fmt: skip
+    root = checkout()
+    chosen = list(models)
+    if not chosen:
+        chosen = [str(root / MODEL) if root is not None else MODEL, *PUBLISHED, DEFAULT_ID]
+    for model in chosen:
+        needed = model.endswith(MODEL)
+        problem = missing_checkpoint(model)
+        size = PUBLISHED.get(model, 0) * 1e9 * PUBLISHED_BYTES / GIB if problem else weights(model)[1]
+        if problem is None:
+            yield Finding("Models", model, WELL, f"{amount(size)} on this machine", needed=needed)
+        elif size > room:
+            advice = f"make room in {cache}, or set HF_HOME to a folder on a larger disk"
+            yield Finding("Models", model, LITTLE, f"{amount(size)} to download, {amount(room)} free", advice, needed)
+        else:
+            found = f"{amount(size)} to download" if size else "not on this machine"
+            yield Finding("Models", model, MISSING, found, problem.partition("; ")[2] or problem, needed)
+    where, there = memory()
+    for model in chosen:
+        if model == DEFAULT_ID or (missing_checkpoint(model) and model not in PUBLISHED):
+            continue  # only its pooling head is read; or nobody knows how large it is
+        count, size = weights(model)
+        need = size * ROOM
+        advice = "" if need <= there else f"use a smaller model, or a machine with {amount(need)} of free {where}"
+        found = f"{count / 1e6:,.0f} million parameters need about {amount(need)}; {amount(there)} of {where} free"
+        yield Finding("Memory", model, WELL if need <= there else LITTLE, found, advice, needed=model.endswith(MODEL))
+
+
+def amount(gib: float) -> str:
+    return f"{gib:.1f} GiB" if gib >= 1 else f"{1024 * gib:.0f} MiB"
+
+
+def free_at(folder: Path) -> float:
+    """GiB free where a folder is, or would be made."""
+    return shutil.disk_usage(next(one for one in (folder, *folder.parents) if one.exists())).free / GIB
+
+
+def memory() -> tuple[str, float]:
+    """What models are loaded into here, and the GiB of it that are free."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        free = sum(torch.cuda.mem_get_info(index)[0] for index in range(torch.cuda.device_count()))
+        return "GPU memory", free / GIB
+    import psutil
+
+    return "main memory", psutil.virtual_memory().available / GIB
+
+
+def weights(model: str) -> tuple[float, float]:
+    """Parameters of a checkpoint and GiB of its weights: from its files, or for published ones from the list."""
+    from safetensors import safe_open
+
+    count = size = 0.0
+    for file in weight_files(model):
+        size += file.stat().st_size / GIB
+        with safe_open(file, "pt") as tensors:  # reads its header alone
+            count += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+    if count:
+        return count, size
+    return PUBLISHED.get(model, 0) * 1e9, PUBLISHED.get(model, 0) * 1e9 * PUBLISHED_BYTES / GIB
+
+
+def weight_files(model: str) -> list[Path]:
+    """The weights of a checkpoint that is on this machine, a folder or in the hub cache."""
+    from huggingface_hub import try_to_load_from_cache
+
+    folder = Path(model).expanduser()
+    if not folder.is_dir():
+        config = try_to_load_from_cache(model, "config.json") if model.count("/") == 1 else None
+        if not isinstance(config, str):
+            return []
+        folder = Path(config).parent
+    return sorted(folder.glob("model*.safetensors"))

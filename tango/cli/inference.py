@@ -1,0 +1,147 @@
+"""A model that answers a question about one video, pruned and not: what `tango ask` and `tango profile` share."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tango.cli.common import FRAMES, MODEL, SHIPPED_FRAMES, VIDEO, InputError, shipped
+
+if TYPE_CHECKING:
+    from tango.evaluation.chat import Chat
+    from tango.evaluation.checkpoints import Checkpoint
+    from tango.pruners.base import Pruner
+
+UNPRUNED = "unpruned"
+# What timing.Timing tells of one generate(), as people read it.
+STAGES = {
+    "vit_s": "vision tower",
+    "other_s": "projector, pruning",
+    "prefill_s": "prefill",
+    "decode_s": "decoding",
+}
+
+
+def label(pruner: Pruner | None) -> str:
+    return UNPRUNED if pruner is None else f"{pruner.name} {pruner.retention_ratio:g}"
+
+
+def choose_pruners(methods: Sequence[str], ratio: float, config: str | None, fields: Sequence[str]) -> list[Pruner]:
+    """The methods to compare with the unpruned model, their settings checked.
+
+    Raises:
+        InputError: an unknown method, field or file, or a value that cannot be.
+    """
+    from tango.evaluation.settings import SettingsError, from_environment
+    from tango.pruners import REGISTRY
+
+    chosen = []
+    for name in dict.fromkeys(methods):
+        if name not in REGISTRY:
+            raise InputError(f"--method {name!r}: there is no such method; use one of {', '.join(REGISTRY)}")
+        settings = {"WRAPPER": name, "TANGO_ARGS": ",".join([f"retention_ratio={ratio!r}", *fields])}
+        try:
+            pruner = from_environment(settings | {"TANGO_CONFIG": config or ""}).pruner
+        except SettingsError as error:
+            # The variables that the frameworks are steered by are flags here.
+            told = str(error.__cause__ or error).replace("TANGO_ARGS", "--set").replace("TANGO_CONFIG", "--config")
+            raise InputError(told) from error
+        if pruner is not None:
+            chosen.append(pruner)
+    return chosen
+
+
+def check_video(video: str | None) -> str:
+    """A video that can be opened, by default the shipped one; told before a model is loaded.
+
+    Raises:
+        InputError: there is none, or it cannot be read.
+    """
+    path = shipped(VIDEO) if video is None else video
+    if not Path(path).is_file():
+        raise InputError(f"no video file {path!r}; give the path of one, or none for the shipped {VIDEO}")
+    with input_errors(f"video {path!r}"):
+        from tango.evaluation.video import read_video
+
+        read_video(path, 1)
+    return path
+
+
+@contextlib.contextmanager
+def input_errors(what: str) -> Iterator[None]:
+    """Turn errors of reading a video, and of settings that do not fit a model, into an InputError."""
+    import av
+
+    try:
+        yield
+    except InputError:
+        raise
+    except av.FFmpegError as error:
+        raise InputError(
+            f"{what} cannot be read: {error.strerror}; pass a video file that is whole, in a format that FFmpeg knows"
+        ) from error
+    except (ValueError, OSError) as error:
+        raise InputError(str(error)) from error
+
+
+def load(model: str | None, device: str | None, dtype: str) -> Checkpoint:
+    """The model and its processor.
+
+    Raises:
+        InputError: no such checkpoint, one that cannot be used, or no such device.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from transformers.utils import logging
+
+    from tango.evaluation.checkpoints import load as load_checkpoint
+
+    source = shipped(MODEL) if model is None else model
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device.partition(":")[0] not in ("cpu", "cuda"):
+        raise InputError(f"--device {device!r}: use cpu, cuda, or cuda:1 for a certain GPU")
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # there is a bar already
+    try:
+        return load_checkpoint(source, device=device, dtype=dtype)
+    except torch.OutOfMemoryError:
+        raise
+    except (ValueError, OSError, RuntimeError, SafetensorError) as error:
+        first = str(error).strip().split("\n")[0]
+        raise InputError(first if source in first else f"{source}: {first}") from error
+
+
+def frames_for(frames: int | None, model: str | None) -> int:
+    """How many frames to sample when the user does not say: what the model in question is used with."""
+    if frames is not None:
+        return frames
+    return SHIPPED_FRAMES if model is None or Path(model).name == Path(MODEL).name else FRAMES
+
+
+def conversation(video: str, question: str) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": [{"type": "video", "video": video}, {"type": "text", "text": question}]}]
+
+
+@contextlib.contextmanager
+def attached(checkpoint: Checkpoint, pruner: Pruner | None, frames: int, video: str) -> Iterator[Chat]:
+    """The model with the pruner, ready to be asked.
+
+    Raises:
+        InputError: the method does not fit the model, or the video turns out to be damaged.
+    """
+    from tango.evaluation.chat import Chat
+
+    with input_errors(f"video {video!r}"), Chat(checkpoint, pruner, max_frames=frames).session() as chat:
+        yield chat
+
+
+def check_fit(checkpoint: Checkpoint, pruners: Sequence[Pruner], video: str) -> None:
+    """Attach each method once, so that one that does not fit the model is told before anything is computed.
+
+    Raises:
+        InputError: as attached() does.
+    """
+    for pruner in pruners:
+        with attached(checkpoint, pruner, 1, video):
+            pass

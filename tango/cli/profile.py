@@ -1,0 +1,176 @@
+"""`tango profile`: where the time and the memory of a video go, unpruned and pruned, over several repeats."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from tango.cli.common import (
+    VIDEO,
+    Config,
+    Device,
+    Dtype,
+    Fields,
+    Frames,
+    Json,
+    Methods,
+    Model,
+    Ratio,
+    console,
+    print_json,
+    stdout_for_json,
+    steps,
+)
+
+if TYPE_CHECKING:
+    from tango.evaluation.checkpoints import Checkpoint
+    from tango.pruners.base import Pruner
+
+EXAMPLES = (
+    "tango profile",
+    "tango profile clip.mp4 --frames 64 --model lmms-lab/LLaVA-Video-7B-Qwen2 --config configs/llava_video.yaml",
+    "tango profile --method tango --method fastvid --ratio 0.2 --repeats 10 --json",
+)
+QUESTION = "What happens in this video?"
+MEMORY = "peak_memory_gib"
+
+
+def profile(
+    video: Annotated[str | None, typer.Argument(help="A video file.", show_default=VIDEO)] = None,
+    model: Model = None,
+    method: Methods = ["tango"],  # noqa: B006 (read by typer, changed by nobody)
+    ratio: Ratio = 0.1,
+    frames: Frames = None,
+    config: Config = None,
+    fields: Fields = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Measured runs of each way, in turn.")] = 5,
+    warmup: Annotated[int, typer.Option(min=0, help="Runs of each way before them, not counted.")] = 1,
+    new_tokens: Annotated[int, typer.Option(min=2, help="Tokens to generate, always that many.")] = 16,
+    question: Annotated[str, typer.Option(help="What is asked.")] = QUESTION,
+    device: Device = None,
+    dtype: Dtype = "auto",
+    as_json: Json = False,
+) -> None:
+    """Measure where the time goes for a video: every stage, tokens and memory, with and without pruning.
+
+    The ways take turns, so that a machine that gets slower or faster does so for all of them.
+    """
+    with stdout_for_json(as_json):
+        from tango.cli.inference import check_fit, check_video, choose_pruners, frames_for, label, load
+
+        path = check_video(video)
+        pruners = choose_pruners(method, ratio, config, fields or [])
+        ways = {label(pruner): pruner for pruner in (None, *pruners)}
+        series: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in ways}
+        tokens: dict[str, dict[str, float]] = {}
+        with steps(1 + len(ways) * (warmup + repeats)) as step:
+            step("loading the model")
+            checkpoint = load(model, device, dtype)
+            check_fit(checkpoint, pruners, path)
+            for turn in range(warmup + repeats):
+                for name, pruner in ways.items():
+                    step(f"{name}: {'warming up' if turn < warmup else f'run {turn - warmup + 1} of {repeats}'}")
+                    one, tokens[name] = run(checkpoint, pruner, path, question, frames_for(frames, model), new_tokens)
+                    for key, value in one.items() if turn >= warmup else ():
+                        series[name][key].append(value)
+    if as_json:
+        print_json(
+            {"video": path, "model": checkpoint.described, "repeats": repeats, "warmup": warmup}
+            | {"ways": [{"name": name, "tokens": tokens[name]} | spread(series[name]) for name in ways]}
+        )
+        return
+    screen = console()
+    screen.print(table(series, tokens, f"{path}, {repeats} runs: median (least to most)"))
+
+
+def run(
+    checkpoint: Checkpoint, pruner: Pruner | None, video: str, question: str, frames: int, new_tokens: int
+) -> tuple[dict[str, float], dict[str, float]]:
+    """One answer from the file on: seconds of each stage and peak memory in GiB; and its tokens."""
+    from tango.cli.inference import STAGES, attached, conversation
+
+    length = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens}
+    with attached(checkpoint, pruner, frames, video) as chat:
+        reset_peak()
+        began = time.perf_counter()
+        answer = chat.generate(conversation(video, question), length, video)
+        whole = time.perf_counter() - began
+        timing, peak = answer.timing or {}, peak_since_reset()
+    found = {"read_s": whole - timing["generate_s"]} | {key: timing[key] for key in STAGES}
+    found |= {"first_token_s": timing["vit_s"] + timing["other_s"] + timing["prefill_s"], "whole_s": whole}
+    return found | ({} if peak is None else {MEMORY: peak}), answer.tokens
+
+
+def reset_peak() -> None:
+    """Let peak_since_reset() count from here."""
+    import torch
+
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        for gpu in range(torch.cuda.device_count()):
+            torch.cuda.reset_peak_memory_stats(gpu)
+    with contextlib.suppress(OSError):  # not Linux, or a sandbox without it: then there is no peak to tell
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def peak_since_reset() -> float | None:
+    """Most memory held since reset_peak(), model included, in GiB: on GPUs, or resident in RAM on a CPU."""
+    import torch
+
+    from tango.evaluation.timing import GIB, peak_memory
+
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return peak_memory()
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        return None
+    fields = dict(line.split(":", 1) for line in status.read_text(encoding="ascii").splitlines())
+    return int(fields["VmHWM"].split()[0]) * 1024 / GIB
+
+
+def spread(series: dict[str, list[float]]) -> dict[str, Any]:
+    """Median, least and most of each series, and the series itself."""
+    return {
+        key: {"median": statistics.median(values), "min": min(values), "max": max(values), "all": values}
+        for key, values in series.items()
+    }
+
+
+def table(series: dict[str, dict[str, list[float]]], tokens: dict[str, dict[str, float]], title: str) -> Table:
+    """Stages as rows, ways as columns, each beside how many times faster than unpruned it is."""
+    from tango.cli.inference import STAGES
+
+    shown = Table(title=title, title_justify="left")
+    shown.add_column("")
+    first, *others = series
+    shown.add_column(first, justify="right")
+    for name in others:
+        shown.add_column(name, justify="right")
+        shown.add_column("times faster", justify="right")
+    for key, text in (("video_tokens_before", "video tokens"), ("video_tokens_after", "  into the language model")):
+        cells = [f"{tokens[first][key]:.0f}"]
+        cells += [cell for name in others for cell in (f"{tokens[name][key]:.0f}", "")]
+        shown.add_row(text, *cells, end_section=key.endswith("after"))
+    rows = {"read_s": "reading, resizing"} | STAGES | {"first_token_s": "time to first token", "whole_s": "all of it"}
+    for key, text in rows.items():
+        cells = [milliseconds(series[first][key])]
+        for name in others:
+            faster = statistics.median(series[first][key]) / statistics.median(series[name][key])
+            cells += [milliseconds(series[name][key]), f"{faster:.2f}"]
+        shown.add_row(f"{text} (ms)", *cells, end_section=key in ("decode_s", "whole_s"))
+    if MEMORY in series[first]:
+        cells = [f"{max(series[first][MEMORY]):.2f}"]
+        cells += [cell for name in others for cell in (f"{max(series[name][MEMORY]):.2f}", "")]
+        shown.add_row("peak memory (GiB)", *cells)
+    return shown
+
+
+def milliseconds(values: list[float]) -> str:
+    low, high = 1000 * min(values), 1000 * max(values)
+    return f"{1000 * statistics.median(values):.1f} ({low:.1f} to {high:.1f})"
