@@ -11,7 +11,7 @@ def manifests() -> list[Any]:
     """The models of this plugin, for lmms-eval's entry points of the group `lmms_eval.models`.
 
     lmms-eval loads these last and lets them replace its own models of the same names. It keeps whichever of "simple"
-    and "chat" a manifest leaves out, and prefers chat: so `llava_hf`, which has both upstream, is given both here.
+    and "chat" a manifest leaves out, and prefers chat: so names that have both upstream are given both here.
 
     Raises:
         SystemExit: lmms-eval swallows any other exception and would go on with its own models, unpruned whatever
@@ -28,7 +28,7 @@ def manifests() -> list[Any]:
             f"tango_lmms_eval does not fit the installed lmms-eval ({type(error).__name__}: {error}); "
             "install the version it was made for: pip install -e ./lmms-eval"
         ) from error
-    here = "tango_lmms_eval.models"
+    here, qwen = "tango_lmms_eval.models", "tango_lmms_eval.qwen"
     return [
         ModelManifest(model_id="llava_onevision", simple_class_path=f"{here}.LlavaOnevision"),
         ModelManifest(model_id="llava_vid", simple_class_path=f"{here}.LlavaVid"),
@@ -36,5 +36,15 @@ def manifests() -> list[Any]:
             model_id="llava_hf",
             simple_class_path=f"{here}.LlavaOnevision",
             chat_class_path=f"{here}.LlavaOnevisionChat",
+        ),
+        ModelManifest(
+            model_id="qwen2_5_vl",
+            simple_class_path=f"{qwen}.Qwen25VL",
+            chat_class_path=f"{qwen}.Qwen25VLChat",
+        ),
+        ModelManifest(
+            model_id="qwen3_vl",
+            simple_class_path=f"{qwen}.Qwen3VL",
+            chat_class_path=f"{qwen}.Qwen3VLChat",
         ),
     ]

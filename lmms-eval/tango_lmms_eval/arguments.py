@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+# The values of --model, for errors.
+MODELS = (
+    "llava_onevision for LLaVA-OneVision, llava_vid for LLaVA-Video, "
+    "qwen2_5_vl for Qwen2.5-VL and qwen3_vl for Qwen3-VL"
+)
 # What models do something with, and take by name.
-OWN = (
-    "pretrained", "max_frames_num", "device", "device_map", "dtype", "torch_dtype", "attn_implementation", "revision",
-    "chat_template", "use_cache", "resume", "model_name", "add_time_instruction",
+COMMON = (
+    "pretrained", "device", "device_map", "dtype", "torch_dtype", "attn_implementation", "revision", "chat_template",
+    "use_cache", "resume",
+)  # fmt: skip
+OWN = (*COMMON, "max_frames_num", "model_name", "add_time_instruction")
+QWEN_OWN = (
+    *COMMON, "max_num_frames", "min_pixels", "max_pixels", "total_pixels", "fps", "system_prompt", "reasoning_prompt",
 )  # fmt: skip
 # Upstream arguments that a model takes for compatibility and that can only mean what it does anyway.
 Fixed = dict[str, tuple[tuple[Any, ...], str]]
-FIXED: Fixed = {
+FRAMEWORK: Fixed = {
+    "trust_remote_code": ((None, False), "only classes of transformers are used"),
+    "max_batch_size": ((None, 1), "each sample is timed by itself"),
+    "batch_size": ((None, 1, "1"), "each sample is timed by itself"),
+}
+FIXED: Fixed = FRAMEWORK | {
     "conv_template": (
         (None, "qwen_1_5", "qwen_2"),
         "the prompt is made by the checkpoint's own chat template, which is Qwen's",
@@ -22,9 +36,6 @@ FIXED: Fixed = {
     "customized_config": ((None,), "the checkpoint's own configuration is used"),
     "truncation": ((None, True), "prompts are never cut"),
     "truncate_context": ((None, False), "prompts are never cut"),
-    "trust_remote_code": ((None, False), "only classes of transformers are used"),
-    "max_batch_size": ((None, 1), "each sample is timed by itself"),
-    "batch_size": ((None, 1, "1"), "each sample is timed by itself"),
 }
 ONEVISION = FIXED | {
     "mm_spatial_pool_mode": ((None, "bilinear"), "LLaVA-OneVision pools bilinearly"),
@@ -45,17 +56,24 @@ VIDEO = FIXED | {
     "delay_load": ((None, False), "the whole model is loaded at once"),
     "tie_weights": ((None, True), "the checkpoint says which weights are tied"),
 }
+QWEN = FRAMEWORK | {
+    "interleave_visuals": ((None, False), "images and videos come before the text, or where a chat task puts them"),
+    "enable_thinking": ((None, False), "replies are scored whole; only checkpoints that answer at once are supported"),
+    "use_custom_video_loader": ((None, False), "videos are read with PyAV, at qwen-vl-utils' frames and sizes"),
+    "max_image_size": ((None,), "only the custom video loader has it; max_pixels limits frames and images"),
+    "max_length": ((None, 2048), "prompts are never cut"),
+}
 
 
 class ArgumentError(ValueError):
     """A model argument that cannot be; the message says what can."""
 
 
-def check_fixed(others: Mapping[str, Any], fixed: Fixed) -> None:
+def check_fixed(others: Mapping[str, Any], fixed: Fixed, own: Sequence[str] = OWN) -> None:
     """Raise ArgumentError for unknown arguments, and for known ones that ask for what this model does not do."""
     unknown = sorted(set(others) - set(fixed))
     if unknown:
-        known = ", ".join(sorted({*OWN, *fixed}))
+        known = ", ".join(sorted({*own, *fixed}))
         raise ArgumentError(f"unknown model arguments {', '.join(unknown)}; known are {known}")
     for name, value in others.items():
         allowed, why = fixed[name]

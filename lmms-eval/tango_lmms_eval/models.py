@@ -1,7 +1,8 @@
-"""The models of this plugin: lmms-eval's requests in, answers of a model with or without a pruner out.
+"""What the models of this plugin share, and LLaVA's: lmms-eval's requests in, answers of a model with or without a
+pruner out.
 
 Everything that does not depend on lmms-eval is in tango.evaluation; here requests become conversations, and what
-happened becomes the "tango" entry of lmms-eval's results file.
+happened becomes the "tango" entry of lmms-eval's results file. Qwen's models are in qwen.py.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 import torch
 from accelerate import Accelerator
@@ -21,15 +23,16 @@ from lmms_eval.api.model import lmms
 from tqdm import tqdm
 
 from tango.evaluation import provenance
-from tango.evaluation.chat import Chat, generation_settings, identity
+from tango.evaluation.chat import Chat, PixelLimits, generation_settings, identity
 from tango.evaluation.checkpoints import CheckpointError, check_pretrained, class_name, load
 from tango.evaluation.journal import Journal
 from tango.evaluation.runner import Answer, Record, Runner, Sample
 from tango.evaluation.settings import SettingsError, from_environment
 from tango.evaluation.summary import report, run_digest, summarise
+from tango.evaluation.video import Sampling
 from tango.models.llava_video import FRAMES
 from tango_lmms_eval import __version__, hooks
-from tango_lmms_eval.arguments import ONEVISION, VIDEO, ArgumentError, check_fixed
+from tango_lmms_eval.arguments import MODELS, ONEVISION, OWN, VIDEO, ArgumentError, Fixed, check_fixed
 from tango_lmms_eval.conversations import chat_messages, simple_messages
 
 log = logging.getLogger(__name__)
@@ -48,12 +51,11 @@ class Tokens(TokenCounts):
         return {**super().to_dict(), **self.video}
 
 
-class LlavaOnevision(lmms):
-    """LLaVA-OneVision, with the pruning method that WRAPPER names.
+class PrunedModel(lmms):
+    """A video language model with the pruning method that WRAPPER names.
 
     Args (as --model_args name=value,..):
-        pretrained: a folder or a hub id, in the `llava` package's format (lmms-lab/llava-onevision-qwen2-7b-ov) or in
-            transformers' (llava-hf/llava-onevision-qwen2-7b-ov-hf).
+        pretrained: a folder or a hub id.
         max_frames_num: frames sampled evenly from each video.
         dtype, torch_dtype: auto, float32, float16 or bfloat16.
         attn_implementation: sdpa, eager or flash_attention_2 (on a CPU: sdpa).
@@ -69,14 +71,20 @@ class LlavaOnevision(lmms):
     """
 
     is_simple = True
-    fixed = ONEVISION
-    model_class = "LlavaOnevisionForConditionalGeneration"
+    # Of each model: upstream's arguments that it takes by name, and that can only mean one thing; the classes of its
+    # checkpoints; how it asks (see Chat), and whatever else of that its answers follow from.
+    own: ClassVar[tuple[str, ...]] = OWN
+    fixed: ClassVar[Fixed]
+    model_classes: ClassVar[tuple[str, ...]]
     time_instruction = False
+    sampling: Sampling | None = None
+    limits: PixelLimits | None = None
+    asked: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(
         self,
-        pretrained: str = "lmms-lab/llava-onevision-qwen2-7b-ov",
-        max_frames_num: int = 32,
+        pretrained: str,
+        max_frames_num: int,
         device: str | None = None,
         device_map: str | None = None,
         dtype: str | torch.dtype | None = None,
@@ -91,16 +99,16 @@ class LlavaOnevision(lmms):
     ) -> None:
         super().__init__()
         self.settings = from_environment()
-        check_fixed(others, self.fixed)
+        check_fixed(others, self.fixed, self.own)
         check_pretrained(pretrained)
         if not isinstance(max_frames_num, int) or max_frames_num < 1:
             raise ArgumentError(f"max_frames_num={max_frames_num!r}: sample at least one frame of a video")
         if dtype is not None and torch_dtype is not None and dtype != torch_dtype:
             raise ArgumentError(f"dtype={dtype} and torch_dtype={torch_dtype}: pass one of them")
-        if (held := class_name(pretrained, revision)) != self.model_class:
+        if (held := class_name(pretrained, revision)) not in self.model_classes:
             raise ArgumentError(
-                f"pretrained={pretrained!r} holds a {held}, and this is the model of {self.model_class}; --model is "
-                "llava_onevision for LLaVA-OneVision and llava_vid for LLaVA-Video"
+                f"pretrained={pretrained!r} holds a {held}, and this is the model of {' and '.join(self.model_classes)}"
+                f"; --model is {MODELS}"
             )
         hooks.begin(report)
         self.accelerator = Accelerator()
@@ -122,12 +130,20 @@ class LlavaOnevision(lmms):
         )
         self.seed = torch.initial_seed()
         self.chat: Chat | None = Chat(
-            checkpoint, self.settings.pruner, max_frames_num, self.seed, use_cache, self.time_instruction
+            checkpoint,
+            self.settings.pruner,
+            max_frames_num,
+            self.seed,
+            use_cache,
+            self.time_instruction,
+            self.sampling,
+            self.limits,
         )
         self.described = checkpoint.described | {
             "max_frames_num": max_frames_num,
             "use_cache": use_cache,
             "time_instruction": self.time_instruction,
+            **self.asked,
         }
         self.run = run_digest(
             self.settings, self.described, self._device, self.seed, pretrained, revision, chat_template, __version__
@@ -140,7 +156,7 @@ class LlavaOnevision(lmms):
         self.runner = Runner(journal, self._rank)
 
     @classmethod
-    def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> LlavaOnevision:
+    def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> PrunedModel:
         """As upstream; but a mistake in the settings ends the process with its message instead of a traceback and
         status 0.
         """
@@ -218,9 +234,15 @@ class LlavaOnevision(lmms):
         return str(target(self._doc(request)) if callable(target) else target)
 
     def _messages(self, request: Instance) -> list[dict[str, Any]]:
-        """The conversation of a request."""
+        """The conversation of a request; in lmms-eval's chat interface tasks hand over whole conversations."""
+        if not self.is_simple:
+            return chat_messages(request.args[1](self._doc(request)))
         visuals = request.args[2](self._doc(request)) if callable(request.args[2]) else None
-        return simple_messages(str(request.args[0]), visuals or [])
+        return simple_messages(self._text(request), visuals or [])
+
+    def _text(self, request: Instance) -> str:
+        """The text of a simple task's request."""
+        return str(request.args[0])
 
     def _answer(
         self, requests: Sequence[Instance], compute: Callable[[Instance, Any, str], Answer]
@@ -298,26 +320,37 @@ class LlavaOnevision(lmms):
         super().clean()
 
 
+class LlavaOnevision(PrunedModel):
+    """LLaVA-OneVision, in the `llava` package's format (lmms-lab/llava-onevision-qwen2-7b-ov) or in transformers'
+    (llava-hf/llava-onevision-qwen2-7b-ov-hf).
+    """
+
+    fixed = ONEVISION
+    model_classes = ("LlavaOnevisionForConditionalGeneration",)
+
+    def __init__(
+        self, pretrained: str = "lmms-lab/llava-onevision-qwen2-7b-ov", max_frames_num: int = 32, **others: Any
+    ) -> None:
+        super().__init__(pretrained, max_frames_num, **others)
+
+
 class LlavaOnevisionChat(LlavaOnevision):
-    """The same for lmms-eval's chat interface: tasks hand over whole conversations."""
+    """The same for lmms-eval's chat interface."""
 
     is_simple = False
 
-    def _messages(self, request: Instance) -> list[dict[str, Any]]:
-        return chat_messages(request.args[1](self._doc(request)))
 
+class LlavaVid(PrunedModel):
+    """LLaVA-Video.
 
-class LlavaVid(LlavaOnevision):
-    """LLaVA-Video, with the pruning method that WRAPPER names.
-
-    Args (as --model_args name=value,..), beside those of LlavaOnevision:
+    Args (as --model_args name=value,..), beside those of PrunedModel:
         max_frames_num: 64 by default.
         add_time_instruction: tell the model a video's length and the time of each frame. True by default, as it was
             trained; upstream's default is False.
     """
 
     fixed = VIDEO
-    model_class = "LlavaVideoForConditionalGeneration"
+    model_classes = ("LlavaVideoForConditionalGeneration",)
 
     def __init__(
         self,

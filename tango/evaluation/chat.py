@@ -17,13 +17,15 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torchvision.transforms.v2.functional import InterpolationMode, resize
 from transformers import StoppingCriteriaList
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from tango.evaluation import provenance
 from tango.evaluation.checkpoints import Checkpoint
 from tango.evaluation.runner import Answer
 from tango.evaluation.timing import GenerationTimer, StopAt
-from tango.evaluation.video import Clip, read_video
+from tango.evaluation.video import Clip, Sampling, read_video
 from tango.models import attach, family_of
 from tango.pruners.base import Pruner
 
@@ -40,6 +42,9 @@ PASSED_ON = (
 )
 IGNORED = ("image_aspect_ratio",)  # older tasks carry it; the processor decides
 GENERATION = (*PASSED_ON, *SAMPLING, "do_sample", "until", *IGNORED)
+# In tokens, as qwen-vl-utils has them: of a pair of frames at least and at most, of a video in all, and how much more
+# than the least a frame may have whatever the whole may.
+MIN_TOKENS, MAX_TOKENS, TOTAL_TOKENS, SLACK = 128, 768, 0.9 * 128000, 1.05
 
 
 def generation_settings(given: Mapping[str, Any], use_cache: bool = True) -> tuple[dict[str, Any], list[str]]:
@@ -71,6 +76,44 @@ def generation_settings(given: Mapping[str, Any], use_cache: bool = True) -> tup
     return settings, until
 
 
+@dataclass(frozen=True)
+class PixelLimits:
+    """How many pixels a frame may have for models that take any size (Qwen's), by the rules of qwen-vl-utils.
+
+    min_pixels, max_pixels: of a frame or an image; None: 128 and 768 tokens (an image: the processor's own).
+    total_pixels: of a video, shared by its pairs of frames; None: 115200 tokens.
+
+    Raises:
+        ValueError: limits that are not positive, or the least above the most.
+    """
+
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    total_pixels: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("min_pixels", "max_pixels", "total_pixels"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name}={value!r}: give a whole number of pixels of at least 1")
+        if self.min_pixels is not None and self.max_pixels is not None and self.min_pixels > self.max_pixels:
+            raise ValueError(f"min_pixels={self.min_pixels} is above max_pixels={self.max_pixels}")
+
+    def frame_size(self, frames: int, height: int, width: int, side: int) -> tuple[int, int]:
+        """Height and width of a video's frames: multiples of `side`, the pixels along a token, in about its shape.
+
+        Raises:
+            ValueError: one side is more than 200 times the other.
+        """
+        token = side * side
+        least = self.min_pixels or MIN_TOKENS * token
+        total = self.total_pixels or TOTAL_TOKENS * token
+        most = max(min(MAX_TOKENS * token, total / frames * 2), int(least * SLACK))
+        most = min(self.max_pixels or most, most)
+        chosen: tuple[int, int] = smart_resize(height, width, side, least, most)  # type: ignore[arg-type]  # a float
+        return chosen
+
+
 @dataclass
 class Chat:
     """A model to ask.
@@ -83,6 +126,8 @@ class Chat:
         use_cache: let the language model keep keys and values while decoding.
         time_instruction: say a video's length and the times of its frames before the question, where the model was
             trained on that (processors with a `time_instruction`: LLaVA-Video's).
+        sampling: chooses the frames of a video, in place of max_frames of them.
+        limits: sizes of frames and images, where the model takes any (Qwen's); None leaves them to the processor.
     """
 
     checkpoint: Checkpoint
@@ -91,6 +136,8 @@ class Chat:
     seed: int = 0
     use_cache: bool = True
     time_instruction: bool = True
+    sampling: Sampling | None = None
+    limits: PixelLimits | None = None
     _timer: GenerationTimer | None = field(default=None, init=False, repr=False)
     _pruned: Any = field(default=None, init=False, repr=False)
     _clip: tuple[Any, Clip] | None = field(default=None, init=False, repr=False)
@@ -196,9 +243,14 @@ class Chat:
         if images:
             media["images"] = images
         if clips:
-            media["videos"] = [torch.from_numpy(clip.frames).permute(0, 3, 1, 2) for clip in clips]
+            media["videos"] = [self._pixels(clip) for clip in clips]
             media["video_metadata"] = [_metadata(clip) for clip in clips]
             media["videos_kwargs"] = {"do_sample_frames": False}  # sampled already, with their times known
+        if self.limits is not None:
+            media.setdefault("videos_kwargs", {})["do_resize"] = False
+            given = {"min_pixels": self.limits.min_pixels, "max_pixels": self.limits.max_pixels}
+            if None not in given.values():  # the processor takes both or neither
+                media["images_kwargs"] = given
         batch = self.checkpoint.processor(text=[text], return_tensors="pt", **media)
         inputs = dict(batch.to(self.checkpoint.device, self.checkpoint.model.dtype))
         extra = {}
@@ -210,8 +262,19 @@ class Chat:
         """A video's frames; the last video is remembered, since benchmarks ask several questions in a row about one."""
         wanted = (str(part["video"]), part.get("start"), part.get("end"))
         if self._clip is None or self._clip[0] != wanted:
-            self._clip = (wanted, read_video(wanted[0], self.max_frames, wanted[1], wanted[2]))
+            self._clip = (wanted, read_video(wanted[0], self.sampling or self.max_frames, wanted[1], wanted[2]))
         return self._clip[1]
+
+    def _pixels(self, clip: Clip) -> torch.Tensor:
+        """A video's frames (F, 3, height, width) in uint8, in the size they are to be shown in."""
+        frames = torch.from_numpy(clip.frames).permute(0, 3, 1, 2)
+        if self.limits is None:
+            return frames
+        processor = self.checkpoint.processor.video_processor
+        side = processor.patch_size * processor.merge_size
+        size = self.limits.frame_size(len(frames), frames.shape[-2], frames.shape[-1], side)
+        shown: torch.Tensor = resize(frames, list(size), InterpolationMode.BICUBIC, antialias=True)
+        return shown
 
     def _videos(self, inputs: Mapping[str, Any]) -> list[dict[str, Any]]:
         """What became of each video of the last call. Newlines are not counted, with a pruner or without."""

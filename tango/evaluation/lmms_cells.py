@@ -45,7 +45,8 @@ def lmms_cell(
         raise ValueError(f"method={method!r} with ratio={ratio}: every method but {VANILLA!r} needs a retention ratio")
     name = f"{task}-{method}" + ("" if ratio is None else f"-{ratio:g}") + (f"-{variant}" if variant else "")
     command = [sys.executable, "-m", "lmms_eval", "--model", model]
-    command += ["--model_args", f"pretrained={pretrained},max_frames_num={max_frames}", "--tasks", task]
+    frames = "max_num_frames" if model.startswith("qwen") else "max_frames_num"
+    command += ["--model_args", f"pretrained={pretrained},{frames}={max_frames}", "--tasks", task]
     command += ["--batch_size", "1", "--log_samples", "--output_path", str(folder / "cells" / name / "run")]
     command += ["--limit", str(limit)] if limit is not None else []
     command += ["--include_path", include_path] if include_path is not None else []
@@ -102,6 +103,7 @@ def collect(run: Path, task: str, expected: int) -> dict[str, Any]:
                 "tokens_before": record["tokens"]["video_tokens_before"],
                 "tokens_after": record["tokens"]["video_tokens_after"],
                 "tokens_average": record["tokens"]["video_tokens_average"],
+                "kept": [video.get("kept") for video in record["videos"]],  # hashes of the kept indices
             }
         )
     if len(rows) != expected:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ from typing import Any
 import av
 import numpy as np
 from numpy.typing import NDArray
+
+# Chooses frames of a video, ascending indices, from how many it has and how many seconds they last.
+Sampling = Callable[[int, float], Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -37,10 +41,13 @@ def uniform_indices(total: int, count: int) -> list[int]:
     return [int(index) for index in np.linspace(0, total - 1, count).astype(int)]
 
 
-def read_video(path: str | Path, num_frames: int, start: float | None = None, end: float | None = None) -> Clip:
+def read_video(
+    path: str | Path, num_frames: int | Sampling, start: float | None = None, end: float | None = None
+) -> Clip:
     """Read `num_frames` frames of a video file, or of its part between `start` and `end` seconds.
 
     A file with fewer frames gives all it has. Frame times come from the container, so variable frame rates are right.
+    A function in place of `num_frames` chooses the frames of that part.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -66,9 +73,9 @@ def read_video(path: str | Path, num_frames: int, start: float | None = None, en
             raise ValueError(
                 f"{str(path)!r} has no frame from {start} s to {end} s; it lasts {(times[-1] - first) * base:.2f} s"
             )
-        wanted = [part[i] for i in uniform_indices(len(part), num_frames)]
-        frames, shown = _decode(container, stream, wanted, keys, str(path))
-    duration = (part[-1] - part[0]) * base * len(part) / (len(part) - 1) if len(part) > 1 else 0.0
+        duration = (part[-1] - part[0]) * base * len(part) / (len(part) - 1) if len(part) > 1 else 0.0
+        indices = num_frames(len(part), duration) if callable(num_frames) else uniform_indices(len(part), num_frames)
+        frames, shown = _decode(container, stream, [part[i] for i in indices], keys, str(path))
     return Clip(np.stack(frames), tuple((t - first) * base for t in shown), len(part), duration)
 
 

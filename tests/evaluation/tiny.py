@@ -21,6 +21,10 @@ from transformers import (
     Qwen2Tokenizer,
     Qwen2VLImageProcessor,
     Qwen2VLVideoProcessor,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLProcessor,
+    Qwen3VLVideoProcessor,
     SiglipVisionConfig,
     SiglipVisionModel,
 )
@@ -86,8 +90,8 @@ def save_checkpoint(folder: Path) -> None:
     save_file(head, folder / "pooling_head.safetensors")
 
 
-def save_qwen(folder: Path) -> None:
-    """A Qwen2.5-VL of random weights: 24 x 24 pixels are 3 x 3 tokens, two frames one."""
+def save_qwen(folder: Path, new: bool = False) -> None:
+    """A Qwen2.5-VL, or `new` a Qwen3-VL, of random weights: 24 x 24 pixels are 3 x 3 tokens, two frames one."""
     torch.manual_seed(0)
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|image_pad|>", "<|video_pad|>"]
     special += ["<|vision_start|>", "<|vision_end|>"]
@@ -99,28 +103,31 @@ def save_qwen(folder: Path) -> None:
         pad_token="<|endoftext|>",
         additional_special_tokens=special[1:2] + special[3:],
     )
-    config = Qwen2_5_VLConfig(
-        text_config={
-            "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-            "num_attention_heads": 2, "num_key_value_heads": 1,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 2, 2]},
-        },
-        vision_config={
-            "depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "patch_size": PATCH,
-            "spatial_merge_size": 2, "temporal_patch_size": 2, "out_hidden_size": 32, "window_size": 4 * PATCH,
-            "fullatt_block_indexes": [1], "tokens_per_second": 2,
-        },
-        image_token_id=3, video_token_id=4, vision_start_token_id=5, vision_end_token_id=6,
-    )  # fmt: skip
-    model = Qwen2_5_VLForConditionalGeneration(config)
+    text = {
+        "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 2, 2]},
+    }  # fmt: skip
+    vision = {
+        "depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "patch_size": PATCH,
+        "spatial_merge_size": 2, "temporal_patch_size": 2, "out_hidden_size": 32,
+    }  # fmt: skip
+    if new:
+        vision |= {"num_position_embeddings": 36, "deepstack_visual_indexes": [0]}
+    else:
+        vision |= {"window_size": 4 * PATCH, "fullatt_block_indexes": [1], "tokens_per_second": 2}
+        del text["head_dim"]
+    ids = {"image_token_id": 3, "video_token_id": 4, "vision_start_token_id": 5, "vision_end_token_id": 6}
+    config = (Qwen3VLConfig if new else Qwen2_5_VLConfig)(text_config=text, vision_config=vision, **ids)
+    model = (Qwen3VLForConditionalGeneration if new else Qwen2_5_VLForConditionalGeneration)(config)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.save_pretrained(folder)
     sizes = {"patch_size": PATCH, "temporal_patch_size": 2, "merge_size": 2}
     sizes["size"] = {"shortest_edge": 24 * 24, "longest_edge": 24 * 24}
     template = TEMPLATE.replace("<{{ p['type'] }}>\n", "<|vision_start|><|{{ p['type'] }}_pad|><|vision_end|>")
-    Qwen2_5_VLProcessor(
+    (Qwen3VLProcessor if new else Qwen2_5_VLProcessor)(
         image_processor=Qwen2VLImageProcessor(**sizes),
-        video_processor=Qwen2VLVideoProcessor(**sizes),
+        video_processor=(Qwen3VLVideoProcessor if new else Qwen2VLVideoProcessor)(**sizes),
         tokenizer=tokenizer,
         chat_template=template,
     ).save_pretrained(folder)
