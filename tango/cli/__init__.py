@@ -28,7 +28,9 @@ from tango.cli.demo import demo
 from tango.cli.doctor import doctor
 from tango.cli.methods import methods
 from tango.cli.profile import profile
+from tango.cli.results import results
 from tango.cli.sweep import sweep
+from tango.cli.visualize import visualize
 
 CODES = "; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items())
 
@@ -57,7 +59,7 @@ def root(
     """Only there for --version."""
 
 
-for command in (ask, profile, demo, sweep, methods, doctor):
+for command in (ask, profile, visualize, demo, sweep, results, methods, doctor):
     file = sys.modules[command.__module__]  # holds the command's examples, and more of its settings if it has any
     text = "\n\n".join(" ".join(part.split()) for part in inspect.cleandoc(command.__doc__ or "").split("\n\n"))
     app.command(help=text, epilog=epilog(*file.EXAMPLES), context_settings=getattr(file, "CONTEXT", None))(command)

@@ -108,17 +108,24 @@ def stdout_for_json(asked: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def steps(total: int) -> Iterator[Callable[[str], None]]:
-    """A bar on stderr for work of so many steps; call what it gives with the name of each step as it starts."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+def progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on stderr, if that is a terminal; call what it gives with a step's name, how many are done, of how many."""
     screen = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bar:
-        task = bar.add_task("", total=total)
+        task = bar.add_task("", total=None)
+        yield lambda name, done, total: bar.update(task, description=name, completed=done, total=total)
+
+
+@contextlib.contextmanager
+def steps(total: int) -> Iterator[Callable[[str], None]]:
+    """progress() for work whose number of steps is known: call what it gives with the name of each as it starts."""
+    with progress() as show:
         begun = 0
 
         def step(name: str) -> None:
             nonlocal begun
-            bar.update(task, description=name, completed=begun)
+            show(name, begun, total)
             begun += 1
 
         yield step

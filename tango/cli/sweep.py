@@ -45,7 +45,7 @@ EXAMPLES = (
 LMMS, VLMEVAL = "lmms-eval", "VLMEvalKit"
 MOTIONQA = "MotionQA"
 VLMEVAL_FRAMES = (8, 16, 32, 64)  # of which VLMEvalKit knows data sets
-# The models of the lmms-eval plugin, by what they load.
+# Models of the lmms-eval plugin that take the number of frames as lmms_cell() gives it, by what they load.
 LMMS_MODELS = {
     "LlavaOnevisionForConditionalGeneration": "llava_onevision",
     "LlavaVideoForConditionalGeneration": "llava_vid",
@@ -257,7 +257,7 @@ def lmms_cells(
     if cls is None:
         return
     if cls not in LMMS_MODELS:
-        raise InputError(f"{model} is a {cls}, which the {LMMS} plugin does not have; use --framework {VLMEVAL}")
+        raise InputError(f"{model} is a {cls}, which can be swept in {VLMEVAL} only; use --framework {VLMEVAL}")
     for method, ratio in choices:
         yield lmms_cell(
             folder,
@@ -347,8 +347,7 @@ def show_commands(plan: Plan, as_json: bool) -> None:
 def run(plan: Plan, grid: Grid, as_json: bool) -> int:
     """Run each model's sweep, then print tables; 1 if a cell failed."""
     from tango.evaluation.sweep import Sweep, SweepError
-    from tango.evaluation.timing import efficiency_table
-    from tango.results import label, summary
+    from tango.results import summary
 
     screen, told = console(), []
     failures: dict[str, str] = {}
@@ -360,15 +359,13 @@ def run(plan: Plan, grid: Grid, as_json: bool) -> int:
             raise InputError(str(error)) from error
         results = one.results()
         told += [short(result) for result in results]
-        groups: dict[tuple[str, str], list[Any]] = {}
-        for result in results:
-            groups.setdefault((result["cell"]["framework"], result["cell"]["benchmark"]), []).append(result)
-        for (framework, benchmark), group in groups.items() if not as_json else ():
-            screen.rule(f"{model}, {benchmark}, {framework}")
-            screen.print(summary(group))
-            screen.print(efficiency_table({label(result): result["efficiency"] for result in group}))
+        if results and not as_json:
+            screen.rule(model)
+            screen.print(summary(results))
     for name, reason in failures.items():
         print(f"tango: {name} failed: {reason}", file=sys.stderr)
+    if told and not as_json:
+        screen.print(f"Tables, times and plots: tango results {shlex.quote(grid.output)}", highlight=False)
     if as_json:
         print_json({"folder": grid.output, "cells": told, "failed": failures, "left_out": plan.left_out})
     return FAILED if failures else OK

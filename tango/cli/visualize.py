@@ -1,0 +1,67 @@
+"""`tango visualize`: pictures of which tokens of a video are kept (tango.visualize.visualize)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tango.cli.common import (
+    VIDEO,
+    Device,
+    Dtype,
+    Frames,
+    Json,
+    Methods,
+    Model,
+    check_ratio,
+    console,
+    print_json,
+    progress,
+    stdout_for_json,
+)
+
+EXAMPLES = (
+    "tango visualize",
+    'tango visualize clip.mp4 --method tango --method topk --ratio 0.1 --ratio 0.2 --question "What happens?"',
+)
+
+
+def visualize(
+    video: Annotated[str | None, typer.Argument(help="A video file.", show_default=VIDEO)] = None,
+    output: Annotated[Path, typer.Option(help="Folder for the page and the sheets.")] = Path("build/visualize"),
+    model: Model = None,
+    method: Methods = ["tango"],  # noqa: B006 (read by typer, changed by nobody)
+    ratio: Annotated[
+        list[float], typer.Option("--ratio", callback=check_ratio, help="Share of the tokens to keep; may be repeated.")
+    ] = [0.1, 0.15, 0.2],  # noqa: B006
+    frames: Frames = None,
+    question: Annotated[str | None, typer.Option(help="Asked with each; the answers are shown.")] = None,
+    device: Device = None,
+    dtype: Dtype = "auto",
+    as_json: Json = False,
+) -> None:
+    """Draw which tokens of a video each method keeps, drops and merges: a page with sliders and one picture each."""
+    with stdout_for_json(as_json):
+        from tango.cli.inference import check_video, choose_pruners, frames_for, input_errors, load
+        from tango.visualize import visualize as draw
+
+        path = check_video(video)
+        choose_pruners(method, ratio[0], None, [])  # unknown ones are told with the option's name
+        with progress() as show, input_errors(f"video {path!r}"):
+            show("loading the model", 0, 1)
+            made = draw(
+                path,
+                output,
+                model=load(model, device, dtype),
+                methods=method,
+                ratios=ratio,
+                frames=frames_for(frames, model),
+                question=question,
+                progress=show,
+            )
+    if as_json:
+        print_json({"page": made.page, "sheets": made.sheets})
+    else:
+        console().print(f"written: {', '.join(map(str, (made.page, *made.sheets)))}", soft_wrap=True, highlight=False)
