@@ -1,12 +1,4 @@
 #!/usr/bin/env bash
-# Qwen2.5-VL-7B on Video-MME (without subtitles), MVBench, LongVideoBench and MLVU:
-# unpruned, and Tango at 0.1, 0.15 and 0.2.
-#   bash run_eval_qwen.sh [--dry-run] [--ratios 0.1] [--benchmarks Video-MME] [--limit 100] ..
-# NPROC: processes, by default one a GPU. PYTHON: by default .venv of this repository, else python. MODEL: another checkpoint, a folder or a hub id. OUTPUT: another folder.
-# Started again it goes on where it was stopped.
-set -euo pipefail
-cd "$(dirname "$0")"
-python=../.venv/bin/python
-if [ ! -x $python ]; then python=python; fi
-exec "${PYTHON:-$python}" -m tango_vlmeval.benchmarks --model "${MODEL:-Qwen/Qwen2.5-VL-7B-Instruct}" \
-    --frames 64 --config ../configs/qwen2_5_vl.yaml --output "${OUTPUT:-outputs/qwen2_5_vl}" "$@"
+# Qwen2.5-VL-7B on the paper's benchmarks; flags and variables are those of run_eval.sh.
+source "$(dirname "${BASH_SOURCE[0]}")/run_eval.sh"
+sweep Qwen/Qwen2.5-VL-7B-Instruct qwen2_5_vl --frames 64 "$@"

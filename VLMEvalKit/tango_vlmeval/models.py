@@ -6,6 +6,7 @@ VLMEvalKit asks for one answer after another. Everything that does not depend on
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from vlmeval.smp.file import INFER_FAIL_MSG
 from vlmeval.vlm.base import BaseModel
 
 from tango.evaluation import provenance
-from tango.evaluation.chat import Chat, generation_settings, identity
+from tango.evaluation.chat import Chat, PixelLimits, generation_settings, identity
 from tango.evaluation.checkpoints import CheckpointError, class_name, load
 from tango.evaluation.journal import Journal
 from tango.evaluation.runner import Answer, Record, Runner, Sample
@@ -213,12 +214,32 @@ class TangoLlavaVideo(TangoModel):
 
 
 class TangoQwenVL(TangoModel):
-    """Qwen2.5-VL and Qwen3-VL: Qwen/Qwen2.5-VL-7B-Instruct."""
+    """Qwen2.5-VL and Qwen3-VL: Qwen/Qwen2.5-VL-7B-Instruct.
+
+    Args, beside those of TangoModel:
+        min_pixels, max_pixels, total_pixels: see PixelLimits; its defaults are those of upstream's models for video.
+    """
 
     model_classes = (
         "Qwen2_5_VLForConditionalGeneration", "Qwen3VLForConditionalGeneration", "Qwen3VLMoeForConditionalGeneration"
     )  # fmt: skip
     default_frames = 64
+
+    def __init__(
+        self,
+        pretrained: str | None = None,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+        total_pixels: int | None = None,
+        **others: Any,
+    ) -> None:
+        try:
+            limits = PixelLimits(min_pixels, max_pixels, total_pixels)
+        except ValueError as error:
+            raise ArgumentError(str(error)) from error
+        super().__init__(pretrained, **others)
+        self.chat.limits = limits
+        self.described |= dataclasses.asdict(limits)
 
 
 MODELS = (TangoLlavaOnevision, TangoLlavaVideo, TangoQwenVL)

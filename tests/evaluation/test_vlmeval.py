@@ -341,7 +341,10 @@ def test_qwen(wrapper: str, data: Path, tmp_path: Path, monkeypatch: pytest.Monk
     """Qwen2.5-VL pairs frames and is told the seconds between the pairs."""
     monkeypatch.setenv("WRAPPER", wrapper)
     save_qwen(tmp_path / "qwen")
-    model = TangoQwenVL(pretrained=str(tmp_path / "qwen"), device="cpu")
+    with pytest.raises(ArgumentError, match="min_pixels=9 is above max_pixels=1"):
+        TangoQwenVL(pretrained=str(tmp_path / "qwen"), min_pixels=9, max_pixels=1)
+    model = TangoQwenVL(pretrained=str(tmp_path / "qwen"), device="cpu", min_pixels=24 * 24, max_pixels=24 * 24)
+    assert model.describe(6)[0]["max_pixels"] == 24 * 24
     assert model.frames == 64
     seen: dict[str, Any] = {}
     generate = model.chat.checkpoint.model.generate
