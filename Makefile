@@ -1,4 +1,5 @@
-# make demo: install, then accuracy and time of the unpruned model and of Tango on the shipped benchmark (CPU, minutes).
+# make demo: install, then accuracy and time of the unpruned model and of Tango on the shipped benchmark, in lmms-eval and
+# in VLMEvalKit (CPU, minutes).
 # make test: install, then ruff, mypy and pytest.
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ demo: setup
 
 # All methods at five ratios, and the ablations of Tango; hours on a CPU, resumable.
 benchmark: setup
-	$(BIN)/python scripts/demo.py --methods all --ratios 0.05 0.1 0.15 0.2 0.3 --ablations configs/ablations \
+	$(BIN)/python scripts/demo.py --frameworks lmms-eval --methods all --ratios 0.05 0.1 0.15 0.2 0.3 --ablations configs/ablations \
 	  --work build/sweeps/motionqa_all --output results/motionqa_all --title "MotionQA, all methods"
 
 test: setup

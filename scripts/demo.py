@@ -1,9 +1,10 @@
-"""Behind `make demo`: sweeps pruning methods over MotionQA with tango-tiny through lmms-eval, then writes the tables.
+"""Behind `make demo`: sweeps pruning methods over MotionQA with tango-tiny in both frameworks, then writes the tables.
 
-    python scripts/demo.py [--jobs 1] [--limit 100] [--output results/motionqa]
+    python scripts/demo.py [--frameworks lmms-eval] [--jobs 1] [--limit 100] [--output results/motionqa]
 
-Run again it goes on where it was stopped; finished cells are not computed again. `make benchmark` is the same with all
-methods at all ratios and the ablations of Tango.
+All cells run in the first framework; the second repeats the unpruned model and Tango, and README.md in --output says
+whether it came to the same. Run again it goes on where it was stopped; finished cells are not computed again.
+`make benchmark` is lmms-eval with all methods at all ratios and the ablations of Tango.
 """
 
 from __future__ import annotations
@@ -16,16 +17,19 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tango.evaluation import settings
+from tango.evaluation import lmms_cells, settings, vlmeval_cells
 from tango.evaluation.lmms_cells import lmms_cell
 from tango.evaluation.sweep import Sweep, SweepError
-from tango.evaluation.timing import efficiency_table
+from tango.evaluation.vlmeval_cells import vlmeval_cell
 from tango.pruners import REGISTRY
-from tango.results import label, summary, write_results
+from tango.results import write_results
 
 RATIOS = (0.1, 0.15, 0.2)
 BASELINES = ("random", "topk")  # at the smallest ratio: is Tango's choice better than a trivial one?
 ABLATED = 0.1  # the ratio of the ablations
+FRAMEWORKS = (lmms_cells.FRAMEWORK, vlmeval_cells.FRAMEWORK)
+REPEATED = (settings.VANILLA, "tango")  # in the second framework
+DATA, TASK, DATASET = Path("data/motionqa"), "motionqa", "MotionQA_8frame"
 
 
 def impossible(method: str, ratio: float | None, config: str, layers: int | None) -> str | None:
@@ -45,8 +49,10 @@ def impossible(method: str, ratio: float | None, config: str, layers: int | None
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--checkpoint", default="checkpoints/tango-tiny", help="folder of the model")
-    parser.add_argument("--data", type=Path, default=Path("data/motionqa"), help="folder with test.json and videos/")
-    parser.add_argument("--task", default="motionqa", help="lmms-eval's name of the task that reads --data")
+    parser.add_argument("--frameworks", nargs="+", choices=FRAMEWORKS, default=FRAMEWORKS, help="default: both")
+    parser.add_argument("--data", type=Path, default=DATA, help="folder with test.json and videos/")
+    parser.add_argument("--task", default=TASK, help="lmms-eval's name of the task that reads --data")
+    parser.add_argument("--dataset", default=DATASET, help="VLMEvalKit's name of the data set that reads --data")
     parser.add_argument("--include-path", help="folder of lmms-eval tasks, if --task is not the plugin's own")
     parser.add_argument("--config", default="configs/tango_tiny.yaml", help="settings of the methods (TANGO_CONFIG)")
     parser.add_argument("--ratios", type=float, nargs="+", default=RATIOS, help="retention ratios for Tango")
@@ -68,6 +74,13 @@ def main() -> int:
                 f"[red]{needed} is missing[/]; run this from the repository's root, or name what to use instead"
             )
             return 2
+    if args.data.resolve() != DATA.resolve():
+        for framework, option, default in zip(FRAMEWORKS, ("task", "dataset"), (TASK, DATASET), strict=True):
+            if framework in args.frameworks and getattr(args, option) == default:
+                console.print(
+                    f"[red]{framework}'s {default} does not read {args.data}[/]; name with --{option} what does"
+                )
+                return 2
     unknown = {*args.methods, *args.baselines} - {"all", *REGISTRY}
     if unknown:
         console.print(f"[red]unknown methods: {', '.join(sorted(unknown))}[/]; there are {', '.join(REGISTRY)}")
@@ -84,22 +97,22 @@ def main() -> int:
         if reason := impossible(*cell[:3], layers):
             console.print(f"left out: {reason}", soft_wrap=True)
             grid.remove(cell)
-    cells = [
-        lmms_cell(
-            args.work,
-            pretrained=args.checkpoint,
-            task=args.task,
-            data=[questions, *sorted((args.data / "videos").iterdir())],
-            samples=len(json.loads(questions.read_text(encoding="utf-8"))),
-            method=method,
-            ratio=ratio,
-            config=config,
-            limit=args.limit,
-            include_path=args.include_path,
-            variant=variant,
-        )
-        for method, ratio, config, variant in grid
-    ]
+    common = {
+        "pretrained": args.checkpoint,
+        "data": [questions, *sorted((args.data / "videos").iterdir())],
+        "samples": len(json.loads(questions.read_text(encoding="utf-8"))),
+        "limit": args.limit,
+    }
+    cells = []
+    for framework in dict.fromkeys(args.frameworks):
+        for method, ratio, config, variant in grid:
+            chosen = common | {"method": method, "ratio": ratio, "config": config, "variant": variant}
+            if framework != args.frameworks[0] and (method not in REPEATED or variant is not None):
+                continue
+            if framework == lmms_cells.FRAMEWORK:
+                cells.append(lmms_cell(args.work, task=args.task, include_path=args.include_path, **chosen))
+            else:
+                cells.append(vlmeval_cell(args.work, dataset=args.dataset, **chosen))
     sweep = Sweep(args.work, cells, args.jobs, console)
     try:
         failures = sweep.run()
@@ -111,11 +124,9 @@ def main() -> int:
         return 130
     results = sweep.results()
     if results:
-        missing = [cell.name for cell in cells if sweep.finished(cell) is None]
-        files = write_results(results, args.output, shlex.join(["python", *sys.argv]), missing, args.title)
-        console.print(summary(results))
-        console.print(efficiency_table({label(cell): cell["efficiency"] for cell in results}))
-        console.print(f"written: {', '.join(map(str, files))}", soft_wrap=True)
+        missing = [f"no result of {cell.name}" for cell in cells if sweep.finished(cell) is None]
+        command = shlex.join(["python", *sys.argv])
+        write_results(results, args.output, command, missing, args.title).show(console)
     for name, reason in failures.items():
         console.print(f"[red]{name}[/]: {reason}", soft_wrap=True)
     return 1 if failures else 0

@@ -7,8 +7,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import pandas as pd
 import pytest
-from test_results import made_up
+from made_up import made_up
 
 from tango.evaluation.sweep import Cell
 
@@ -22,15 +23,16 @@ def demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
 
-    def cell(folder: Path, **given: Any) -> Cell:
+    def cell(framework: str, benchmark: str, given: dict[str, Any]) -> Cell:
         method, ratio = given["method"], given["ratio"]
         status = "import sys; sys.exit(1)" if method == "topk" else "pass"
-        found = made_up(method, ratio, list(range(30)), 512 if ratio is None else 52)
-        found["cell"]["variant"] = given["variant"]
-        name = f"{method}-{ratio}" + (f"-{given['variant']}" if given["variant"] else "")
+        what = {"framework": framework, "benchmark": benchmark, "variant": given["variant"]}
+        found = made_up(method, ratio, list(range(30)), 512 if ratio is None else 52, **what)
+        name = "-".join(str(part) for part in (framework, method, ratio, given["variant"]) if part is not None)
         return Cell(name, name, [sys.executable, "-c", status], {}, given["samples"], lambda run: found)
 
-    monkeypatch.setattr(module, "lmms_cell", cell)
+    monkeypatch.setattr(module, "lmms_cell", lambda folder, **given: cell("lmms-eval", given["task"], given))
+    monkeypatch.setattr(module, "vlmeval_cell", lambda folder, **given: cell("VLMEvalKit", given["dataset"], given))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
@@ -42,6 +44,7 @@ def demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def run(demo: ModuleType, monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
     given = ["--checkpoint", "model", "--data", "data", "--config", "settings.yaml", "--jobs", "4"]
+    given += ["--task", "mine", "--dataset", "mine_8frame"]
     monkeypatch.setattr(sys, "argv", ["scripts/demo.py", *given, *words])
     return int(demo.main())
 
@@ -53,14 +56,34 @@ def test_the_grid_and_its_tables(demo: ModuleType, monkeypatch: pytest.MonkeyPat
         assert name in readme
     assert "made by: python scripts/demo.py --checkpoint model" in readme
     assert (tmp_path / "results" / "motionqa" / "accuracy.png").is_file()
+    assert "gave the same answers and scores and kept the same tokens, sample by sample,** in all 4 cells" in readme
+    found = pd.read_csv(tmp_path / "results" / "motionqa" / "accuracy.csv", comment="#")
+    assert found["framework"].tolist() == ["lmms-eval"] * 5 + ["VLMEvalKit"] * 4  # the baseline only in the first
+
+
+def test_one_framework(demo: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert run(demo, monkeypatch, "--frameworks", "VLMEvalKit", "--baselines", "random", "--ratios", "0.1") == 0
+    found = pd.read_csv(tmp_path / "results" / "motionqa" / "accuracy.csv", comment="#")
+    assert found["framework"].tolist() == ["VLMEvalKit"] * 3
+    with pytest.raises(SystemExit):
+        run(demo, monkeypatch, "--frameworks", "another")
+
+
+@pytest.mark.parametrize(("framework", "option"), [("lmms-eval", "task"), ("VLMEvalKit", "dataset")])
+def test_other_data_need_a_name(
+    framework: str, option: str, demo: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    default = {"task": demo.TASK, "dataset": demo.DATASET}[option]
+    assert run(demo, monkeypatch, "--frameworks", framework, f"--{option}", default) == 2
+    assert f"{framework}'s {default} does not read data; name with --{option} what does" in capsys.readouterr().out
 
 
 def test_a_failed_cell_is_named_and_ends_with_an_error(
     demo: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(demo, monkeypatch, "--ratios", "0.1") == 1
-    assert "topk-0.1: exit status 1" in capsys.readouterr().out
-    assert "Without a result:** topk-0.1" in (tmp_path / "results" / "motionqa" / "README.md").read_text()
+    assert "lmms-eval-topk-0.1: exit status 1" in capsys.readouterr().out
+    assert "no result of lmms-eval-topk-0.1" in (tmp_path / "results" / "motionqa" / "README.md").read_text()
 
 
 def test_what_is_missing_is_named(

@@ -1,174 +1,198 @@
 """Tables from made-up cells with known answers."""
 
-import io
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from rich.console import Console
+from made_up import made_up
 
-from tango.evaluation.timing import TITLES
-from tango.results import (
+from tango.results import ResultsError
+from tango.results.cells import arrange, tokens_kept
+from tango.results.statistics import bootstrap
+from tango.results.tables import (
     accuracy_table,
-    bootstrap,
-    comparisons,
+    agreement_table,
+    benchmark_table,
+    comparison_table,
+    efficiency_table,
+    kind_table,
     paired_scores,
-    read_cells,
-    summary,
-    tokens_kept,
-    write_results,
+    published_table,
 )
-
-KINDS = ("colour", "count")
-
-
-def made_up(method: str, ratio: float | None, right: list[int], kept: int, parsed: bool = True) -> dict[str, Any]:
-    """A cell of 40 questions, half of each kind; `right` are the numbers of those answered correctly."""
-    samples = [
-        {
-            "id": f"q{i}",
-            "kind": KINDS[i % 2],
-            "score": float(i in right),
-            "prediction": "A" if parsed or i else None,
-            "answer": "A",
-            "tokens_before": 512,
-            "tokens_after": kept,
-        }
-        for i in range(40)
-    ]
-    return {
-        "cell": {"method": method, "ratio": ratio, "model": "tiny", "benchmark": "motionqa", "framework": "lmms-eval"},
-        "provenance": {
-            "model": {"pretrained": "checkpoints/tiny", "dtype": "float32", "max_frames_num": 8},
-            "seed": 1234,
-            "commit": {"hash": "0123456789abcdef", "dirty": False},
-            "versions": {"tango": "0.1.0", "torch": "2.11.0"},
-            "device": {"name": "A processor", "type": "cpu", "threads": 2},
-            "processes": 1,
-            "time": "2026-01-01T00:00:00+00:00",
-        },
-        "efficiency": dict.fromkeys(TITLES, 2.5) | {"cold_samples": 1, "Avg_Decoding_Throughput": None},
-        "samples": samples,
-    }
 
 
 @pytest.fixture
 def cells() -> list[dict[str, Any]]:
     return [
+        made_up("random", 0.1, list(range(0, 28, 2))),
+        made_up("tango", 0.1, list(range(28))),
         made_up("vanilla", None, list(range(32)), 512),
-        made_up("tango", 0.1, list(range(28)), 52),
-        made_up("random", 0.1, list(range(0, 28, 2)), 52, parsed=False),
-        made_up("topk", 0.1, list(range(4, 32)), 52),
+        made_up("topk", 0.1, list(range(4, 32))),
     ]
 
 
-def test_accuracy_by_kind_and_against_the_unpruned_model(cells: list[dict[str, Any]]) -> None:
-    table = accuracy_table(cells).set_index("name")
-    assert table.loc["unpruned", "accuracy"] == 80 and table.loc["Tango 10 %", "accuracy"] == 70
-    assert table.loc["random 10 %", "colour"] == 70 and table.loc["random 10 %", "count"] == 0
-    assert table.loc["Tango 10 %", "share_kept"] == pytest.approx(87.5)
-    assert table.loc["Tango 10 %", "difference"] == pytest.approx(-10)
-    assert table.loc["unpruned", ["difference_low", "difference_high"]].tolist() == [0, 0]
-    assert table.loc["Tango 10 %", "tokens_kept"] == pytest.approx(100 * 52 / 512)
-    assert table["unparsed"].tolist() == [0, 0, 1, 0]
+def table(make: Any, cells: list[dict[str, Any]]) -> pd.DataFrame:
+    return make(arrange(cells)[0])
+
+
+def elsewhere(cells: list[dict[str, Any]], **what: Any) -> list[dict[str, Any]]:
+    """The same cells in another framework or on another benchmark."""
+    return [cell | {"cell": cell["cell"] | what} for cell in cells]
+
+
+def test_accuracy_against_the_unpruned_model(cells: list[dict[str, Any]]) -> None:
+    found = table(accuracy_table, cells)
+    assert found["name"].tolist() == ["unpruned", "Tango 10 %", "random 10 %", "top-k saliency 10 %"]
+    found = found.set_index("name")
+    assert found.loc["unpruned", "MotionQA"] == 80 and found.loc["Tango 10 %", "MotionQA"] == 70
+    assert found.loc["Tango 10 %", "share_kept"] == pytest.approx(87.5)
+    assert found.loc["Tango 10 %", "difference"] == pytest.approx(-10)
+    assert found.loc["unpruned", ["difference_low", "difference_high"]].tolist() == [0, 0]
+    assert found.loc["Tango 10 %", "tokens_kept"] == pytest.approx(100 * 52 / 512)
+    cells[1]["samples"][30]["prediction"] = None
+    assert table(benchmark_table, cells)["unparsed"].tolist() == [0, 1, 0, 0]
 
 
 def test_kinds_are_read_from_the_data(cells: list[dict[str, Any]]) -> None:
+    found = table(kind_table, cells).set_index(["name", "kind"])["accuracy"]
+    assert found["random 10 %", "colour"] == 70 and found["random 10 %", "count"] == 0
     for cell in cells:
         cell["samples"][0]["kind"] = "smell"
-    assert "smell" in accuracy_table(cells).columns
+    assert table(kind_table, cells)["kind"].unique().tolist() == ["colour", "count", "smell"]
+
+
+def test_the_average_is_that_of_benchmarks_and_only_of_all_of_them() -> None:
+    cells = [made_up("vanilla", None, list(range(40)), 512, benchmark=name) for name in ("MVBench_8frame", "videomme")]
+    cells += [made_up("tango", 0.1, list(range(n)), benchmark=b) for n, b in ((30, "MVBench_8frame"), (20, "videomme"))]
+    cells += [made_up("topk", 0.1, list(range(40)), benchmark="videomme")]
+    found = table(accuracy_table, cells).set_index("name")
+    assert found.columns.tolist()[4:8] == ["tokens_kept", "Video-MME", "MVBench", "average"][:4]
+    assert found.loc["Tango 10 %", ["Video-MME", "MVBench", "average"]].tolist() == [50, 75, 62.5]
+    assert found.loc["Tango 10 %", "difference"] == -37.5 and found.loc["Tango 10 %", "share_kept"] == 62.5
+    assert found.loc["top-k saliency 10 %", "Video-MME"] == 100
+    assert found.loc["top-k saliency 10 %", ["MVBench", "average", "share_kept", "difference"]].isna().all()
+    assert table(comparison_table, cells).empty  # top-k lacks a benchmark
+    alone = table(benchmark_table, cells).set_index(["name", "benchmark"])
+    assert alone.loc[("top-k saliency 10 %", "Video-MME"), "difference"] == 0
 
 
 def test_the_interval_is_that_of_paired_differences() -> None:
     rng = np.random.default_rng(1)
     other = (rng.random(4000) < 0.8).astype(float)
     one = np.where(rng.random(4000) < 0.1, 1 - other, other)  # mostly the same answers
-    difference, share = bootstrap(one, other, draws=4000)
+    difference, share = bootstrap([(one, other)], draws=4000)
     error = 100 * (one - other).std() / np.sqrt(4000)
     assert difference.value == pytest.approx(100 * (one.mean() - other.mean()))
     assert difference.low == pytest.approx(difference.value - 1.96 * error, abs=0.15)
     assert difference.high == pytest.approx(difference.value + 1.96 * error, abs=0.15)
     assert share.value == pytest.approx(100 * one.mean() / other.mean())
     assert share.low < share.value < share.high
-    assert bootstrap(one, other, draws=100) == bootstrap(one, other, draws=100)
+    assert bootstrap([(one, other)], draws=100) == bootstrap([(one, other)], draws=100)
+
+
+def test_benchmarks_count_alike_whatever_their_size() -> None:
+    rng = np.random.default_rng(2)
+    small = ((rng.random(100) < 0.5).astype(float), (rng.random(100) < 0.5).astype(float))
+    large = (np.ones(5000), np.ones(5000))  # nothing varies here
+    alone, _ = bootstrap([small], draws=4000)
+    both, _ = bootstrap([small, large], draws=4000)
+    assert both.value == pytest.approx(alone.value / 2)
+    assert both.high - both.low == pytest.approx((alone.high - alone.low) / 2, rel=0.05)
 
 
 def test_extremes_of_the_bootstrap() -> None:
-    same, _ = bootstrap(np.ones(5), np.ones(5))
+    same, _ = bootstrap([(np.ones(5), np.ones(5))])
     assert (same.value, same.low, same.high) == (0, 0, 0)
-    _, share = bootstrap(np.ones(5), np.zeros(5))  # nothing to keep a share of
+    _, share = bootstrap([(np.ones(5), np.zeros(5))])  # nothing to keep a share of
     assert not np.isfinite(share.value) and np.isnan(share.low)
     with pytest.raises(ValueError, match="3 and 2 scores"):
-        bootstrap(np.ones(3), np.ones(2))
+        bootstrap([(np.ones(3), np.ones(2))])
+    with pytest.raises(ValueError, match="at least one benchmark"):
+        bootstrap([])
 
 
 def test_only_answers_to_the_same_questions_are_compared(cells: list[dict[str, Any]]) -> None:
     cells[1]["samples"][3]["id"] = "another"
-    with pytest.raises(ValueError, match="Tango 10 % and unpruned answered different questions: another, q3"):
-        paired_scores(cells[1], cells[0])
+    with pytest.raises(ResultsError, match="Tango 10 % and unpruned answered different questions: another, q3"):
+        paired_scores(cells[1], cells[2])
+    rows, remarks = arrange(cells)
+    assert "Tango 10 %" not in [row.name for row in rows] and len(rows) == 3
+    (remark,) = remarks
+    assert "Tango 10 % on MotionQA in lmms-eval answered 40 questions, unpruned 40 and not the same" in remark
 
 
 def test_tango_against_baselines(cells: list[dict[str, Any]]) -> None:
-    table = comparisons(cells).set_index("against")
-    assert table.loc["random 10 %", "Tango is"] == "better" and table.loc["random 10 %", "difference"] == 35
-    assert table.loc["top-k saliency 10 %", "Tango is"] == "not distinguishable"
-    worse = comparisons([*cells[1:2], made_up("random", 0.1, list(range(40)), 52)])
+    found = table(comparison_table, cells).set_index("against")
+    assert found.loc["random 10 %", "Tango is"] == "better" and found.loc["random 10 %", "difference"] == 35
+    assert found.loc["top-k saliency 10 %", "Tango is"] == "not distinguishable"
+    worse = table(comparison_table, [cells[1], made_up("random", 0.1, list(range(40)))])
     assert worse["Tango is"].tolist() == ["worse"]
+    varied = table(comparison_table, [cells[1], made_up("tango", 0.1, list(range(14)), variant="no-context")])
+    assert varied["against"].tolist() == ["Tango 10 %, no-context"]
 
 
-def test_files(tmp_path: Path, cells: list[dict[str, Any]]) -> None:
-    files = write_results(cells, tmp_path, "python scripts/demo.py", missing=["motionqa-tango-0.2"])
-    assert {f.name for f in files} == {
-        "accuracy.csv",
-        "efficiency.csv",
-        "comparisons.csv",
-        "README.md",
-        "accuracy.png",
-        "time.png",
-    }
-    for name in ("accuracy", "efficiency", "comparisons"):
-        text = (tmp_path / f"{name}.csv").read_text()
-        assert text.startswith("# made by: python scripts/demo.py\n# model: checkpoints/tiny in float32, 8 frames")
-    assert pd.read_csv(tmp_path / "accuracy.csv", comment="#")["accuracy"].tolist() == [80, 70, 35, 70]
-    assert pd.read_csv(tmp_path / "efficiency.csv", comment="#")["Peak_mem (GB)"].tolist() == [2.5] * 4
-    readme = (tmp_path / "README.md").read_text()
-    for said in (
-        "made by: python scripts/demo.py",
-        "commit: 0123456789ab;",
-        "A processor (cpu, 2 threads)",
-        "87.5 [",
-        "-10.0 [",
-        "against random 10 %: +35.0 [",
-        "(10.2 % of the tokens kept against 10.2 %): Tango is better",
-        "Without a result:** motionqa-tango-0.2",
-        "(4 in all)",
-    ):
-        assert said in readme, said
-    assert (tmp_path / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+def test_what_cannot_stand_in_one_table(cells: list[dict[str, Any]]) -> None:
+    with pytest.raises(ResultsError, match="no finished cells"):
+        arrange([])
+    with pytest.raises(ResultsError, match="two cells for Tango 10 % on MotionQA in lmms-eval"):
+        arrange([*cells, made_up("tango", 0.1, [])])
+    with pytest.raises(ResultsError, match="one model, frames and dtype"):
+        arrange([*cells, made_up("tango", 0.2, [], frames=16)])
+    cells[1]["provenance"]["settings"]["alpha"] = 2
+    _, remarks = arrange([*cells, made_up("tango", 0.1, [], framework="VLMEvalKit")])
+    assert remarks == ["Tango 10 % was not run with the same alpha everywhere"]
 
 
-def test_the_summary_fits_a_terminal(cells: list[dict[str, Any]]) -> None:
-    console = Console(file=io.StringIO(), width=100, record=True)
-    console.print(summary(cells))
-    text = console.export_text()
-    assert "Tango 10 %" in text and "10.2" in text and "-10.0 [" in text and "87.5 [" in text
+def test_speed_ups_only_on_the_same_machine() -> None:
+    cells = [
+        made_up("vanilla", None, [1], 512, ttft=30.0),
+        made_up("tango", 0.1, [1], ttft=10.0),
+        made_up("tango", 0.2, [1], ttft=20.0, device="Another"),
+        made_up("vanilla", None, [1], 512, ttft=50.0, framework="VLMEvalKit"),
+        made_up("tango", 0.1, [1], ttft=20.0, framework="VLMEvalKit"),
+    ]
+    cells[1]["provenance"]["processes"] = 2
+    found = table(efficiency_table, cells)["Avg_Total_TTFT speed-up"]
+    assert found.iloc[[0, 3, 4]].tolist() == [1, 1, 2.5] and found.iloc[[1, 2]].isna().all()
+    cells[1]["provenance"]["processes"] = 1
+    assert table(efficiency_table, cells)["Avg_Total_TTFT speed-up"].iloc[1] == 3
+    assert table(efficiency_table, cells[1:2])["Avg_Total_TTFT speed-up"].isna().all()
 
 
-def test_without_the_unpruned_model_there_is_nothing_to_compare_with(tmp_path: Path, cells: list[Any]) -> None:
-    assert "share_kept" not in accuracy_table(cells[1:])
-    write_results(cells[1:2], tmp_path, "x")
-    assert "share" not in (tmp_path / "README.md").read_text()
-    with pytest.raises(ValueError, match="no finished cells"):
-        write_results([], tmp_path, "x")
+def test_both_frameworks_sample_by_sample(cells: list[dict[str, Any]]) -> None:
+    other = [
+        made_up("vanilla", None, list(range(32)), 512, framework="VLMEvalKit", benchmark="MotionQA_8frame"),
+        made_up("tango", 0.1, [0, *range(3, 28)], framework="VLMEvalKit", benchmark="MotionQA_8frame"),
+    ]
+    other[1]["samples"][5]["kept"] = ["something else"]
+    other[1]["samples"][6]["tokens_after"] = 51
+    found = table(agreement_table, cells + other).set_index("name")
+    differ = ["answers_differ", "scores_differ", "kept_differ"]
+    assert found.index.tolist() == ["unpruned", "Tango 10 %"] and found["questions"].tolist() == [40, 40]
+    assert found.loc["unpruned", differ].tolist() == [0, 0, 0] and found.loc["Tango 10 %", differ].tolist() == [2, 2, 2]
+    del other[0]["samples"][7]["kept"]
+    assert table(agreement_table, cells + other)["kept_differ"].isna().tolist() == [True, False]
+    assert table(agreement_table, cells).empty
+    for cell in other:
+        cell["samples"] = cell["samples"][:30]
+    assert table(agreement_table, cells + other)[["questions", "only_one"]].values.tolist() == [[30, 10], [30, 10]]
 
 
-def test_cells_are_found(tmp_path: Path) -> None:
-    (tmp_path / "cells" / "a").mkdir(parents=True)
-    (tmp_path / "cells" / "a" / "cell.json").write_text('{"cell": {}}')
-    (tmp_path / "cells" / "b").mkdir()
-    assert read_cells(tmp_path) == [{"cell": {}}]
+def test_published_figures_stand_beside_measured_ones(cells: list[dict[str, Any]]) -> None:
+    assert table(published_table, cells).empty  # of another model
+    theirs = elsewhere(
+        cells, model="llava-onevision-qwen2-7b-ov", benchmark="Video-MME_32frame", framework="VLMEvalKit"
+    )
+    found = table(published_table, theirs).set_index("quantity")
+    assert found.loc["Total_runtime", "published"] == 1315.02 and found.loc["Total_runtime", "VLMEvalKit"] == 2.5
+    assert found.loc["share_kept", "published"] == 98.9 and found.loc["share_kept", "VLMEvalKit"] == pytest.approx(87.5)
+    assert found["published_on"].unique().tolist() == ["8 x A800, lmms-eval"]
+    assert found["source"].str.contains("arXiv").all()
+    # Nothing is reckoned from them: no other table changes with them, and no column mixes the two.
+    assert set(found.columns) == {"benchmark", "name", "VLMEvalKit", "published", "published_on", "source"}
+    not_run = table(published_table, [theirs[2]])
+    assert not_run["VLMEvalKit"].isna().all() and not_run["published"].notna().all()
 
 
 def test_tokens_count_in_the_mean_over_layers() -> None:

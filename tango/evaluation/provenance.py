@@ -28,7 +28,7 @@ PACKAGES = ("torch", "transformers", "accelerate", "lmms-eval", "ms-vlmeval", "t
 SHOWN = ("WRAPPER", "TANGO_CONFIG", "TANGO_ARGS")
 # What can change an answer or its timing. Tables, plots and sweeps are made from answers and are not in it.
 CODE = ("*.py", "pruners/*.py", "models/*.py", "evaluation/chat.py", "evaluation/video.py", "evaluation/timing.py")
-NOT_CODE = ("results.py", "viz.py", "cli.py")
+NOT_CODE = ("viz.py", "cli.py")
 
 
 def provenance(device: torch.device | str, **extra: Any) -> dict[str, Any]:
@@ -76,8 +76,9 @@ def commit() -> dict[str, Any] | None:
 
 
 def describe_device(device: torch.device) -> dict[str, Any]:
-    """What the model ran on."""
+    """What the model ran on. `machine` is a hash of the host's name: times of different hosts are not compared."""
     described: dict[str, Any] = {"type": device.type, "cpu_count": os.cpu_count(), "threads": torch.get_num_threads()}
+    described["machine"] = digest(platform.node())[:8]
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         described |= {

@@ -119,6 +119,7 @@ def collect(run: Path) -> dict[str, Any]:
                 "tokens_before": tokens["video_tokens_before"],
                 "tokens_after": tokens["video_tokens_after"],
                 "tokens_average": tokens["video_tokens_average"],
+                "kept": [video.get("kept") for video in records[index]["videos"]],  # hashes of the kept indices
             }
         )
     if len(rows) != len(records):

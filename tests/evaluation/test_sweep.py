@@ -183,7 +183,7 @@ def write_run(run: Path, n_failed: int = 0) -> None:
         "failed": [{"reason": "ValueError: odd"}] * n_failed,
         "efficiency": {"Peak_mem": 1.0},
         "tokens": tokens,
-        "samples": [{"task": "t", "doc_id": i, "tokens": tokens} for i in range(2)],
+        "samples": [{"task": "t", "doc_id": i, "tokens": tokens, "videos": [{"kept": f"k{i}"}]} for i in range(2)],
     }
     (folder / "1_efficiency.json").write_text(json.dumps(summary))
     score = {"kind": "count", "score": 1.0, "prediction": "A", "answer": "A"}
@@ -196,7 +196,7 @@ def test_collecting_a_run(tmp_path: Path) -> None:
     result = collect(tmp_path / "good", "t", 2)
     assert [row["id"] for row in result["samples"]] == ["q0", "q1"]
     assert result["samples"][0]["tokens_after"] == 10
-    assert result["samples"][0]["tokens_average"] == 8.0
+    assert result["samples"][0]["tokens_average"] == 8.0 and result["samples"][1]["kept"] == ["k1"]
     assert result["provenance"]["method"] == "tango" and result["efficiency"] == {"Peak_mem": 1.0}
     for problem, expected, said in (("good", 3, "2 samples were scored, 3"), ("none", 2, "found 0")):
         with pytest.raises(CellError, match=said):

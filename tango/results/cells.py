@@ -1,0 +1,266 @@
+"""Finished cells of sweeps: reading them, what they are called, and which of them may stand in one table."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tango.evaluation.settings import VANILLA
+from tango.evaluation.timing import TITLES
+
+LABELS = {
+    VANILLA: "unpruned", "tango": "Tango", "topk": "top-k saliency", "visionzip": "VisionZip", "fastvid": "FastVID",
+    "holitom": "HoliTom", "vidcom2": "VidCom2", "flashvid": "FlashVID", "dycoke": "DyCoke", "divprune": "DivPrune",
+    "prunevid": "PruneVid", "fastv": "FastV",
+}  # fmt: skip
+# Each framework has its own names for a benchmark.
+BENCHMARKS = {
+    "videomme": "Video-MME", "mvbench": "MVBench", "longvideobench": "LongVideoBench",
+    "longvideobenchvalv": "LongVideoBench", "mlvu": "MLVU", "mlvudev": "MLVU", "mlvumcq": "MLVU",
+    "motionqa": "MotionQA",
+}  # fmt: skip
+PARTS = {
+    "cell": ("framework", "model", "benchmark", "method", "ratio"),
+    "provenance": ("model", "versions", "commit", "device", "processes", "seed", "time"),
+    "efficiency": tuple(TITLES),
+}
+SAMPLE = ("id", "kind", "score", "prediction", "tokens_before", "tokens_after")
+
+Cell = Mapping[str, Any]
+
+
+class ResultsError(ValueError):
+    """No tables can be made of what was given; the message says why."""
+
+
+def read_folders(folders: Iterable[str | Path]) -> tuple[list[Cell], list[str]]:
+    """All finished cells of the sweeps in some folders, and what was left out there, each with its reason.
+
+    Args:
+        folders: of sweeps, which hold cells/<name>/cell.json, or of folders of such.
+
+    Raises:
+        ResultsError: a folder is not there, or holds no finished cell.
+    """
+    cells: list[Cell] = []
+    remarks: list[str] = []
+    seen: set[Path] = set()
+    for folder in map(Path, folders):
+        if not folder.is_dir():
+            raise ResultsError(f"there is no folder {str(folder)!r}")
+        places = sorted(place for place in folder.glob("**/cells/*") if place.is_dir())
+        broken = []
+        found = 0
+        for place in places:
+            if not (place / "cell.json").is_file():
+                broken.append(f"{place}: not finished, or failed")
+                continue
+            try:
+                cell = read_cell(place / "cell.json")
+            except ResultsError as error:
+                broken.append(str(error))
+                continue
+            found += 1
+            if place.resolve() not in seen:
+                seen.add(place.resolve())
+                cells.append(cell)
+        if not found:
+            raise ResultsError(
+                f"no finished cells below {str(folder)!r}; a sweep's folder holds cells/<name>/cell.json"
+                + "".join(f"\n  {reason}" for reason in broken)
+            )
+        remarks += [reason for reason in broken if reason not in remarks]
+    return cells, remarks
+
+
+def read_cell(file: Path) -> Cell:
+    """One cell.json.
+
+    Raises:
+        ResultsError: it is damaged, or something else.
+    """
+    try:
+        cell = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ResultsError(f"{file}: damaged ({error}); delete it and run its sweep again") from error
+
+    def lacks(part: Any, fields: Sequence[str]) -> list[str]:
+        return [name for name in fields if not isinstance(part, dict) or name not in part]
+
+    parts: dict[str, Any] = cell if isinstance(cell, dict) else {}
+    missing = [f"{name}.{lack}" for name, fields in PARTS.items() for lack in lacks(parts.get(name), fields)]
+    origin = parts.get("provenance")
+    if isinstance(origin, dict):
+        missing += lacks(origin.get("model"), ("pretrained", "dtype", "max_frames_num"))
+    samples = parts.get("samples")
+    if not isinstance(samples, list) or not samples:
+        missing.append("samples")
+    elif lacking := sorted({lack for row in samples for lack in lacks(row, SAMPLE)}):
+        missing += [f"samples.{name}" for name in lacking]
+    if missing:
+        raise ResultsError(f"{file}: not a finished cell: it lacks {', '.join(missing)}; run its sweep again")
+    if len({str(row["id"]) for row in parts["samples"]}) < len(parts["samples"]):
+        raise ResultsError(f"{file}: it answers a question twice; run its sweep again")
+    return parts
+
+
+def label(cell: Cell) -> str:
+    """How a cell is called in tables; its framework and benchmark are named elsewhere."""
+    what = cell["cell"]
+    name = LABELS.get(what["method"], what["method"])
+    name = name if what["ratio"] is None else f"{name} {100 * what['ratio']:g} %"
+    return f"{name}, {what['variant']}" if what.get("variant") else name
+
+
+def benchmark(cell: Cell) -> str:
+    """The benchmark's own name, whatever the framework calls it; the number of frames is told elsewhere."""
+    given = re.sub(r"_\d+frame$", "", cell["cell"]["benchmark"])
+    return BENCHMARKS.get(re.sub(r"[^a-z0-9]", "", given.lower()), given)
+
+
+def setting(cell: Cell) -> tuple[str, int, str]:
+    """What cells of one table have in common: model, frames of a video, number format of the weights."""
+    model = cell["provenance"]["model"]
+    return cell["cell"]["model"], model["max_frames_num"], model["dtype"]
+
+
+def machine(cell: Cell) -> str:
+    """Where a cell ran, as text that is equal only for cells whose times may be compared."""
+    return json.dumps([cell["provenance"]["device"], cell["provenance"]["processes"]], sort_keys=True)
+
+
+def device(cell: Cell) -> str:
+    """Where a cell ran, for people."""
+    found, processes = cell["provenance"]["device"], cell["provenance"]["processes"]
+    what = f"{found['count']} x {found['name']}" if found.get("count", 1) > 1 else str(found["name"])
+    details = [found["type"], f"{found['threads']} threads"] if found["type"] == "cpu" else [found["type"]]
+    return f"{what} ({', '.join([*details, *([f'{processes} processes'] if processes > 1 else [])])})"
+
+
+def tokens_kept(cell: Cell) -> float:
+    """Percent of all video tokens that a cell kept, in the mean over the language model's layers; NaN without any."""
+    before = sum(row["tokens_before"] for row in cell["samples"])
+    kept = sum(row.get("tokens_average", row["tokens_after"]) for row in cell["samples"])
+    return 100 * kept / before if before else float("nan")
+
+
+def questions(cell: Cell) -> set[str]:
+    return {str(row["id"]) for row in cell["samples"]}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the tables: a method with one retention ratio and variant in one framework, and its cells by
+    benchmark. retention_ratio is 1 for the unpruned model.
+    """
+
+    framework: str
+    method: str
+    retention_ratio: float
+    variant: str
+    name: str
+    cells: dict[str, Cell] = field(default_factory=dict)
+
+    @property
+    def unpruned(self) -> bool:
+        return self.method == VANILLA
+
+    @property
+    def what(self) -> tuple[str, float, str]:
+        """The same in both frameworks."""
+        return self.method, self.retention_ratio, self.variant
+
+
+def arrange(cells: Sequence[Cell]) -> tuple[list[Row], list[str]]:
+    """The lines of the tables of one model, in their order: by framework, the unpruned model first, then Tango, then
+    the others, then variants. Cells that did not answer the unpruned model's questions are left out.
+
+    Returns:
+        The lines, and what was left out or is to be known, for people.
+
+    Raises:
+        ResultsError: no cells, cells of several settings, or two for one place.
+    """
+    if not cells:
+        raise ResultsError("no finished cells, so there is nothing to put into tables")
+    if len(settings := dict.fromkeys(map(setting, cells))) > 1:
+        raise ResultsError(f"one table holds one model, frames and dtype; got {', '.join(map(str, settings))}")
+    remarks: list[str] = []
+    rows: dict[tuple[Any, ...], Row] = {}
+    for cell in _same_questions(cells, remarks):
+        what = cell["cell"]
+        ratio = 1.0 if what["ratio"] is None else float(what["ratio"])
+        key = (what["framework"], what["method"], ratio, what.get("variant") or "")
+        row = rows.setdefault(key, Row(*key, label(cell)))
+        if benchmark(cell) in row.cells:
+            raise ResultsError(
+                f"two cells for {row.name} on {benchmark(cell)} in {row.framework}, run at "
+                f"{row.cells[benchmark(cell)]['provenance']['time']} and {cell['provenance']['time']}; name one folder"
+            )
+        row.cells[benchmark(cell)] = cell
+    remarks += _different_settings(list(rows.values()))
+    methods = list(dict.fromkeys([VANILLA, "tango", *(row.method for row in rows.values())]))
+
+    def place(row: Row) -> tuple[Any, ...]:
+        return row.framework.casefold(), row.variant != "", methods.index(row.method), row.retention_ratio, row.variant
+
+    return sorted(rows.values(), key=place), remarks
+
+
+def _same_questions(cells: Sequence[Cell], remarks: list[str]) -> list[Cell]:
+    """Without the cells that answered other questions than the unpruned model, or, without one, than most questions."""
+    groups: dict[tuple[str, str], list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault((cell["cell"]["framework"], benchmark(cell)), []).append(cell)
+    kept = []
+    for (framework, name), group in groups.items():
+        reference = max(group, key=lambda cell: (cell["cell"]["method"] == VANILLA, len(cell["samples"])))
+        asked = questions(reference)
+        for cell in group:
+            if (found := questions(cell)) == asked:
+                kept.append(cell)
+                continue
+            differ = sorted(found ^ asked)
+            remarks.append(
+                f"{label(cell)} on {name} in {framework} answered {len(found)} questions, {label(reference)} "
+                f"{len(asked)} and not the same ({', '.join(differ[:3])}{', ..' if len(differ) > 3 else ''})"
+            )
+    return kept
+
+
+def _different_settings(rows: Sequence[Row]) -> list[str]:
+    """Lines of one name whose cells were not run with the same settings."""
+    groups: dict[tuple[str, float, str], list[Cell]] = {}
+    for row in rows:
+        groups.setdefault(row.what, []).extend(row.cells.values())
+    remarks = []
+    for group in groups.values():
+        given = [cell["provenance"].get("settings", {}) for cell in group]
+        differ = sorted(
+            name
+            for name in {key for one in given for key in one}
+            if any(one.get(name) != given[0].get(name) for one in given)
+        )
+        if differ:
+            remarks.append(f"{label(group[0])} was not run with the same {', '.join(differ)} everywhere")
+    return remarks
+
+
+def benchmarks(rows: Sequence[Row]) -> list[str]:
+    """All benchmarks of some lines, in the paper's order."""
+    found = {name for row in rows for name in row.cells}
+    known = list(dict.fromkeys(BENCHMARKS.values()))
+    return sorted(found, key=lambda name: (known.index(name) if name in known else len(known), name))
+
+
+def reference(rows: Sequence[Row], row: Row) -> Row | None:
+    """The unpruned model in the same framework."""
+    return next((other for other in rows if other.unpruned and other.framework == row.framework), None)
+
+
+def frameworks(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(row.framework for row in rows))

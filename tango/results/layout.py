@@ -1,0 +1,181 @@
+"""Tables as people read them: numbers rounded, intervals in brackets, in Markdown, LaTeX and for a terminal; CSV with
+where it comes from on top.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+from rich.table import Table as RichTable
+from tabulate import tabulate
+
+from tango.evaluation.settings import VANILLA
+from tango.evaluation.timing import TITLES
+from tango.results.cells import Cell, Row, arrange, benchmarks, frameworks
+from tango.results.statistics import Interval
+from tango.results.tables import SPEED_UPS, accuracy_table, efficiency_table, kind_table, published_table
+
+SHARE, DIFFERENCE = "share kept (%)", "difference (points)"
+VERSIONS = ("tango", "python", "torch", "transformers", "lmms-eval", "ms-vlmeval")
+
+
+def origin(cells: Sequence[Cell], command: str) -> list[str]:
+    """Where tables come from, line by line: the command that makes them, and what was run on what."""
+
+    def all_of(pick: Any) -> str:
+        return "; ".join(dict.fromkeys(str(pick(cell["provenance"])) for cell in cells))
+
+    def commit(found: Mapping[str, Any]) -> str:
+        head = found["commit"]
+        return "unknown" if head is None else head["hash"][:12] + (" with changes" if head["dirty"] else "")
+
+    def device(found: Mapping[str, Any]) -> str:
+        where = found["device"]
+        return f"{where['name']} ({where['type']}, {where['threads']} threads)"
+
+    def versions(found: Mapping[str, Any]) -> str:
+        return ", ".join(f"{name} {found['versions'][name]}" for name in VERSIONS if name in found["versions"])
+
+    configs = dict.fromkeys(cell["provenance"].get("sources", {}).get("TANGO_CONFIG", "") for cell in cells)
+    times = sorted(cell["provenance"]["time"] for cell in cells)
+    return [
+        f"made by: {command}",
+        f"model: {all_of(lambda o: o['model']['pretrained'])} in {all_of(lambda o: o['model']['dtype'])}, "
+        f"{all_of(lambda o: o['model']['max_frames_num'])} frames; seed {all_of(lambda o: o['seed'])}"
+        + (f"; settings: {', '.join(filter(None, configs))}" if any(configs) else ""),
+        f"commit: {all_of(commit)}; versions: {all_of(versions)}",
+        f"device: {all_of(device)}; processes: {all_of(lambda o: o['processes'])}; run from {times[0]} to {times[-1]}",
+    ]
+
+
+def csv(frame: pd.DataFrame, lines: Sequence[str]) -> str:
+    """A data frame as CSV below lines of comment."""
+    head = [*lines, 'read with pandas.read_csv(.., comment="#")']
+    return "\n".join([*(f"# {line}" for line in head), frame.to_csv(index=False, float_format="%.4f")])
+
+
+def markdown(frame: pd.DataFrame) -> str:
+    """A table of text, the first column and that of the framework to the left."""
+    text: str = tabulate(
+        frame.to_dict("list"), headers="keys", tablefmt="pipe", disable_numparse=True, colalign=_alignment(frame)
+    )
+    return text
+
+
+def latex(frame: pd.DataFrame, lines: Sequence[str]) -> str:
+    """The same as a tabular of LaTeX, with the rules of booktabs."""
+    body = tabulate(
+        frame.to_dict("list"),
+        headers="keys",
+        tablefmt="latex_booktabs",
+        disable_numparse=True,
+        colalign=_alignment(frame),
+    )
+    return "\n".join([*(f"% {line}" for line in [*lines, "needs \\usepackage{booktabs}"]), body, ""])
+
+
+def _alignment(frame: pd.DataFrame) -> list[str]:
+    return ["left" if name in ("", "framework", "benchmark", "kind", "quantity") else "right" for name in frame.columns]
+
+
+def shown_accuracy(rows: Sequence[Row]) -> pd.DataFrame:
+    """accuracy_table() as text."""
+    frame, names = accuracy_table(rows), benchmarks(rows)
+    shown = _lines(frame, rows) | {"tokens kept (%)": _rounded(frame["tokens_kept"])}
+    if len(names) == 1:
+        shown["accuracy (%)"] = _rounded(frame[names[0]])
+    else:
+        shown |= {name: _rounded(frame[name]) for name in names} | {"average": _rounded(frame["average"])}
+    if "share_kept" in frame:
+        shown |= {SHARE: _intervals(frame, "share_kept"), DIFFERENCE: _intervals(frame, "difference", signed=True)}
+    return pd.DataFrame(shown)
+
+
+def shown_kinds(rows: Sequence[Row], benchmark_frame: pd.DataFrame, name: str) -> pd.DataFrame:
+    """One benchmark by kind of question, as text.
+
+    Args:
+        benchmark_frame: benchmark_table(rows). name: the benchmark.
+    """
+    frame = benchmark_frame[benchmark_frame["benchmark"] == name]
+    kinds = kind_table(rows)
+    kinds = kinds[kinds["benchmark"] == name].pivot_table(
+        index=["framework", "name"], columns="kind", values="accuracy", sort=False
+    )
+    kinds = kinds.loc[list(zip(frame["framework"], frame["name"], strict=True))]
+    shown = _lines(frame, rows)
+    if len(benchmarks(rows)) > 1:  # with one, the main table says this
+        shown["accuracy (%)"] = _rounded(frame["accuracy"])
+        if "difference" in frame:
+            shown[DIFFERENCE] = _intervals(frame, "difference", signed=True)
+    shown |= {str(kind): _rounded(kinds[kind]) for kind in sorted(kinds.columns)}
+    if frame["unparsed"].any():
+        shown["unparsed replies"] = [str(count) for count in frame["unparsed"]]
+    return pd.DataFrame(shown)
+
+
+def shown_efficiency(rows: Sequence[Row]) -> pd.DataFrame:
+    """efficiency_table() as text; where it ran is named if that is more than one machine."""
+    frame = efficiency_table(rows)
+    shown = _lines(frame, rows)
+    if frame["benchmark"].nunique() > 1:
+        shown["benchmark"] = list(frame["benchmark"])
+    if frame["machine"].nunique() > 1:
+        numbers = {machine: i for i, machine in enumerate(dict.fromkeys(frame["machine"]), 1)}
+        shown["ran on"] = [f"{numbers[m]}: {d}" for m, d in zip(frame["machine"], frame["device"], strict=True)]
+    shown |= {f"{name} ({unit})": _rounded(frame[f"{name} ({unit})"], 2) for name, (unit, _) in TITLES.items()}
+    for name in (f"{key} speed-up" for key in SPEED_UPS):
+        shown[name] = [f"{text}x" if text != "-" else text for text in _rounded(frame[name], 2)]
+    return pd.DataFrame(shown)
+
+
+def shown_published(rows: Sequence[Row]) -> pd.DataFrame:
+    """published_table() as text, the published figures in the last column; empty if there are none."""
+    frame = published_table(rows)
+    if frame.empty:
+        return frame
+    units = {name: f"{name} ({unit})" for name, (unit, _) in TITLES.items()}
+    units |= {
+        "share_kept": "share of the unpruned accuracy kept (%)",
+        "speed_up": "speed-up over the unpruned model, of which time is not said",
+    }
+    shown = {"": list(frame["name"]), "benchmark": list(frame["benchmark"])}
+    shown["quantity"] = [units.get(name, name) for name in frame["quantity"]]
+    shown |= {f"measured, {framework}": _rounded(frame[framework], 2) for framework in frameworks(rows)}
+    shown["published"] = [
+        f"{figure:.2f} ({where})" for figure, where in zip(frame["published"], frame["published_on"], strict=True)
+    ]
+    return pd.DataFrame(shown)
+
+
+def summary(cells: Sequence[Cell]) -> RichTable:
+    """The accuracy table of one model for a terminal."""
+    rows, _ = arrange(cells)
+    table = RichTable(title="Accuracy, with 95 % intervals of the paired bootstrap")
+    shown = shown_accuracy(rows)
+    for column in shown.columns:
+        table.add_column(column, justify="left" if column in ("", "framework") else "right")
+    for line in shown.itertuples(index=False):
+        table.add_row(*line)
+    return table
+
+
+def _lines(frame: pd.DataFrame, rows: Sequence[Row]) -> dict[str, list[str]]:
+    """The columns that say which line this is."""
+    named = {"": list(frame["name"])}
+    return named | ({"framework": list(frame["framework"])} if len(frameworks(rows)) > 1 else {})
+
+
+def _rounded(numbers: pd.Series[float], digits: int = 1) -> list[str]:
+    return ["-" if pd.isna(number) else f"{number:.{digits}f}" for number in numbers]
+
+
+def _intervals(frame: pd.DataFrame, name: str, signed: bool = False) -> list[str]:
+    """A value and its interval, empty for the unpruned model itself."""
+    ends = (frame[name + end] for end in ("", "_low", "_high"))
+    return [
+        "" if method == VANILLA else Interval(*values).text(signed=signed)
+        for method, *values in zip(frame["method"], *ends, strict=True)
+    ]

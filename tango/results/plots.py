@@ -1,0 +1,129 @@
+"""Plots of the tables: accuracy against tokens kept and against time, and what the time to first token consists of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from tango.evaluation.settings import VANILLA
+from tango.results.cells import LABELS, Row, benchmarks, frameworks
+from tango.results.tables import accuracy_table, benchmark_table, efficiency_table
+
+KEYS = ["benchmark", "framework", "name"]
+PARTS = {"Avg_ViT_Time (ms)": "ViT", "Avg_Other_Time (ms)": "other", "Avg_LLM_Prefill_Time (ms)": "prefill"}
+MARKERS = "osD^"  # one for each framework
+
+
+def plot_all(rows: Sequence[Row], folder: Path, title: str, lines: Sequence[str]) -> list[Path]:
+    """Write accuracy.png, time.png and parts.png; their paths.
+
+    Args:
+        lines: where the numbers come from, for the files' description.
+    """
+    scores, times = benchmark_table(rows), efficiency_table(rows)
+    panels = [(name, scores[scores["benchmark"] == name]) for name in benchmarks(rows)]
+    if len(panels) > 1:
+        mean = accuracy_table(rows).assign(accuracy=lambda frame: frame["average"])
+        panels.append((f"mean of {len(panels)} benchmarks", mean.dropna(subset=["average"])))
+    both = scores.merge(times[[*KEYS, "device", "machine", "Avg_Total_TTFT (ms)"]], on=KEYS).dropna(
+        subset=["Avg_Total_TTFT (ms)"]
+    )
+    names = frameworks(rows)
+    drawn = [
+        _scatter(panels, "tokens_kept", "video tokens kept (%)", names),
+        _scatter(_by_machine(both), "Avg_Total_TTFT (ms)", "time to first token (ms)", names),
+        _bars(_by_machine(times), names),
+    ]
+    written = []
+    for name, figure in zip(("accuracy", "time", "parts"), drawn, strict=True):
+        figure.suptitle(title)
+        path = folder / f"{name}.png"
+        figure.savefig(path, dpi=150, metadata={"Title": title, "Description": "\n".join(lines)})
+        written.append(path)
+    return written
+
+
+def _by_machine(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """A panel for each benchmark and machine, since times of different machines say nothing about methods."""
+    groups = list(frame.groupby(["benchmark", "machine"], sort=False))
+    return [(f"{group['benchmark'].iloc[0]}, {group['device'].iloc[0]}", group) for _, group in groups]
+
+
+def _panels(count: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    columns = min(max(count, 1), 3)
+    lines = -(-max(count, 1) // columns)
+    figure = Figure(figsize=(width * columns, height * lines), layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False).ravel()
+    for empty in axes[count:]:
+        empty.set_axis_off()
+    return figure, list(axes[:count])
+
+
+def _scatter(panels: Sequence[tuple[str, pd.DataFrame]], column: str, axis: str, names: Sequence[str]) -> Figure:
+    """Accuracy against a column: a line for each method, variants as dots, the unpruned model as a dashed line."""
+    methods = list(dict.fromkeys(method for _, frame in panels for method in frame["method"]))
+    figure, panel_axes = _panels(len(panels), *((6, 4.3) if len(methods) < 8 else (8, 6)))
+    for (name, frame), axes in zip(panels, panel_axes, strict=True):
+        grouped = frame.groupby(["framework", "method", frame["variant"] != ""], sort=False)
+        for key, points in grouped:
+            framework, method, varied = str(key[0]), str(key[1]), bool(key[2])
+            points = points.sort_values(column)
+            called = LABELS.get(method, method) + (", variants" if varied else "")
+            called += f" ({framework})" if len(names) > 1 else ""
+            # One colour a method, one marker a framework: where both agree, the open one is seen around the other.
+            second = names.index(framework)
+            style: dict[str, Any] = {"color": _colour(methods.index(method), varied)}
+            if method == VANILLA:
+                style = {"color": "grey", "linestyle": ("--", ":", "-.")[second % 3]}
+                axes.axhline(float(points["accuracy"].iloc[0]), label=called, **style)
+                if column != "tokens_kept":  # at 100 % it would squeeze the others to one side
+                    axes.plot(points[column], points["accuracy"], marker=MARKERS[second % len(MARKERS)], color="grey")
+                continue
+            style |= {
+                "marker": MARKERS[second % len(MARKERS)],
+                "linestyle": "none" if varied else ("-", ":")[second > 0],
+            }
+            style |= {"markerfacecolor": "none", "markersize": 9} if second else {}
+            errors = None
+            if "difference" in points:
+                # The interval of the difference, around the accuracy: does it reach the dashed line?
+                ends = ("difference_low", "difference_high")
+                errors = [(points[end] - points["difference"]).abs() for end in ends]
+            axes.errorbar(points[column], points["accuracy"], yerr=errors, capsize=3, label=called, **style)
+        shown = frame if column != "tokens_kept" else frame[frame["method"] != VANILLA]
+        if shown[column].max() > 0:
+            axes.set_xlim(0, 1.05 * shown[column].max())
+        axes.set(xlabel=axis, ylabel="accuracy (%)")
+        axes.set_title(name, fontsize="medium")
+        axes.grid(alpha=0.3)
+        axes.legend(ncols=1 if len(methods) < 8 else 2, fontsize="x-small")
+    return figure
+
+
+def _bars(panels: Sequence[tuple[str, pd.DataFrame]], names: Sequence[str]) -> Figure:
+    """Stacked bars of the time to first token, one for each line of the table."""
+    longest = max(len(frame) for _, frame in panels)
+    figure, panel_axes = _panels(len(panels), 7, 1.5 + 0.3 * longest)
+    for (name, frame), axes in zip(panels, panel_axes, strict=True):
+        frame = frame.dropna(subset=list(PARTS))
+        called = frame["name"] + (" (" + frame["framework"] + ")" if len(names) > 1 else "")
+        left = pd.Series(0.0, index=frame.index)
+        for column, part in PARTS.items():
+            axes.barh(called, frame[column], left=left, label=part)
+            left = left + frame[column]
+        axes.invert_yaxis()
+        axes.set(xlabel="time to first token (ms)")
+        axes.set_title(name, fontsize="medium")
+        axes.legend(fontsize="x-small")
+    return figure
+
+
+def _colour(number: int, varied: bool) -> Any:
+    palette = colormaps["tab20"]
+    return palette((2 * number + (1 if varied else 0)) % 20 if number < 10 else (2 * number + 1) % 20)

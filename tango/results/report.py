@@ -1,0 +1,220 @@
+"""Files of tables and plots from finished cells: one folder a model, each with a README.md that shows them all."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from tango.evaluation.timing import TITLES, efficiency_table
+from tango.results import layout, tables
+from tango.results.cells import Cell, Row, arrange, benchmarks, frameworks, read_folders, setting
+from tango.results.plots import plot_all
+from tango.results.statistics import Interval
+
+
+@dataclass
+class Report:
+    """What was written. remarks: what was left out of it, or is to be known. summaries: for a terminal."""
+
+    files: list[Path] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+    summaries: list[RichTable] = field(default_factory=list)
+
+    def show(self, console: Console) -> None:
+        """Print the summaries, the remarks and the files."""
+        for table in self.summaries:
+            console.print(table)
+        for remark in self.remarks:
+            console.print(f"note: {remark}", soft_wrap=True, markup=False, highlight=False)
+        console.print(f"written: {', '.join(map(str, self.files))}", soft_wrap=True, markup=False, highlight=False)
+
+
+def report(folders: Iterable[str | Path], output: str | Path) -> Report:
+    """Make the tables and plots of all finished cells in some folders, whichever framework ran them.
+
+    Args:
+        folders: of sweeps, or folders of such folders.
+        output: gets a folder for each model, number of frames and number format, with the files of write_results().
+
+    Raises:
+        ResultsError: a folder is not there or has no finished cell, or two cells claim the same place in a table.
+    """
+    names = [str(folder) for folder in folders]
+    cells, unread = read_folders(names)
+    command = shlex.join(["python", "-m", "tango.results", *names, "--output", str(output)])
+    groups: dict[tuple[str, int, str], list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault(setting(cell), []).append(cell)
+    for group in groups.values():
+        arrange(group)  # what cannot be is told before anything is written
+    made = Report(remarks=list(unread))
+    for (model, frames, dtype), group in sorted(groups.items()):
+        folder = Path(output) / re.sub(r"[^\w.-]+", "-", f"{model}_{frames}frame_{dtype}")
+        one = write_results(group, folder, command, unread, f"{model}, {frames} frames, {dtype}")
+        made.files += one.files
+        made.remarks += [remark for remark in one.remarks if remark not in made.remarks]
+        made.summaries += one.summaries
+    return made
+
+
+def write_results(
+    cells: Sequence[Cell], output: str | Path, command: str, missing: Sequence[str] = (), title: str = "Results"
+) -> Report:
+    """Write the tables and plots of one model into a folder.
+
+    README.md with all of it; accuracy, efficiency and published as .csv and .tex; benchmarks, kinds, comparisons and
+    agreement as .csv; accuracy, time and parts as .png. Tables that would be empty are not written.
+
+    Args:
+        cells: finished cells of one model, number of frames and dtype. command: what makes these files again.
+        missing: what has no result, for the remarks.
+
+    Raises:
+        ResultsError: no cells, cells of several models, or two for one place in a table.
+    """
+    rows, remarks = arrange(cells)
+    remarks = [*missing, *remarks]
+    used = [cell for row in rows for cell in row.cells.values()]
+    lines = layout.origin(used, command)
+    frames = {
+        "accuracy": tables.accuracy_table(rows),
+        "benchmarks": tables.benchmark_table(rows),
+        "kinds": tables.kind_table(rows),
+        "comparisons": tables.comparison_table(rows),
+        "agreement": tables.agreement_table(rows),
+        "efficiency": tables.efficiency_table(rows),
+        "published": tables.published_table(rows),
+    }
+    shown = {
+        "accuracy": layout.shown_accuracy(rows),
+        "efficiency": layout.shown_efficiency(rows),
+        "published": layout.shown_published(rows),
+    }
+    texts = {f"{name}.csv": "" if frame.empty else layout.csv(frame, lines) for name, frame in frames.items()}
+    texts |= {f"{name}.tex": "" if frame.empty else layout.latex(frame, lines) for name, frame in shown.items()}
+    texts["README.md"] = _readme(rows, frames, shown, lines, remarks, title)
+    folder = Path(output)
+    folder.mkdir(parents=True, exist_ok=True)
+    times = {
+        ", ".join([row.name, *([name] if len(benchmarks(rows)) > 1 else []), *_in(row.framework, rows)]): cell[
+            "efficiency"
+        ]
+        for row in rows
+        for name, cell in row.cells.items()
+    }
+    made = Report(remarks=remarks, summaries=[layout.summary(used), efficiency_table(times)])
+    for name, text in texts.items():
+        path = folder / name
+        if text:
+            path.write_text(text, encoding="utf-8")
+            made.files.append(path)
+        else:
+            path.unlink(missing_ok=True)  # of an earlier run, which had what this one lacks
+    made.files += plot_all(rows, folder, title, lines)
+    return made
+
+
+def _readme(
+    rows: Sequence[Row],
+    frames: Mapping[str, pd.DataFrame],
+    shown: Mapping[str, pd.DataFrame],
+    lines: Sequence[str],
+    remarks: Sequence[str],
+    title: str,
+) -> str:
+    asked = frames["benchmarks"].drop_duplicates("benchmark").set_index("benchmark")["questions"]
+    names = benchmarks(rows)
+    parts = [
+        f"# {title}",
+        "\n".join(f"- {line}" for line in lines),
+        f"Accuracy over {', '.join(f'{asked[name]} questions of {name}' for name in names)}; share kept and "
+        f"difference are against the unpruned {'average' if len(names) > 1 else 'accuracy'} in the same framework, in "
+        "brackets their 95 % confidence intervals from the paired bootstrap, question by question.",
+        layout.markdown(shown["accuracy"]),
+        "![accuracy against tokens kept](accuracy.png)",
+        "![accuracy against time to first token](time.png)",
+    ]
+    if remarks:
+        parts.append("**Left out, or to be noted:**\n\n" + "\n".join(f"- {remark}" for remark in remarks))
+    for name in names:
+        by_kind = layout.shown_kinds(rows, frames["benchmarks"], name)
+        parts += [f"## {name} by kind of question", layout.markdown(by_kind)]
+    parts += _agreement(frames["agreement"]) + _verdicts(frames["comparisons"])
+    parts += ["## Efficiency", layout.markdown(shown["efficiency"]), *_efficiency_notes(rows, frames["efficiency"])]
+    if not shown["published"].empty:
+        sources = dict.fromkeys(frames["published"]["source"])
+        parts += [
+            "## Beside published figures",
+            f"Published by {'; '.join(sources)}, on other machines: to be read beside what was measured here, not "
+            "reckoned with it.",
+            layout.markdown(shown["published"]),
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _agreement(frame: pd.DataFrame) -> list[str]:
+    """Whether frameworks made the same of the same questions, counted."""
+    if frame.empty:
+        return []
+    said = []
+    for row in frame.to_dict("records"):
+        what = f"{row['name']} on {row['benchmark']}"
+        if not row["questions"]:
+            said.append(f"- {what}: no question has the same id in both, so they are not compared")
+            continue
+        kept = "unknown" if pd.isna(row["kept_differ"]) else row["kept_differ"]
+        said.append(
+            f"- {what}: of {row['questions']} questions, {row['answers_differ']} answers, {row['scores_differ']} "
+            f"scores and the kept tokens of {kept} differ"
+            + (f"; {row['only_one']} questions were asked in one of them only" if row["only_one"] else "")
+        )
+    counts = frame[["answers_differ", "scores_differ", "kept_differ", "only_one"]].fillna(1)
+    same = bool((counts == 0).all(axis=None)) and bool((frame["questions"] > 0).all())
+    verdict = (
+        f"**{frame['frameworks'].iloc[0].replace(',', ' and')} gave the same answers and scores and kept the same "
+        f"tokens, sample by sample,** in all {len(frame)} cells that both ran."
+        if same
+        else "**Not the same in every sample, or not known to be:**"
+    )
+    return ["## Both frameworks", verdict, "\n".join(said)]
+
+
+def _verdicts(frame: pd.DataFrame) -> list[str]:
+    """What the comparison with the baselines says, in words, whichever way it went."""
+    if frame.empty:
+        return []
+    said = []
+    for row in frame.to_dict("records"):
+        interval = Interval(row["difference"], row["difference_low"], row["difference_high"]).text(signed=True)
+        kept = f"{row['tokens_kept_tango']:.1f} % of the tokens kept against {row['tokens_kept_baseline']:.1f} %"
+        against = row["against"] + (f" in {row['framework']}" if frame["framework"].nunique() > 1 else "")
+        said.append(f"- against {against}: {interval} points ({kept}): Tango is {row['Tango is']}")
+    return ["## Tango against baselines at the same retention ratio", "\n".join(said)]
+
+
+def _efficiency_notes(rows: Sequence[Row], frame: pd.DataFrame) -> list[str]:
+    cold = sum(int(cell["efficiency"]["cold_samples"]) for row in rows for cell in row.cells.values())
+    return [
+        "![parts of the time to first token](parts.png)",
+        "\n".join(f"- {name}: {meaning}" for name, (_, meaning) in TITLES.items()),
+        f"There is no warm-up run; the first sample of each process ({cold} in all) is not in the averages. Speed-ups "
+        "are against the unpruned model in the same framework on the same machine, never across machines"
+        + (f"; nothing of that kind for {without}." if (without := _without_speed_up(rows, frame)) else "."),
+    ]
+
+
+def _without_speed_up(rows: Sequence[Row], frame: pd.DataFrame) -> str:
+    lacking = frame[frame["Total_runtime speed-up"].isna()].to_dict("records")
+    return ", ".join(" ".join([row["name"], "on", row["benchmark"], *_in(row["framework"], rows)]) for row in lacking)
+
+
+def _in(framework: str, rows: Sequence[Row]) -> list[str]:
+    """The framework, named where there are several."""
+    return [f"in {framework}"] if len(frameworks(rows)) > 1 else []

@@ -1,0 +1,244 @@
+"""The numbers of all tables, as data frames without any formatting; columns that end in _low and _high are the ends of
+95 % confidence intervals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from tango.evaluation.timing import TITLES
+from tango.results.cells import (
+    Cell,
+    ResultsError,
+    Row,
+    benchmarks,
+    device,
+    frameworks,
+    label,
+    machine,
+    questions,
+    reference,
+    tokens_kept,
+)
+from tango.results.statistics import Interval, Scores, bootstrap
+
+SPEED_UPS = ("Total_runtime", "Total_GPU_runtime", "Avg_LLM_Prefill_Time", "Avg_Total_TTFT")
+
+
+def paired_scores(one: Cell, other: Cell) -> tuple[Scores, Scores]:
+    """Scores (n,) of two cells on the same questions, in the same order.
+
+    Raises:
+        ResultsError: they answered different questions.
+    """
+    first, second = ({str(row["id"]): float(row["score"]) for row in cell["samples"]} for cell in (one, other))
+    if first.keys() != second.keys():
+        differ = sorted(first.keys() ^ second.keys())
+        raise ResultsError(f"{label(one)} and {label(other)} answered different questions: {', '.join(differ[:5])}, ..")
+    ids = sorted(first)
+    return np.array([first[i] for i in ids]), np.array([second[i] for i in ids])
+
+
+def accuracy(cell: Cell) -> float:
+    """Percent of a cell's questions that it got right."""
+    return 100 * float(np.mean([row["score"] for row in cell["samples"]]))
+
+
+def accuracy_table(rows: Sequence[Row]) -> pd.DataFrame:
+    """The paper's table, one row a line: accuracy in percent on each benchmark, their mean, and that against the
+    unpruned model in the same framework.
+
+    Columns: framework, name, method, variant, retention_ratio, tokens_kept (percent, mean over benchmarks), one for
+    each benchmark, average; if there is an unpruned model share_kept (percent of its average) and difference (points).
+    A line that lacks a benchmark has no average and is not compared.
+    """
+    names = benchmarks(rows)
+    table = []
+    for row in rows:
+        scores = {name: accuracy(row.cells[name]) if name in row.cells else np.nan for name in names}
+        line = _who(row) | {"tokens_kept": float(np.mean([tokens_kept(cell) for cell in row.cells.values()]))}
+        line |= scores | {"average": float(np.mean(list(scores.values())))}
+        table.append(line | _against(row, reference(rows, row), names))
+    return pd.DataFrame(table)
+
+
+def benchmark_table(rows: Sequence[Row]) -> pd.DataFrame:
+    """One row a cell: what accuracy_table says, for each benchmark alone, with questions and unparsed replies."""
+    table = []
+    for name in benchmarks(rows):
+        for row in rows:
+            if name not in row.cells:
+                continue
+            cell = row.cells[name]
+            line = {"benchmark": name} | _who(row) | {"questions": len(cell["samples"]), "accuracy": accuracy(cell)}
+            line |= {"tokens_kept": tokens_kept(cell)} | _against(row, reference(rows, row), [name])
+            table.append(line | {"unparsed": sum(answer["prediction"] is None for answer in cell["samples"])})
+    return pd.DataFrame(table)
+
+
+def kind_table(rows: Sequence[Row]) -> pd.DataFrame:
+    """One row a cell and kind of question: benchmark, framework, name, .., kind, questions, accuracy in percent."""
+    table = []
+    for name in benchmarks(rows):
+        for row in rows:
+            if name in row.cells:
+                samples = pd.DataFrame(row.cells[name]["samples"]).groupby("kind")["score"]
+                table += [
+                    {"benchmark": name}
+                    | _who(row)
+                    | {"kind": kind, "questions": len(score), "accuracy": 100 * score.mean()}
+                    for kind, score in samples
+                ]
+    return pd.DataFrame(table)
+
+
+def comparison_table(rows: Sequence[Row]) -> pd.DataFrame:
+    """Tango against each other method and each variant of itself at the same retention ratio in the same framework, on
+    the mean over all benchmarks: difference in points.
+
+    Budgets round differently, so the shares of tokens that both really kept stand beside it.
+    """
+    names = benchmarks(rows)
+    kept = dict(zip(((row.framework, row.what) for row in rows), accuracy_table(rows)["tokens_kept"], strict=True))
+    table = []
+    for row in rows:
+        ours = (row.framework, ("tango", row.retention_ratio, ""))
+        tango = next((other for other in rows if (other.framework, other.what) == ours), None)
+        if row.unpruned or tango is None or tango is row:
+            continue
+        found = compare(tango, row, names)
+        if found is not None:
+            difference, _ = found
+            verdict = "better" if difference.low > 0 else "worse" if difference.high < 0 else "not distinguishable"
+            table.append(
+                {"framework": row.framework, "against": row.name, "retention_ratio": row.retention_ratio}
+                | _interval("difference", difference)
+                | {"tokens_kept_tango": kept[ours], "tokens_kept_baseline": kept[row.framework, row.what]}
+                | {"Tango is": verdict}
+            )
+    return pd.DataFrame(table)
+
+
+def agreement_table(rows: Sequence[Row]) -> pd.DataFrame:
+    """What two frameworks made of the same questions with the same method: one row for each pair of cells.
+
+    Columns: benchmark, name, frameworks; questions: how many both were asked; answers_differ, scores_differ,
+    kept_differ: for how many of these the choice, the score, and the tokens kept are not the same. Questions are the
+    same if they have the same id. kept_differ is missing where a cell does not say which tokens it kept.
+    """
+    names = frameworks(rows)
+    table: list[dict[str, Any]] = []
+    line: dict[str, Any]
+    for row in rows:
+        for other in rows:
+            if other.what != row.what or names.index(other.framework) <= names.index(row.framework):
+                continue
+            for name in (name for name in benchmarks(rows) if name in row.cells and name in other.cells):
+                one, two = ({str(a["id"]): a for a in r.cells[name]["samples"]} for r in (row, other))
+                both = sorted(questions(row.cells[name]) & questions(other.cells[name]))
+                pairs = [(one[i], two[i]) for i in both]
+                told = all("kept" in answer for pair in pairs for answer in pair)
+                line = {"benchmark": name, "name": row.name, "frameworks": f"{row.framework}, {other.framework}"}
+                line |= {"questions": len(both), "only_one": len(one.keys() ^ two.keys())}
+                line |= {"answers_differ": _differ(pairs, "prediction"), "scores_differ": _differ(pairs, "score")}
+                table.append(line | {"kept_differ": _differ(pairs, "tokens_after", "kept") if told else None})
+    return pd.DataFrame(table).astype({"kept_differ": "Int64"}) if table else pd.DataFrame()
+
+
+def _differ(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], *fields: str) -> int:
+    return sum(any(one[name] != other[name] for name in fields) for one, other in pairs)
+
+
+def efficiency_table(rows: Sequence[Row]) -> pd.DataFrame:
+    """One row a cell, with the columns of the framework's efficiency table in their units, where it ran, and how many
+    times less it took than the unpruned model on the same questions, framework and machine (NaN if that is not there).
+    """
+    columns = {name: f"{name} ({unit})" for name, (unit, _) in TITLES.items()}
+    table = []
+    for name in benchmarks(rows):
+        for row in rows:
+            if name not in row.cells:
+                continue
+            cell = row.cells[name]
+            line = {"benchmark": name} | _who(row) | {"device": device(cell), "machine": machine(cell)}
+            line |= {title: _number(cell["efficiency"][key]) for key, title in columns.items()}
+            unpruned = reference(rows, row)
+            base = None if unpruned is None else unpruned.cells.get(name)
+            for key in SPEED_UPS:
+                times = [np.nan if one is None else _number(one["efficiency"][key]) for one in (base, cell)]
+                same = base is not None and machine(base) == machine(cell)
+                line[f"{key} speed-up"] = times[0] / times[1] if same and times[1] else np.nan
+            table.append(line)
+    return pd.DataFrame(table)
+
+
+def published_table(rows: Sequence[Row]) -> pd.DataFrame:
+    """Published figures of this model beside what was measured here, one row a figure; empty for other models.
+
+    Columns: benchmark, name, quantity, published, published_on, source, and one column for each framework with what was
+    measured in it: NaN where nothing was.
+    """
+    entries = yaml.safe_load(files("tango.results").joinpath("published.yaml").read_text(encoding="utf-8"))
+    model = next(cell["cell"]["model"] for row in rows for cell in row.cells.values())
+    table = []
+    for entry in (entry for entry in entries if model in entry["names"]):
+        what, name = (entry["method"], entry["retention_ratio"], ""), entry["benchmark"]
+        for quantity, figure in entry["figures"].items():
+            line = {"benchmark": name, "name": label({"cell": {"method": what[0], "ratio": what[1]}})}
+            line |= {"quantity": quantity}
+            for framework in frameworks(rows):
+                row = next((row for row in rows if (row.framework, row.what) == (framework, what)), None)
+                line[framework] = _measured(rows, row, name, quantity)
+            line |= {"published": figure, "published_on": f"{entry['machine']}, {entry['framework']}"}
+            table.append(line | {"source": entry["source"]})
+    return pd.DataFrame(table)
+
+
+def _measured(rows: Sequence[Row], row: Row | None, name: str, quantity: str) -> float:
+    """A published quantity as it came out here, NaN if it did not."""
+    if row is None or name not in row.cells:
+        return np.nan
+    if quantity in TITLES:
+        return _number(row.cells[name]["efficiency"][quantity])
+    unpruned = reference(rows, row)
+    found = None if unpruned is None or quantity != "share_kept" else compare(row, unpruned, [name])
+    return np.nan if found is None else found[1].value
+
+
+def compare(one: Row, other: Row, names: Sequence[str]) -> tuple[Interval, Interval] | None:
+    """bootstrap() of two lines over some benchmarks; None if one of them lacks one."""
+    if any(name not in row.cells for row in (one, other) for name in names):
+        return None
+    return bootstrap([paired_scores(one.cells[name], other.cells[name]) for name in names])
+
+
+def _who(row: Row) -> dict[str, Any]:
+    return {
+        "framework": row.framework,
+        "name": row.name,
+        "method": row.method,
+        "variant": row.variant,
+        "retention_ratio": row.retention_ratio,
+    }
+
+
+def _against(row: Row, unpruned: Row | None, names: Sequence[str]) -> dict[str, float]:
+    """Columns that compare a line with the unpruned model; none without one."""
+    found = None if unpruned is None else compare(row, unpruned, names)
+    if found is None:
+        return {}
+    return _interval("share_kept", found[1]) | _interval("difference", found[0])
+
+
+def _interval(name: str, interval: Interval) -> dict[str, float]:
+    return {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
+
+
+def _number(value: float | None) -> float:
+    return np.nan if value is None else float(value)
