@@ -1,0 +1,133 @@
+"""Runs a model on a video with each method at each ratio, and notes what became of every token on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tango.evaluation.chat import Chat
+from tango.evaluation.checkpoints import Checkpoint
+from tango.evaluation.video import read_video
+from tango.pruners import REGISTRY, Pruner
+from tango.pruners.base import zero_sinks
+from tango.pruners.trace import Trace, traced
+from tango.visualize.picture import Array, Panel, Picture, heat_of
+
+ANSWER_TOKENS = 64
+
+
+def with_ratios(methods: Sequence[str | Pruner], ratios: Sequence[float]) -> list[list[Pruner]]:
+    """Each method, by name or with its settings, at each ratio.
+
+    Raises:
+        ValueError: no method or no ratio, one that is unknown or out of its range, or one that is there twice.
+    """
+    if not methods or not ratios:
+        raise ValueError("nothing to draw: give at least one method and one retention ratio")
+    if len(set(ratios)) < len(ratios):
+        raise ValueError(f"ratios {', '.join(f'{ratio:g}' for ratio in ratios)}: one of them is there twice")
+    rows = []
+    for method in methods:
+        if isinstance(method, str):
+            if method not in REGISTRY:
+                raise ValueError(f"there is no method {method!r}; use one of {', '.join(sorted(REGISTRY))}")
+            method = REGISTRY[method]()
+        rows.append([replace(method, retention_ratio=ratio) for ratio in ratios])
+    labels = [label(row[0]) for row in rows]
+    for name in labels:
+        if labels.count(name) > 1:
+            raise ValueError(f"the method {name!r} is there twice with the same settings")
+    return rows
+
+
+def label(pruner: Pruner) -> str:
+    """A method's name and the settings in which it differs from its defaults, but for the ratio."""
+    changed = [
+        f"{field.name}={getattr(pruner, field.name)}"
+        for field in fields(pruner)
+        if field.name != "retention_ratio" and getattr(pruner, field.name) != field.default
+    ]
+    return " ".join([pruner.name, *changed])
+
+
+def capture(
+    checkpoint: Checkpoint,
+    video: str | Path,
+    pruners: Sequence[Sequence[Pruner]],
+    frames: int,
+    question: str | None = None,
+    command: str | None = None,
+    step: Callable[[str], None] = lambda name: None,
+) -> Picture:
+    """Run everything that a picture shows; see tango.visualize.visualize().
+
+    Args:
+        pruners: one list a method, with the method at each ratio, as with_ratios() makes them.
+        step: called with the name of each run before it starts.
+
+    Raises:
+        ValueError: a method does not work on this model or at this ratio; the message names both.
+    """
+    clip = read_video(video, frames)
+    text = question if question is not None else "Describe the video."
+    messages = [{"role": "user", "content": [{"type": "video", "video": str(video)}, {"type": "text", "text": text}]}]
+    settings = {"max_new_tokens": ANSWER_TOKENS if question is not None else 1}  # without a question nothing is asked
+    unpruned = None
+    if question is not None:
+        step("unpruned")
+        with Chat(checkpoint, max_frames=frames).session() as chat:
+            unpruned = str(chat.generate(messages, settings, "unpruned").response)
+    panels: list[tuple[Panel, ...]] = []
+    grid, times = (0, 0), clip.timestamps
+    for row in pruners:
+        drawn = []
+        for pruner in row:
+            name = label(pruner)
+            step(f"{name} at {pruner.retention_ratio:g}")
+            try:
+                with traced() as traces, Chat(checkpoint, pruner, max_frames=frames).session() as chat:
+                    answer = chat.generate(messages, settings, name)
+            except ValueError as error:
+                raise ValueError(f"{name} at a ratio of {pruner.retention_ratio:g}: {error}") from error
+            (trace,), (record,) = traces, answer.videos
+            grid = (int(record["grid"][0]), int(record["grid"][1]))
+            if trace.given.timestamps is not None:
+                times = tuple(float(time) for time in trace.given.timestamps)
+            said = str(answer.response) if question is not None else None
+            drawn.append(_panel(name, pruner.retention_ratio, trace, record, said))
+        panels.append(tuple(drawn))
+    count = panels[0][0].before // (grid[0] * grid[1])
+    # Qwen's frames are pairs of sampled ones: the first of each is shown.
+    each = -(-len(clip.frames) // count)
+    shown = clip.frames[::each]
+    if len(times) != count:
+        times = clip.timestamps[::each]
+    ratios = tuple(panel.ratio for panel in panels[0])
+    return Picture(
+        Path(video).name, checkpoint.described["pretrained"], shown, times, grid, ratios, tuple(panels), command,
+        question, unpruned,
+    )  # fmt: skip
+
+
+def _panel(name: str, ratio: float, trace: Trace, record: dict[str, Any], answer: str | None) -> Panel:
+    heat: Array | None = None
+    if trace.given.saliency is not None:
+        saliency = trace.given.saliency.detach().float().cpu()
+        heat = heat_of(zero_sinks(saliency, getattr(trace.pruner, "sink_tokens", None)).flatten().numpy())
+    return Panel(
+        method=name,
+        ratio=ratio,
+        roles=trace.roles.cpu().numpy(),
+        joined=None if trace.joined is None else trace.joined.cpu().numpy().astype(np.int64),
+        static=None if trace.static is None else trace.static.cpu().numpy(),
+        heat=heat,
+        segments=tuple(int(size) for size in trace.pruned.segment_sizes),
+        before=record["tokens_before"],
+        after=record["tokens_after"],
+        in_llm=record["tokens_in_llm"],
+        answer=answer,
+    )
