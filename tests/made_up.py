@@ -12,9 +12,10 @@ KINDS = ("colour", "count")
 def made_up(method: str, ratio: float | None, right: list[int], kept: int = 52, **what: Any) -> dict[str, Any]:
     """A cell of 40 questions, half of each kind; `right` are the numbers of those answered correctly.
 
-    what: framework, model, benchmark, variant; frames, device, ttft (ms).
+    what: framework, model, benchmark, variant; frames, device, time, ttft (ms).
     """
     frames, device, ttft = what.pop("frames", 8), what.pop("device", "A processor"), what.pop("ttft", 10.0)
+    time = what.pop("time", "2026-01-01T00:00:00+00:00")
     samples = [
         {
             "id": f"q{i}",
@@ -41,7 +42,7 @@ def made_up(method: str, ratio: float | None, right: list[int], kept: int = 52, 
             "versions": {"tango": "0.1.0", "torch": "2.11.0"},
             "device": {"name": device, "type": "cpu", "threads": 2},
             "processes": 1,
-            "time": "2026-01-01T00:00:00+00:00",
+            "time": time,
         },
         "efficiency": dict.fromkeys(TITLES, 2.5)
         | times

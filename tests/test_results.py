@@ -135,10 +135,24 @@ def test_tango_against_baselines(cells: list[dict[str, Any]]) -> None:
 def test_what_cannot_stand_in_one_table(cells: list[dict[str, Any]]) -> None:
     with pytest.raises(ResultsError, match="no finished cells"):
         arrange([])
-    with pytest.raises(ResultsError, match="two cells for Tango 10 % on MotionQA in lmms-eval"):
-        arrange([*cells, made_up("tango", 0.1, [])])
     with pytest.raises(ResultsError, match="one model, frames and dtype"):
         arrange([*cells, made_up("tango", 0.2, [], frames=16)])
+
+
+def test_of_several_runs_the_fullest_and_latest_is_shown(cells: list[dict[str, Any]]) -> None:
+    again = made_up("tango", 0.1, list(range(20)), time="2026-01-02T00:00:00+00:00")
+    short = made_up("tango", 0.1, [], time="2026-01-03T00:00:00+00:00")
+    short["samples"] = short["samples"][:3]
+    short["provenance"]["settings"]["alpha"] = 2
+    rows, remarks = arrange([again, *cells, short])
+    assert accuracy_table(rows)["MotionQA"].tolist() == [80, 50, 35, 70]
+    assert remarks == [
+        "Tango 10 % on MotionQA in lmms-eval was run 3 times with different settings; shown is the run of "
+        "2026-01-02T00:00:00+00:00"
+    ]
+
+
+def test_settings_that_differ_are_told(cells: list[dict[str, Any]]) -> None:
     cells[1]["provenance"]["settings"]["alpha"] = 2
     _, remarks = arrange([*cells, made_up("tango", 0.1, [], framework="VLMEvalKit")])
     assert remarks == ["Tango 10 % was not run with the same alpha everywhere"]

@@ -177,13 +177,14 @@ class Row:
 
 def arrange(cells: Sequence[Cell]) -> tuple[list[Row], list[str]]:
     """The lines of the tables of one model, in their order: by framework, the unpruned model first, then Tango, then
-    the others, then variants. Cells that did not answer the unpruned model's questions are left out.
+    the others, then variants. Cells that did not answer the unpruned model's questions are left out; of several runs
+    of the same the one with most questions is taken, and the latest of these.
 
     Returns:
         The lines, and what was left out or is to be known, for people.
 
     Raises:
-        ResultsError: no cells, cells of several settings, or two for one place.
+        ResultsError: no cells, or cells of several models, numbers of frames or dtypes.
     """
     if not cells:
         raise ResultsError("no finished cells, so there is nothing to put into tables")
@@ -191,17 +192,9 @@ def arrange(cells: Sequence[Cell]) -> tuple[list[Row], list[str]]:
         raise ResultsError(f"one table holds one model, frames and dtype; got {', '.join(map(str, settings))}")
     remarks: list[str] = []
     rows: dict[tuple[Any, ...], Row] = {}
-    for cell in _same_questions(cells, remarks):
-        what = cell["cell"]
-        ratio = 1.0 if what["ratio"] is None else float(what["ratio"])
-        key = (what["framework"], what["method"], ratio, what.get("variant") or "")
-        row = rows.setdefault(key, Row(*key, label(cell)))
-        if benchmark(cell) in row.cells:
-            raise ResultsError(
-                f"two cells for {row.name} on {benchmark(cell)} in {row.framework}, run at "
-                f"{row.cells[benchmark(cell)]['provenance']['time']} and {cell['provenance']['time']}; name one folder"
-            )
-        row.cells[benchmark(cell)] = cell
+    for cell in _same_questions(_without_repeats(cells, remarks), remarks):
+        key = _line(cell)
+        rows.setdefault(key, Row(*key, label(cell))).cells[benchmark(cell)] = cell
     remarks += _different_settings(list(rows.values()))
     methods = list(dict.fromkeys([VANILLA, "tango", *(row.method for row in rows.values())]))
 
@@ -209,6 +202,30 @@ def arrange(cells: Sequence[Cell]) -> tuple[list[Row], list[str]]:
         return row.framework.casefold(), row.variant != "", methods.index(row.method), row.retention_ratio, row.variant
 
     return sorted(rows.values(), key=place), remarks
+
+
+def _line(cell: Cell) -> tuple[str, str, float, str]:
+    """Framework, method, retention ratio and variant."""
+    what = cell["cell"]
+    ratio = 1.0 if what["ratio"] is None else float(what["ratio"])
+    return what["framework"], what["method"], ratio, what.get("variant") or ""
+
+
+def _without_repeats(cells: Sequence[Cell], remarks: list[str]) -> list[Cell]:
+    groups: dict[tuple[Any, ...], list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault((_line(cell), benchmark(cell)), []).append(cell)
+    kept = []
+    for (line, name), group in groups.items():
+        kept.append(max(group, key=lambda cell: (len(cell["samples"]), cell["provenance"]["time"])))
+        if len(group) > 1:
+            others = {json.dumps(cell["provenance"].get("settings"), sort_keys=True) for cell in group}
+            remarks.append(
+                f"{label(group[0])} on {name} in {line[0]} was run {len(group)} times"
+                + (" with different settings" if len(others) > 1 else "")
+                + f"; shown is the run of {kept[-1]['provenance']['time']}"
+            )
+    return kept
 
 
 def _same_questions(cells: Sequence[Cell], remarks: list[str]) -> list[Cell]:

@@ -44,7 +44,7 @@ def report(folders: Iterable[str | Path], output: str | Path) -> Report:
         output: gets a folder for each model, number of frames and number format, with the files of write_results().
 
     Raises:
-        ResultsError: a folder is not there or has no finished cell, or two cells claim the same place in a table.
+        ResultsError: a folder is not there or has no finished cell.
     """
     names = [str(folder) for folder in folders]
     cells, unread = read_folders(names)
@@ -52,8 +52,6 @@ def report(folders: Iterable[str | Path], output: str | Path) -> Report:
     groups: dict[tuple[str, int, str], list[Cell]] = {}
     for cell in cells:
         groups.setdefault(setting(cell), []).append(cell)
-    for group in groups.values():
-        arrange(group)  # what cannot be is told before anything is written
     made = Report(remarks=list(unread))
     for (model, frames, dtype), group in sorted(groups.items()):
         folder = Path(output) / re.sub(r"[^\w.-]+", "-", f"{model}_{frames}frame_{dtype}")
@@ -77,7 +75,7 @@ def write_results(
         missing: what has no result, for the remarks.
 
     Raises:
-        ResultsError: no cells, cells of several models, or two for one place in a table.
+        ResultsError: no cells, or cells of several models, numbers of frames or dtypes.
     """
     rows, remarks = arrange(cells)
     remarks = [*missing, *remarks]
