@@ -133,7 +133,7 @@ def started(profile: Path) -> Iterator[Browser]:
         preexec_fn=place,
         close_fds=False,
         stdout=subprocess.DEVNULL,
-        stderr=(profile.parent / "chromium.log").open("wb"),
+        stderr=subprocess.DEVNULL,
     )
     os.close(to_browser[0])
     os.close(from_browser[1])
