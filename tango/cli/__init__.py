@@ -13,7 +13,7 @@ import typer
 from typer.exceptions import TyperException
 
 from tango import __version__
-from tango.cli.ask import ask
+from tango.cli import ask, demo, doctor, methods, profile, results, sweep, visualize
 from tango.cli.common import (
     BAD_INPUT,
     EXIT_CODES,
@@ -24,13 +24,6 @@ from tango.cli.common import (
     epilog,
     print_json,
 )
-from tango.cli.demo import demo
-from tango.cli.doctor import doctor
-from tango.cli.methods import methods
-from tango.cli.profile import profile
-from tango.cli.results import results
-from tango.cli.sweep import sweep
-from tango.cli.visualize import visualize
 
 CODES = "; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items())
 
@@ -59,10 +52,12 @@ def root(
     """Only there for --version."""
 
 
-for command in (ask, profile, visualize, demo, sweep, results, methods, doctor):
-    file = sys.modules[command.__module__]  # holds the command's examples, and more of its settings if it has any
+for module in (ask, profile, visualize, demo, sweep, results, methods, doctor):
+    name = module.__name__.rpartition(".")[2]
+    command = getattr(module, name)
     text = "\n\n".join(" ".join(part.split()) for part in inspect.cleandoc(command.__doc__ or "").split("\n\n"))
-    app.command(help=text, epilog=epilog(*file.EXAMPLES), context_settings=getattr(file, "CONTEXT", None))(command)
+    settings = getattr(module, "CONTEXT", None)
+    app.command(name, help=text, epilog=epilog(*module.EXAMPLES), context_settings=settings)(command)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

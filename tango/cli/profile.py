@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import statistics
 import time
 from collections import defaultdict
@@ -98,28 +97,32 @@ def run(
 
     length = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens}
     with attached(checkpoint, pruner, frames, video) as chat:
-        reset_peak()
+        counted = reset_peak()
         began = time.perf_counter()
         answer = chat.generate(conversation(video, question), length, video)
         whole = time.perf_counter() - began
-        timing, peak = answer.timing or {}, peak_since_reset()
+        timing = answer.timing or {}
     found = {"read_s": whole - timing["generate_s"]} | {key: timing[key] for key in STAGES}
     found |= {"first_token_s": timing["vit_s"] + timing["other_s"] + timing["prefill_s"], "whole_s": whole}
-    return found | ({} if peak is None else {MEMORY: peak}), answer.tokens
+    return found | ({MEMORY: peak_since_reset()} if counted else {}), answer.tokens
 
 
-def reset_peak() -> None:
-    """Let peak_since_reset() count from here."""
+def reset_peak() -> bool:
+    """Let peak_memory() or, on a CPU, the kernel count from here; False where that cannot be done."""
     import torch
 
     if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         for gpu in range(torch.cuda.device_count()):
             torch.cuda.reset_peak_memory_stats(gpu)
-    with contextlib.suppress(OSError):  # not Linux, or a sandbox without it: then there is no peak to tell
+        return True
+    try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:  # not Linux, or a sandbox that has no such file
+        return False
+    return True
 
 
-def peak_since_reset() -> float | None:
+def peak_since_reset() -> float:
     """Most memory held since reset_peak(), model included, in GiB: on GPUs, or resident in RAM on a CPU."""
     import torch
 
@@ -127,11 +130,8 @@ def peak_since_reset() -> float | None:
 
     if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return peak_memory()
-    status = Path("/proc/self/status")
-    if not status.is_file():
-        return None
-    fields = dict(line.split(":", 1) for line in status.read_text(encoding="ascii").splitlines())
-    return int(fields["VmHWM"].split()[0]) * 1024 / GIB
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024 / GIB
 
 
 def spread(series: dict[str, list[float]]) -> dict[str, Any]:

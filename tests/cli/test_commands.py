@@ -1,0 +1,211 @@
+"""What each command does, on the shipped model and video."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from made_up import made_up, write_sweep
+from safetensors.torch import load_file
+
+from tango.cli import demo, doctor, main, profile
+from tango.evaluation.chat import Chat
+from tango.evaluation.checkpoints import load
+from tango.evaluation.sweep import Cell
+from tango.evaluation.timing import TITLES
+from tango.pruners import REGISTRY
+
+ROOT = Path(__file__).parents[2]
+VIDEO = "data/motionqa/videos/1.mp4"
+Captured = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(autouse=True)
+def in_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+def told(capsys: Captured, *words: str, code: int = 0) -> Any:
+    """What a command prints with --json: JSON and nothing else."""
+    assert main([*words, "--json"]) == code
+    return json.loads(capsys.readouterr().out)
+
+
+def test_ask_answers_as_the_model_does(capsys: Captured) -> None:
+    question = "What colour is the square?"
+    found = told(capsys, "ask", VIDEO, question, "--method", "tango", "--method", "topk", "--ratio", "0.15")
+    assert [way["name"] for way in found["answers"]] == ["unpruned", "tango 0.15", "topk 0.15"]
+    content = [{"type": "video", "video": VIDEO}, {"type": "text", "text": question}]
+    checkpoint = load("checkpoints/tango-tiny")
+    for way, pruner in zip(found["answers"], (None, REGISTRY["tango"](0.15), REGISTRY["topk"](0.15)), strict=True):
+        with Chat(checkpoint, pruner, max_frames=8).session() as chat:
+            answer = chat.generate([{"role": "user", "content": content}], {"max_new_tokens": 64}, VIDEO)
+        assert (way["answer"], way["tokens"], way["videos"]) == (answer.response, answer.tokens, answer.videos)
+        assert way["seconds"]["vit_s"] > 0 and way["seconds"]["prefill_s"] > 0
+
+
+def test_ask_for_people(capsys: Captured) -> None:
+    assert main(["ask", "--frames", "4", "--set", "segmentation=none", "--config", "configs/tango_tiny.yaml"]) == 0
+    said = capsys.readouterr().out
+    assert "What colour is the ring?\nA. orange" in said  # the first question about the shipped video
+    rows = {line.split("│")[1].strip(): line.split("│")[2:4] for line in said.splitlines() if line.startswith("│")}
+    assert [cell.strip() for cell in rows["video tokens"]] == ["256", "256"]
+    assert int(rows["into the language model"][0]) == 256 > int(rows["into the language model"][1])
+    assert {"answer", "vision tower (ms)", "prefill (ms)", "decoding (ms)"} <= set(rows)
+
+
+def test_profile_measures_every_stage_of_every_run(capsys: Captured) -> None:
+    words = ["profile", VIDEO, "--repeats", "3", "--warmup", "0", "--new-tokens", "4", "--set", "pruned_layer=2"]
+    found = told(capsys, *words)
+    assert [way["name"] for way in found["ways"]] == ["unpruned", "tango 0.1"]
+    for way in found["ways"]:
+        assert way["tokens"]["output_tokens"] == 4  # always that many, whatever the model would say
+        for stage in ("read_s", "vit_s", "other_s", "prefill_s", "decode_s", "first_token_s", "whole_s"):
+            one = way[stage]
+            assert len(one["all"]) == 3 and one["min"] == min(one["all"]) and one["median"] == sorted(one["all"])[1]
+        parts = [way[name]["all"] for name in ("read_s", "vit_s", "other_s", "prefill_s", "decode_s")]
+        assert all(sum(run) <= whole for *run, whole in zip(*parts, way["whole_s"]["all"], strict=True))
+        assert way["peak_memory_gib"]["min"] > 0.1 if "peak_memory_gib" in way else not profile.reset_peak()
+    after = [way["tokens"]["video_tokens_after"] for way in found["ways"]]
+    assert after[0] == 512 > after[1]
+
+
+def test_profile_for_people(capsys: Captured) -> None:
+    assert main(["profile", "--repeats", "1", "--warmup", "0", "--new-tokens", "2"]) == 0
+    said = capsys.readouterr().out
+    for row in ("reading, resizing", "vision tower", "prefill", "time to first token", "peak memory", "times faster"):
+        assert row in said
+
+
+def test_visualize_writes_page_and_sheets(capsys: Captured, tmp_path: Path) -> None:
+    found = told(capsys, "visualize", "--ratio", "0.1", "--frames", "2", "--output", str(tmp_path / "pictures"))
+    assert Path(found["page"]).is_file() and [Path(sheet).suffix for sheet in found["sheets"]] == [".png"]
+
+
+def test_methods_are_those_of_the_registry(capsys: Captured) -> None:
+    found = {row["name"]: row for row in told(capsys, "methods")}
+    assert list(found) == list(REGISTRY)
+    for name, method in REGISTRY.items():
+        row = found[name]
+        assert row["settings"] == method().settings() and set(row["signals"]) == {"features", *method().signals}
+        assert row["paper"] is None or row["paper"] in method.__doc__
+    assert found["tango"]["paper"] == "2604.09547"
+    where = {name: row["acts"] for name, row in found.items()}
+    assert where["fastv"] == "inside the language model" and where["topk"] == "before the language model"
+    assert where["flashvid"] == "before the language model; with pruning_layer inside it too"
+    assert main(["methods"]) == 0 and main(["methods", "fastvid"]) == 0
+    said = capsys.readouterr().out
+    assert "anchor_interval=4" in said and "arXiv 2503.11187, as published for LLaVA-OneVision" in said
+
+
+def test_doctor_finds_the_shipped_things_well(capsys: Captured) -> None:
+    found = told(capsys, "doctor")
+    assert found["ok"] and all(one["status"] == "ok" for one in found["findings"] if one["needed"])
+    names = {(one["group"], one["name"]) for one in found["findings"]}
+    assert {("Python", "torch"), ("PyTorch", "flash-attn"), ("Disk", "hub cache"), ("Data sets", "MotionQA")} <= names
+    assert all(one["advice"] for one in found["findings"] if one["status"] != "ok")
+    tensors = load_file("checkpoints/tango-tiny/model.safetensors")
+    count, size = doctor.weights("checkpoints/tango-tiny")
+    assert count == sum(tensor.numel() for tensor in tensors.values())
+    assert size == pytest.approx(4 * count / 2**30, rel=0.01)  # float32, and a header
+
+
+def test_doctor_says_what_is_too_little(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "memory", lambda: ("main memory", 1e-3))
+    monkeypatch.setattr(doctor, "free_at", lambda folder: 0.5)
+    found = told(capsys, "doctor", "--model", "checkpoints/tango-tiny", "--model", next(iter(doctor.PUBLISHED)), code=1)
+    by_name = {(one["group"], one["name"]): one for one in found["findings"]}
+    assert by_name["Memory", "checkpoints/tango-tiny"]["status"] == "too little"
+    download = by_name["Models", next(iter(doctor.PUBLISHED))]
+    assert download["status"] == "too little" and "HF_HOME" in download["advice"] and not found["ok"]
+
+
+def test_doctor_without_a_checkout(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "checkout", lambda: None)
+    assert main(["doctor", "--model", "checkpoints/tango-tiny"]) == 1
+    assert "run this in a checkout" in capsys.readouterr().out
+
+
+def test_doctor_names_a_package_that_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "declared", lambda: (">=3.99", ["rich>=999", "no-such-package>=1", "numpy"]))
+    python, rich, absent, numpy = doctor.packages()
+    assert (python.status, rich.status, absent.status, numpy.status) == ("too little", "too little", "missing", "ok")
+    assert "rich>=999" in rich.advice and "pip install 'no-such-package>=1'" in absent.advice
+
+
+def test_demo_is_the_scripts_demo(capsys: Captured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "scripts").mkdir()
+    script = "import os, sys; print(os.getcwd(), sys.argv); sys.exit(int(sys.argv[-1]))"
+    (tmp_path / "scripts" / "demo.py").write_text(script)
+    monkeypatch.setattr(demo, "checkout", lambda: tmp_path)
+    before = list(sys.argv)
+    assert main(["demo", "--limit", "3", "--jobs", "0"]) == 0
+    assert capsys.readouterr().out == f"{tmp_path} ['scripts/demo.py', '--limit', '3', '--jobs', '0']\n"
+    assert told(capsys, "demo", "7", code=7)["exit_code"] == 7
+    assert sys.argv == before and Path.cwd() == ROOT
+    monkeypatch.setattr(demo, "checkout", lambda: None)
+    assert main(["demo"]) == 2
+    assert "clone the repository" in capsys.readouterr().err
+
+
+def test_sweep_prints_its_commands(capsys: Captured) -> None:
+    words = ["sweep", "configs/sweeps/tango_tiny.yaml", "--ratio", "0.1", "--method", "tango", "--method", "fastv"]
+    found = told(capsys, *words, "--dry-run")
+    frameworks = [cell["command"][2] for cell in found["cells"]]
+    assert frameworks == ["lmms_eval", "lmms_eval", "tango_vlmeval", "tango_vlmeval"]
+    assert [cell["environment"]["WRAPPER"] for cell in found["cells"]] == ["vanilla", "tango"] * 2
+    assert all("60" in cell["command"] for cell in found["cells"]) and not found["missing"]
+    assert "FastV" in found["left_out"][0] and "above 0.500" in found["left_out"][0]
+    assert main([*words, "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4 and lines[1].startswith("WRAPPER=tango TANGO_CONFIG=configs/tango_tiny.yaml TANGO_ARGS=")
+
+
+def test_sweep_names_what_is_missing(capsys: Captured) -> None:
+    words = ["sweep", "--framework", "VLMEvalKit", "--benchmark", "MVBench", "--model", "owner/name", "--dry-run"]
+    found = told(capsys, *words, code=2)
+    assert len(found["cells"]) == 4 and all("owner/name" in cell["command"] for cell in found["cells"])
+    assert [line.partition(":")[0] for line in found["missing"]] == ["owner/name", "OpenGVLab/MVBench"]
+
+
+def test_sweep_runs_its_cells(capsys: Captured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def cell(folder: Path, **given: Any) -> Cell:
+        method, ratio = given["method"], given["ratio"]
+        status = "import sys; sys.exit(1)" if method == "topk" else "pass"
+        result = made_up(method, ratio, list(range(30)), 512 if ratio is None else 52)
+        result["tokens"] = {"share_kept": 1.0 if ratio is None else 0.1}
+        name = f"{method}-{ratio}"
+        return Cell(name, name, [sys.executable, "-c", status], {}, given["samples"], lambda run: result)
+
+    monkeypatch.setattr("tango.evaluation.lmms_cells.lmms_cell", cell)
+    words = ["sweep", "--ratio", "0.1", "--jobs", "2", "--output", str(tmp_path)]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert "unpruned" in said and "Tango 10 %" in said and f"tango results {tmp_path}" in said
+    found = told(capsys, *words, "--method", "tango", "--method", "topk", code=1)
+    assert [(one["method"], one["accuracy"]) for one in found["cells"]] == [("vanilla", 0.75), ("tango", 0.75)]
+    assert (
+        list(found["failed"]) == ["tango-tiny/topk-0.1"] and "exit status 1" in found["failed"]["tango-tiny/topk-0.1"]
+    )
+    assert set(found["cells"][0]["efficiency"]) >= set(TITLES)
+
+
+def test_results_writes_tables(capsys: Captured, tmp_path: Path) -> None:
+    cells = [made_up("vanilla", None, list(range(32)), 512), made_up("tango", 0.1, list(range(30)))]
+    write_sweep(tmp_path / "sweep", cells)
+    found = told(capsys, "results", str(tmp_path / "sweep"), "--output", str(tmp_path / "tables"))
+    assert all(Path(file).is_file() for file in found["files"])
+    assert {"README.md", "accuracy.csv"} <= {Path(file).name for file in found["files"]}
+
+
+def test_memory_is_counted_from_the_last_reset() -> None:
+    if not profile.reset_peak():
+        pytest.skip("this system cannot count anew")
+    before = profile.peak_since_reset()
+    big = torch.ones(200 << 18)  # 200 MiB
+    with_it = profile.peak_since_reset()
+    del big
+    assert with_it > before + 0.15 and profile.reset_peak()
+    assert profile.peak_since_reset() < with_it

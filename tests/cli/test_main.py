@@ -1,0 +1,160 @@
+"""The command as a whole: help, exit codes, one line for bad input, and what is imported for it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import tango.cli
+from tango.cli import main
+from tango.cli.common import EXIT_CODES
+
+ROOT = Path(__file__).parents[2]
+COMMANDS = ("ask", "profile", "visualize", "demo", "sweep", "results", "methods", "doctor")
+
+
+@pytest.fixture(autouse=True)
+def in_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+def test_help_needs_nothing_heavy() -> None:
+    code = (
+        "import sys; from tango.cli import main; status = main(['--help']); "
+        "print([name for name in ('torch', 'transformers', 'numpy', 'av', 'pandas') if name in sys.modules]); "
+        "sys.exit(status)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert all(f" {name} " in done.stdout for name in COMMANDS)
+    words = " ".join(done.stdout.replace("│", " ").split())
+    assert all(f"{code} {meaning}" in words for code, meaning in EXIT_CODES.items())
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--help"]) == 0
+    said = capsys.readouterr().out
+    assert "Examples" in said and f"$ tango {command}" in said and "--json" in said
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"tango {tango.__version__}\n"
+
+
+@pytest.fixture
+def bad(tmp_path: Path) -> Path:
+    """Files that are not what they should be."""
+    (tmp_path / "broken.mp4").write_bytes(b"not a video at all" * 100)
+    (tmp_path / "empty.mp4").touch()
+    whole = (ROOT / "data/motionqa/videos/0.mp4").read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert" / "config.json").write_text('{"architectures": ["BertModel"], "model_type": "bert"}')
+    (tmp_path / "none").mkdir()
+    (tmp_path / "grid.yaml").write_text("ratio: [0.1]\n")
+    (tmp_path / "text.yaml").write_text("ratios: many\n")
+    (tmp_path / "zero.yaml").write_text("ratios: [0.1, 0]\n")
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    (tmp_path / "torn.yaml").write_text("ratios: [0.1\n")
+    return tmp_path
+
+
+BAD_INPUT = [
+    (["wrong"], ["No such command 'wrong'", "tango --help"]),
+    (["ask", "--nope"], ["--nope", "tango ask --help"]),
+    (["ask", "--ratio", "1.5"], ["--ratio", "1.5", "(0, 1]"]),
+    (["ask", "--ratio", "0"], ["--ratio", "(0, 1]"]),
+    (["ask", "--frames", "0"], ["--frames", "1"]),
+    (["ask", "{}/gone.mp4", "What?"], ["gone.mp4", "no video file"]),
+    (["ask", "What happens?"], ["What happens?", "tango ask VIDEO QUESTION"]),
+    (["ask", "{}/broken.mp4", "What?"], ["broken.mp4"]),
+    (["ask", "{}/empty.mp4", "What?"], ["empty.mp4"]),
+    (["ask", "{}/cut.mp4", "What?"], ["cut.mp4"]),
+    (["ask", "--method", "tangle"], ["tangle", "tango", "fastvid"]),
+    (["ask", "--set", "depth=3"], ["depth", "context_ratio"]),
+    (["ask", "--set", "context_ratio=2"], ["context_ratio", "2", "[0, 1]"]),
+    (["ask", "--set", "segmentation=by hand"], ["by hand", "holitom"]),
+    (["ask", "--config", "{}/gone.yaml"], ["gone.yaml", "--config"]),
+    (["ask", "--model", "{}/none"], ["none"]),
+    (["ask", "--model", "{}/bert"], ["BertModel", "LlavaOnevisionForConditionalGeneration"]),
+    (["ask", "--model", "{}/gone"], ["gone"]),
+    (["ask", "--device", "tpu"], ["tpu", "cuda"]),
+    (["ask", "--dtype", "int3"], ["int3", "bfloat16"]),
+    (["profile", "--method", "fastv", "--ratio", "0.3"], ["0.3", "above 0.500"]),
+    (["profile", "--repeats", "0"], ["--repeats"]),
+    (["visualize", "{}/broken.mp4"], ["broken.mp4"]),
+    (["visualize", "--method", "tangle"], ["tangle", "fastvid"]),
+    (["visualize", "--ratio", "7"], ["--ratio", "(0, 1]"]),
+    (["methods", "tangle"], ["tangle", "fastvid"]),
+    (["results", "{}/gone"], ["gone"]),
+    (["sweep", "{}/gone.yaml"], ["gone.yaml"]),
+    (["sweep", "{}/grid.yaml"], ["unknown key 'ratio'", "ratios"]),
+    (["sweep", "{}/text.yaml"], ["'many'", "a number"]),
+    (["sweep", "{}/zero.yaml"], ["ratio 0", "(0, 1]"]),
+    (["sweep", "{}/list.yaml"], ["list.yaml", "ratios"]),
+    (["sweep", "{}/torn.yaml"], ["torn.yaml"]),
+    (["sweep", "--framework", "mine"], ["mine", "lmms-eval", "VLMEvalKit"]),
+    (["sweep", "--benchmark", "Video-MME"], ["Video-MME", "MotionQA"]),
+    (["sweep", "--framework", "VLMEvalKit", "--benchmark", "Mine"], ["Mine", "MVBench"]),
+    (["sweep", "--framework", "VLMEvalKit", "--frames", "9"], ["9", "8, 16, 32, 64"]),
+    (["sweep", "--method", "tangle"], ["tangle", "fastvid"]),
+    (["sweep", "--model", "{}/bert"], ["BertModel"]),
+    (["sweep", "--model", "{}/none"], ["nothing was started", "config.json"]),
+    (["sweep", "--model", "owner/name", "--framework", "VLMEvalKit"], ["owner/name", "hf download"]),
+    (["sweep", "--limit", "0"], ["--limit"]),
+]
+
+
+@pytest.mark.parametrize("words, told", BAD_INPUT, ids=lambda words: " ".join(words))
+def test_bad_input_gets_one_line(
+    words: list[str], told: list[str], bad: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([word.format(bad) for word in words]) == 2
+    said = capsys.readouterr()
+    lines = [line for line in said.err.splitlines() if line.startswith("tango: ")]
+    assert len(lines) == 1 and not said.out and "Traceback" not in said.err, said
+    assert all(part in lines[0] for part in told), lines[0]
+
+
+def test_errors_for_machines(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["methods", "tangle", "--json"]) == 2
+    told = json.loads(capsys.readouterr().out)
+    assert told["exit_code"] == 2 and "tangle" in told["error"]
+
+
+@pytest.mark.parametrize(
+    "error, code, told",
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (MemoryError(), 1, "out of memory"),
+        (type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory.\nMore."), 1, "CUDA out of memory."),
+    ],
+)
+def test_other_ends(
+    error: BaseException,
+    code: int,
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("tango.cli.methods.describe", fail)
+    assert main(["methods"]) == code
+    said = capsys.readouterr()
+    assert said.err.startswith(f"tango: {told}") and len(said.err.splitlines()) == 1 and not said.out
+
+
+def test_other_errors_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("a mistake of ours")
+
+    monkeypatch.setattr("tango.cli.methods.describe", fail)
+    with pytest.raises(RuntimeError, match="a mistake of ours"):
+        main(["methods"])
