@@ -2,11 +2,14 @@
 
     NPROC=8 python -m tango_vlmeval.benchmarks --model lmms-lab/llava-onevision-qwen2-7b-ov --frames 32 \
         --config ../configs/llava_onevision.yaml --output outputs/llava_onevision [--dry-run]
+
+With --ray, cells run side by side on the nodes of a Ray cluster, each on GPUs of its own.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shlex
@@ -17,6 +20,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from tango.evaluation.machines import LOCAL, RayCluster
 from tango.evaluation.preflight import missing_checkpoint, missing_dataset, missing_pooling_head, processes
 from tango.evaluation.settings import VANILLA, SettingsError, from_environment
 from tango.evaluation.sweep import Cell, Sweep, SweepError
@@ -56,12 +60,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--limit", type=int, help="only the first so many questions of each benchmark")
     parser.add_argument("--pooling-head", action="store_true", help="saliency is read from SigLIP's own checkpoint")
     parser.add_argument("--dry-run", action="store_true", help="print each command and end")
+    parser.add_argument(
+        "--ray", metavar="ADDRESS", help=f"run cells on this Ray cluster (auto: the one here; {LOCAL}: start one)"
+    )
+    parser.add_argument(
+        "--gpus", type=int, help="GPUs, and so processes, of each cell with --ray; by default 1, 0 for a CPU"
+    )
     args = parser.parse_args(arguments)
+    if args.gpus is not None and args.ray is None:
+        parser.error("--gpus goes with --ray; without it NPROC processes share this machine's GPUs")
+    gpus = 1 if args.gpus is None else args.gpus
     console = Console()
 
     problems = missing(args)
     try:
-        count = processes()
+        count = processes() if args.ray is None else max(1, gpus)
     except ValueError as error:
         problems.append(str(error))
         count = 1
@@ -78,9 +91,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for problem in problems:
             print(f"missing: {problem}", file=sys.stderr)
         return 0
-    sweep = Sweep(args.output, cells, console=console)
     try:
-        failures = sweep.run()
+        with contextlib.ExitStack() as stack:
+            machine = stack.enter_context(RayCluster(args.ray, gpus)) if args.ray is not None else None
+            sweep = Sweep(args.output, cells, console=console, machine=machine)
+            failures = sweep.run()
     except SweepError as error:
         console.print(f"[red]{error}[/]")
         return 2

@@ -1,4 +1,5 @@
-"""Runs a grid of evaluations as subprocesses: resumable, one sweep to a folder, failures kept to their cell.
+"""Runs a grid of evaluations as processes, here or on a cluster (machines.py): resumable, one sweep to a folder,
+failures kept to their cell.
 
 A cell is one run of a framework's command line. It is finished when its `cell.json` is there, which is written whole or
 not at all; a cell that was interrupted is run again and takes its finished samples from the framework's journal. If
@@ -13,8 +14,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -25,22 +24,10 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
+from tango.evaluation.machines import Job, Machine, ThisMachine
+from tango.evaluation.machines import SweepError as SweepError
+
 POLL_SECONDS = 0.5
-STOP_SECONDS = 10.0
-
-# Ask the kernel to end a cell with the sweep that started it, however that ends, then become the cell's command.
-STARTER = """
-import ctypes, os, sys
-if sys.platform == "linux":
-    ctypes.CDLL(None).prctl(1, 9)
-    if os.getppid() != int(sys.argv[1]):
-        os._exit(1)
-os.execvp(sys.argv[2], sys.argv[2:])
-"""
-
-
-class SweepError(RuntimeError):
-    """The sweep cannot run; the message says why."""
 
 
 class CellError(RuntimeError):
@@ -68,7 +55,7 @@ class Cell:
 @dataclass
 class _Running:
     cell: Cell
-    process: subprocess.Popen[bytes]
+    job: Job
     task: TaskID
     counter: JournalCounter
     count: int = 0
@@ -99,18 +86,26 @@ class Sweep:
     Args:
         folder: holds cells/<name>/ with cell.json, log.txt and run/, which is the framework's.
         cells: the grid, in the order it is to be run.
-        jobs: how many run at a time; the machine's cores are divided among them.
+        jobs: how many run at a time on this machine; the cores are divided among them.
+        machine: where else to run them.
+
+    Raises:
+        SweepError: no jobs, or two cells of one name.
     """
 
     def __init__(
-        self, folder: str | Path, cells: Sequence[Cell], jobs: int = 1, console: Console | None = None
+        self,
+        folder: str | Path,
+        cells: Sequence[Cell],
+        jobs: int = 1,
+        console: Console | None = None,
+        machine: Machine | None = None,
     ) -> None:
-        if jobs < 1:
-            raise SweepError(f"jobs={jobs}: run at least one cell at a time")
         names = [cell.name for cell in cells]
         if twice := {name for name in names if names.count(name) > 1}:
             raise SweepError(f"two cells of the name {', '.join(sorted(twice))}")
-        self.folder, self.cells, self.jobs = Path(folder), list(cells), jobs
+        self.folder, self.cells = Path(folder), list(cells)
+        self.machine: Machine = machine or ThisMachine(jobs)
         self.console = console or Console()
         self.failures: dict[str, str] = {}
 
@@ -149,16 +144,16 @@ class Sweep:
             counted_before: int | None = None
             try:
                 while waiting or running:
-                    while waiting and len(running) < self.jobs:
+                    while waiting and len(running) < self.machine.slots:
                         running.append(self._start(waiting.pop(0), progress))
                     time.sleep(POLL_SECONDS)
                     for one in list(running):
                         one.count = min(one.counter.count(), one.cell.samples)
                         progress.update(one.task, completed=one.count)
-                        if one.process.poll() is not None:
+                        if (status := one.job.poll()) is not None:
                             running.remove(one)
                             settled += one.cell.samples
-                            self._settle(one.cell, one.process.returncode)
+                            self._settle(one.cell, status)
                             progress.remove_task(one.task)
                             done += one.cell.name not in self.failures
                     counted = settled + sum(one.count for one in running)
@@ -167,7 +162,7 @@ class Sweep:
                     left = _time_left(time.monotonic() - clock, counted - counted_before, total - counted)
                     progress.update(overall, completed=counted, cells=f"{done}/{len(self.cells)} cells", left=left)
             finally:
-                _stop([one.process for one in running])
+                self.machine.stop([one.job for one in running])
         return self.failures
 
     def _start(self, cell: Cell, progress: Progress) -> _Running:
@@ -183,25 +178,17 @@ class Sweep:
         for output in run.iterdir() if run.is_dir() else []:  # of an attempt that did not finish; journals are kept
             if output.name != "journal":
                 shutil.rmtree(output) if output.is_dir() else output.unlink()
-        threads = str(max(1, (os.cpu_count() or 1) // self.jobs))
-        defaults = {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
-        with (folder / "log.txt").open("ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-c", STARTER, str(os.getpid()), *cell.command],
-                env={**defaults, **os.environ, **cell.environment},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
+        job = self.machine.start(cell.command, cell.environment, folder / "log.txt")
         task = progress.add_task(f"  {cell.name}", total=cell.samples, cells="", left="")
-        return _Running(cell, process, task, JournalCounter(run / "journal"))
+        return _Running(cell, job, task, JournalCounter(run / "journal"))
 
-    def _settle(self, cell: Cell, status: int) -> None:
+    def _settle(self, cell: Cell, status: int | str) -> None:
         """Turn what a cell's process left into its result, or into a failure."""
         folder = self.path(cell)
         try:
             if status != 0:
-                raise CellError(f"exit status {status}; {_last_words(folder / 'log.txt')}")
+                how = status if isinstance(status, str) else f"exit status {status}"
+                raise CellError(f"{how}; {_last_words(folder / 'log.txt')}")
             result = {"identity": cell.identity, **cell.collect(folder / "run")}
         except CellError as error:
             self.failures[cell.name] = f"{error} (log: {folder / 'log.txt'})"
@@ -247,18 +234,6 @@ def _last_words(log: Path, lines: int = 3) -> str:
     text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
     kept = [line.split("\r")[-1].strip() for line in text.splitlines() if line.strip()]
     return " / ".join(kept[-lines:]) or "it wrote no log"
-
-
-def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    for process in processes:
-        process.terminate()
-    deadline = time.monotonic() + STOP_SECONDS
-    for process in processes:
-        try:
-            process.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
 
 
 @contextlib.contextmanager
