@@ -59,7 +59,9 @@ def ask(
     """
     if video is not None and question is None:
         raise InputError(f"a question about {video!r} is missing: tango ask VIDEO QUESTION")
-    with stdout_for_json(as_json):
+    answers: dict[str, Answer] = {}
+    with stdout_for_json(as_json), steps(2 + 2 * (1 + len(set(method)))) as step:
+        step("starting up")
         from tango.cli.inference import (
             attached,
             check_fit,
@@ -74,18 +76,16 @@ def ask(
         path = check_video(video)
         question = shipped_question(path) if question is None else question
         pruners = choose_pruners(method, ratio, config, fields or [])
-        answers: dict[str, Answer] = {}
-        with steps(1 + 2 * (1 + len(pruners))) as step:
-            step("loading the model")
-            checkpoint = load(model, device, dtype)
-            check_fit(checkpoint, pruners, path)
-            for pruner in (None, *pruners):
-                with attached(checkpoint, pruner, frames_for(frames, model), path) as chat:
-                    messages = conversation(path, question)
-                    step(f"{label(pruner)}: warming up")
-                    chat.generate(messages, {"max_new_tokens": min(2, max_new_tokens)}, path)
-                    step(f"{label(pruner)}: answering")
-                    answers[label(pruner)] = chat.generate(messages, {"max_new_tokens": max_new_tokens}, path)
+        step("loading the model")
+        checkpoint = load(model, device, dtype)
+        check_fit(checkpoint, pruners, path)
+        for pruner in (None, *pruners):
+            with attached(checkpoint, pruner, frames_for(frames, model), path) as chat:
+                messages = conversation(path, question)
+                step(f"{label(pruner)}: warming up")
+                chat.generate(messages, {"max_new_tokens": min(2, max_new_tokens)}, path)
+                step(f"{label(pruner)}: answering")
+                answers[label(pruner)] = chat.generate(messages, {"max_new_tokens": max_new_tokens}, path)
     if as_json:
         settings = {label(pruner): pruner.settings() for pruner in pruners}
         ways = [{"name": name, "settings": settings.get(name), **as_dict(answer)} for name, answer in answers.items()]

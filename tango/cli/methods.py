@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from tango.cli.common import InputError, Json, console, print_json
+from tango.cli.common import InputError, Json, console, print_json, steps
 
 if TYPE_CHECKING:
     from tango.pruners.base import Pruner
@@ -24,7 +24,9 @@ def methods(
     as_json: Json = False,
 ) -> None:
     """List the pruning methods: paper, where they act, signals and default settings."""
-    from tango.pruners import REGISTRY
+    with steps(1) as step:
+        step("reading the methods")
+        from tango.pruners import REGISTRY
 
     if name is not None and name not in REGISTRY:
         raise InputError(f"{name!r}: there is no such method; there are {', '.join(REGISTRY)}")

@@ -61,28 +61,28 @@ def profile(
 
     The ways take turns, so that a machine that gets slower or faster does so for all of them.
     """
-    with stdout_for_json(as_json):
+    series: dict[str, dict[str, list[float]]] = {}
+    tokens: dict[str, dict[str, float]] = {}
+    with stdout_for_json(as_json), steps(2 + (1 + len(set(method))) * (warmup + repeats)) as step:
+        step("starting up")
         from tango.cli.inference import check_fit, check_video, choose_pruners, frames_for, label, load
 
         path = check_video(video)
         pruners = choose_pruners(method, ratio, config, fields or [])
-        ways = {label(pruner): pruner for pruner in (None, *pruners)}
-        series: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in ways}
-        tokens: dict[str, dict[str, float]] = {}
-        with steps(1 + len(ways) * (warmup + repeats)) as step:
-            step("loading the model")
-            checkpoint = load(model, device, dtype)
-            check_fit(checkpoint, pruners, path)
-            for turn in range(warmup + repeats):
-                for name, pruner in ways.items():
-                    step(f"{name}: {'warming up' if turn < warmup else f'run {turn - warmup + 1} of {repeats}'}")
-                    one, tokens[name] = run(checkpoint, pruner, path, question, frames_for(frames, model), new_tokens)
-                    for key, value in one.items() if turn >= warmup else ():
-                        series[name][key].append(value)
+        step("loading the model")
+        checkpoint = load(model, device, dtype)
+        check_fit(checkpoint, pruners, path)
+        for turn in range(warmup + repeats):
+            for pruner in (None, *pruners):
+                name = label(pruner)
+                step(f"{name}: {'warming up' if turn < warmup else f'run {turn - warmup + 1} of {repeats}'}")
+                one, tokens[name] = run(checkpoint, pruner, path, question, frames_for(frames, model), new_tokens)
+                for key, value in one.items() if turn >= warmup else ():
+                    series.setdefault(name, defaultdict(list))[key].append(value)
     if as_json:
         print_json(
             {"video": path, "model": checkpoint.described, "repeats": repeats, "warmup": warmup}
-            | {"ways": [{"name": name, "tokens": tokens[name]} | spread(series[name]) for name in ways]}
+            | {"ways": [{"name": name, "tokens": tokens[name]} | spread(series[name]) for name in series]}
         )
         return
     screen = console()

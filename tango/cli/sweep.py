@@ -31,6 +31,7 @@ from tango.cli.common import (
     print_json,
     shipped,
     stdout_for_json,
+    steps,
 )
 
 if TYPE_CHECKING:
@@ -110,7 +111,8 @@ def sweep(
         "frames": frames, "config": config, "limit": limit, "jobs": jobs, "output": output,
     }  # fmt: skip
     chosen = read_grid(grid, {name: value for name, value in given.items() if value not in (None, [])})
-    with stdout_for_json(as_json):
+    with stdout_for_json(as_json), steps(1) as step:
+        step("looking at what is there")
         plan = make_plan(chosen)
     for line in plan.left_out:
         print(f"tango: left out: {line}", file=sys.stderr)

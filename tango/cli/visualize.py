@@ -43,14 +43,15 @@ def visualize(
     as_json: Json = False,
 ) -> None:
     """Draw which tokens of a video each method keeps, drops and merges: a page with sliders and one picture each."""
-    with stdout_for_json(as_json):
+    with stdout_for_json(as_json), progress() as show:
+        show("starting up", 0, 1)
         from tango.cli.inference import check_video, choose_pruners, frames_for, input_errors, load
         from tango.visualize import visualize as draw
 
         path = check_video(video)
         choose_pruners(method, ratio[0], None, [])  # unknown ones are told with the option's name
-        with progress() as show, input_errors(f"video {path!r}"):
-            show("loading the model", 0, 1)
+        show("loading the model", 0, 1)
+        with input_errors(f"video {path!r}"):
             made = draw(
                 path,
                 output,
