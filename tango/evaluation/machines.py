@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -129,8 +130,9 @@ class RayCluster:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         own = {"num_cpus": workers, "include_dashboard": False} if address == LOCAL else {}
         try:
+            check_reachable(address)
             ray.init(address, log_to_driver=False, logging_level="WARNING", **own)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             raise SweepError(f"Ray at {address!r}: {error}; start it with: ray start --head, or use {LOCAL}") from error
         self._ray = ray
         kind, need = ("GPU", gpus) if gpus else ("CPU", 1)
@@ -167,6 +169,13 @@ class RayCluster:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def check_reachable(address: str) -> None:
+    """Raise OSError if nobody listens at host:port, for which Ray itself would try for many minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host, int(port)), STOP_SECONDS).close()
 
 
 def make_task(gpus: bool) -> Callable[..., int]:

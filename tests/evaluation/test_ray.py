@@ -75,6 +75,8 @@ def test_kill_a_cell_kill_the_sweep_and_go_on(tmp_path: Path, environment: dict[
 def test_what_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SweepError, match="gpus=-1"):
         RayCluster("local", gpus=-1)
+    with pytest.raises(SweepError, match=r"Ray at '127\.0\.0\.1:1': .*refused.*ray start --head"):
+        RayCluster("127.0.0.1:1")
     monkeypatch.setattr(machines.importlib, "import_module", lambda name: (_ for _ in ()).throw(ImportError(name)))
     with pytest.raises(SweepError, match=r"Ray is not installed.*tango-vlm\[ray\]"):
         RayCluster("local")
