@@ -1,11 +1,13 @@
 # make demo: install, then accuracy and time of the unpruned model and of Tango on the shipped benchmark, in lmms-eval and
 # in VLMEvalKit (CPU, minutes).
 # make test: install, then ruff, mypy and pytest.
+# make docs: the site of docs/, into build/site. make package: sdists and wheels, each tried in a fresh environment.
 
 PYTHON ?= python3
 BIN := .venv/bin
+TOOLS := build/tools
 
-.PHONY: demo benchmark test setup data clean
+.PHONY: demo benchmark test docs package setup data clean
 
 demo: setup
 	$(BIN)/python scripts/demo.py
@@ -20,6 +22,12 @@ test: setup
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
+docs: $(TOOLS)/installed
+	$(TOOLS)/bin/mkdocs build --strict
+
+package: setup $(TOOLS)/installed
+	bash scripts/smoke_package.sh
+
 setup: .venv/installed
 
 .venv/installed: requirements.txt requirements-vlmeval.txt pyproject.toml lmms-eval/pyproject.toml VLMEvalKit/pyproject.toml
@@ -27,6 +35,11 @@ setup: .venv/installed
 	$(BIN)/pip install --disable-pip-version-check -r requirements.txt
 	$(BIN)/pip install --disable-pip-version-check --no-deps -r requirements-vlmeval.txt
 	$(BIN)/pip install --disable-pip-version-check --no-deps -e . -e ./lmms-eval -e ./VLMEvalKit
+	touch $@
+
+$(TOOLS)/installed: requirements-tools.txt
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/pip install --disable-pip-version-check -r requirements-tools.txt
 	touch $@
 
 # The shipped videos and questions, written anew from their seeds.
