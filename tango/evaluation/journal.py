@@ -27,17 +27,18 @@ class Journal:
         rank: which process of the run this is.
 
     Raises:
-        JournalError: another living process writes the file of this rank.
+        JournalError: another living process writes the file of this rank, or a file is damaged.
+        OSError: the folder cannot be written.
     """
 
     def __init__(self, folder: str | Path, run: str, rank: int = 0) -> None:
         self.folder, self.run = Path(folder), run
         self.folder.mkdir(parents=True, exist_ok=True)
         self.path = self.folder / f"{run}-rank{rank}.jsonl"
-        self._file = open(self.path, "ab")  # noqa: SIM115 (held until close())
+        self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 (held until close())
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             self._file.close()
             raise JournalError(
                 f"{str(self.path)!r} is being written by another process; wait for it, stop it, or write elsewhere"
@@ -59,11 +60,23 @@ class Journal:
         return self.entries.get(key)
 
     def append(self, key: str, entry: dict[str, Any]) -> None:
-        """Add a finished sample; it is on the disk when this returns. A later entry of the same key wins."""
-        line = json.dumps({"key": key, **entry}, ensure_ascii=False, separators=(",", ":")) + "\n"
-        self._file.write(line.encode())
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        """Add a finished sample; it is on the disk when this returns. A later entry of the same key wins.
+
+        Raises:
+            JournalError: it could not be written, as on a full disk; the entries before it are whole.
+        """
+        text = json.dumps({"key": key, **entry}, ensure_ascii=False, separators=(",", ":")) + "\n"
+        left = memoryview(text.encode(errors="backslashreplace"))  # half a character of a reply is no UTF-8
+        try:
+            while left:  # a disk that fills up takes part of a line
+                left = left[self._file.write(left) :]
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            self._drop_torn_line()
+            raise JournalError(
+                f"{str(self.path)!r} cannot be written: {error.strerror}; its {len(self.entries)} finished samples "
+                "are kept: put that right and start again"
+            ) from error
         self.entries[key] = {"key": key, **entry}
 
     def close(self) -> None:

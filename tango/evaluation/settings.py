@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import reprlib
 import types
 import typing
 from collections.abc import Mapping
@@ -69,7 +70,8 @@ def from_environment(environ: Mapping[str, str] = os.environ) -> MethodSettings:
     try:
         return MethodSettings(method, REGISTRY[method](**values), sources)
     except (ValueError, TypeError) as error:
-        raise SettingsError(f"WRAPPER={method!r} with {values}: {error}") from error
+        whence = "".join(f" {name}={sources[name]!r}" for name in VARIABLES[1:] if name in sources)
+        raise SettingsError(f"WRAPPER={method!r}{whence}: {error}") from error
 
 
 def methods() -> list[str]:
@@ -89,13 +91,16 @@ def read_config(path: str, method: str) -> dict[str, Any]:
     Top-level keys are fields, for every method that has them, or names of methods that hold fields for that method
     only; the latter win. For WRAPPER=vanilla the file is only checked.
     """
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise SettingsError(f"TANGO_CONFIG={path!r}: no such file{_neighbours(file)}")
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise SettingsError(f"TANGO_CONFIG={path!r} is not YAML: {error}") from error
+        file = Path(path).expanduser()
+        found = file.is_file()
+        content = read_yaml(file) if found else None
+    except (OSError, RuntimeError) as error:  # no right to read it, or no such home folder
+        raise SettingsError(f"TANGO_CONFIG={path!r} cannot be read: {error}") from error
+    except ValueError as error:
+        raise SettingsError(f"TANGO_CONFIG={path!r} {error}") from error
+    if not found:
+        raise SettingsError(f"TANGO_CONFIG={path!r}: no such file{_neighbours(file)}")
     content = {} if content is None else content
     if not isinstance(content, dict):
         raise SettingsError(
@@ -109,7 +114,8 @@ def read_config(path: str, method: str) -> dict[str, Any]:
         if name in REGISTRY:
             if not isinstance(value, dict):
                 raise SettingsError(
-                    f"TANGO_CONFIG={path!r}: {name!r} names a method and must hold its fields, got {value!r}"
+                    f"TANGO_CONFIG={path!r}: {name!r} names a method and must hold its fields, "
+                    f"got {reprlib.repr(value)}"
                 )
             types_of = field_types(REGISTRY[name])
             typed = {
@@ -119,12 +125,28 @@ def read_config(path: str, method: str) -> dict[str, Any]:
             own = typed if name == method else own
         elif name not in everywhere:
             raise SettingsError(
-                f"TANGO_CONFIG={path!r}: unknown key {name!r}; it may hold the methods {', '.join(sorted(REGISTRY))} "
+                f"TANGO_CONFIG={path!r}: unknown key {reprlib.repr(name)}; it may hold the methods "
+                f"{', '.join(sorted(REGISTRY))} "
                 f"and the fields {', '.join(sorted(everywhere))}"
             )
         elif name in fields:
             shared[name] = _typed(f"{path}: {name}", value, fields[name])
     return shared | own
+
+
+def read_yaml(file: Path) -> Any:
+    """What a YAML file holds.
+
+    Raises:
+        ValueError: it is not YAML; says why, not which file.
+        OSError: it cannot be read.
+    """
+    try:
+        return yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date or number that cannot be
+        raise ValueError(f"is not YAML: {error}") from error
+    except RecursionError as error:
+        raise ValueError("is not YAML that can be read: it is nested too deeply") from error
 
 
 def parse_args(text: str, method: str, fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -201,6 +223,8 @@ def _typed(where: str, value: Any, hint: Any) -> Any:
                 return tuple(value)
         elif type(value) is option:
             return value
-        elif option is float and type(value) is int:
+        elif option is float and type(value) is int and abs(value) < 2**1023:
             return float(value)
-    raise SettingsError(f"{where} = {value!r}: expected {' or '.join(_name(option) for option in _options(hint))}")
+    raise SettingsError(
+        f"{where} = {reprlib.repr(value)}: expected {' or '.join(_name(option) for option in _options(hint))}"
+    )

@@ -76,7 +76,9 @@ class JournalCounter:
                 new = lines.read()
             whole = new[: new.rfind(b"\n") + 1]
             self._read[file] = self._read.get(file, 0) + len(whole)
-            self._keys.update(json.loads(line)["key"] for line in whole.splitlines())
+            for line in whole.splitlines():
+                with contextlib.suppress(ValueError, TypeError, KeyError):  # the cell itself says that it is damaged
+                    self._keys.add(json.loads(line)["key"])
         return len(self._keys)
 
 
@@ -113,12 +115,16 @@ class Sweep:
         return self.folder / "cells" / cell.name
 
     def finished(self, cell: Cell) -> dict[str, Any] | None:
-        """The cell's result, if it has one that still stands."""
+        """The cell's result, if it has one that still stands and is whole."""
         file = self.path(cell) / "cell.json"
         if not file.is_file():
             return None
-        result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return result if result["identity"] == cell.identity else None
+        try:
+            result: dict[str, Any] = json.loads(file.read_bytes())
+            return result if result["identity"] == cell.identity else None
+        except (ValueError, TypeError, KeyError) as error:
+            self.console.print(f"{file} is damaged ({error}): the cell is run again", markup=False, soft_wrap=True)
+            return None
 
     def results(self) -> list[dict[str, Any]]:
         """Results of all finished cells, in the grid's order."""
@@ -128,10 +134,18 @@ class Sweep:
         """Run what is not finished; returns the reason for each cell that failed.
 
         Raises:
-            SweepError: another sweep works in this folder.
+            SweepError: another sweep works in this folder, or it cannot be written.
             KeyboardInterrupt: on SIGINT or SIGTERM, after the running cells were stopped. The next run goes on.
         """
         self.failures = {}
+        try:
+            return self._run()
+        except OSError as error:
+            raise SweepError(
+                f"{error}; what was finished in {str(self.folder)!r} is kept: put that right and start again"
+            ) from error
+
+    def _run(self) -> dict[str, str]:
         with self._locked(), _terminated_is_interrupted(), self._progress() as progress:
             waiting = [cell for cell in self.cells if self.finished(cell) is None]
             done = len(self.cells) - len(waiting)
@@ -169,7 +183,7 @@ class Sweep:
         folder = self.path(cell)
         folder.mkdir(parents=True, exist_ok=True)
         identity = folder / "identity"
-        if not identity.is_file() or identity.read_text(encoding="utf-8") != cell.identity:
+        if not identity.is_file() or identity.read_bytes() != cell.identity.encode():
             for stale in ("cell.json", "log.txt"):
                 (folder / stale).unlink(missing_ok=True)
             shutil.rmtree(folder / "run", ignore_errors=True)
@@ -187,11 +201,11 @@ class Sweep:
         folder = self.path(cell)
         try:
             if status != 0:
-                how = status if isinstance(status, str) else f"exit status {status}"
-                raise CellError(f"{how}; {_last_words(folder / 'log.txt')}")
+                raise CellError(f"{_how_it_ended(status)}; {_last_words(folder / 'log.txt')}")
             result = {"identity": cell.identity, **cell.collect(folder / "run")}
-        except CellError as error:
-            self.failures[cell.name] = f"{error} (log: {folder / 'log.txt'})"
+        except Exception as error:  # whatever is wrong with a cell's files, the other cells go on
+            what = str(error) if isinstance(error, CellError) else f"its files are damaged: {error!r}"
+            self.failures[cell.name] = f"{what} (log: {folder / 'log.txt'})"
             self.console.print(f"[red]{cell.name} failed[/]")
             return
         write_json(folder / "cell.json", result)
@@ -203,7 +217,7 @@ class Sweep:
         with (self.folder / "lock").open("a+", encoding="utf-8") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+            except BlockingIOError as error:
                 lock.seek(0)
                 raise SweepError(
                     f"another sweep (process {lock.read().strip()}) works in {str(self.folder)!r}; "
@@ -227,6 +241,15 @@ def _time_left(elapsed: float, computed: int, remaining: int) -> str:
         return ""
     seconds = int(elapsed / computed * remaining)
     return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02} left"
+
+
+def _how_it_ended(status: int | str) -> str:
+    if isinstance(status, str):
+        return status
+    if status >= 0:
+        return f"exit status {status}"
+    name = signal.Signals(-status).name
+    return f"ended by {name}" + (", as the system does when memory runs out" if name == "SIGKILL" else "")
 
 
 def _last_words(log: Path, lines: int = 3) -> str:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Sequence
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
+from av.stream import Disposition
 from numpy.typing import NDArray
+
+log = logging.getLogger(__name__)
 
 # Chooses frames of a video, ascending indices, from how many it has and how many seconds they last.
 Sampling = Callable[[int, float], Sequence[int]]
@@ -51,20 +56,13 @@ def read_video(
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: no video in it, nothing in the asked-for part, or it ends before a frame that its index promises.
+        ValueError: no video, a damaged one, one that is cut short, or nothing in the asked-for part.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no video file {str(path)!r}")
-    with av.open(str(path)) as container:
-        if not container.streams.video:
-            raise ValueError(f"{str(path)!r} holds no video stream")
-        stream = container.streams.video[0]
-        if stream.time_base is None:
-            raise ValueError(f"{str(path)!r}: its video stream has no time base")
+    with _opened(path) as (container, stream):
         base = float(stream.time_base)
-        times, keys = _index(container, stream)
-        if not times:
-            raise ValueError(f"{str(path)!r} holds no video frames")
+        times, keys = _index(container, stream, str(path))
         first = times[0]
         low = first if start is None else first + start / base
         high = times[-1] if end is None else first + end / base
@@ -75,41 +73,88 @@ def read_video(
             )
         duration = (part[-1] - part[0]) * base * len(part) / (len(part) - 1) if len(part) > 1 else 0.0
         indices = num_frames(len(part), duration) if callable(num_frames) else uniform_indices(len(part), num_frames)
-        frames, shown = _decode(container, stream, [part[i] for i in indices], keys, str(path))
+        wanted = [part[i] for i in indices]
+        frames, shown = _decode(container, stream, wanted, keys)
+    if shown != wanted:  # formats without an index (MPEG-TS) seek past what was asked for: read the file from its start
+        with _opened(path) as (container, stream):
+            frames, shown = _decode(container, stream, wanted, None)
+    if len(shown) < len(wanted):
+        raise ValueError(
+            f"{str(path)!r} is damaged: no frame could be decoded at {wanted[len(shown)] * base:.3f} s; get it anew"
+        )
     return Clip(np.stack(frames), tuple((t - first) * base for t in shown), len(part), duration)
 
 
-def _index(container: Any, stream: Any) -> tuple[list[int], list[int]]:
+@contextlib.contextmanager
+def _opened(path: str | Path) -> Iterator[tuple[Any, Any]]:
+    """A file and its first video stream; what FFmpeg says against it becomes a ValueError that names the file."""
+    try:
+        with av.open(f"file:{path}") as container:  # without `file:`, a colon in the name would start a protocol's
+            streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+            if not streams:
+                cover = " but a cover picture" if container.streams.video else ""
+                raise ValueError(f"{str(path)!r} holds no video stream{cover}; pass a video file")
+            if streams[0].time_base is None:
+                raise ValueError(f"{str(path)!r}: its video stream has no time base")
+            yield container, streams[0]
+    except av.FFmpegError as error:
+        raise ValueError(
+            f"video {str(path)!r} cannot be read: {error.strerror}; pass a video file that is whole, in a format that "
+            "FFmpeg knows"
+        ) from error
+
+
+def _index(container: Any, stream: Any, path: str) -> tuple[list[int], list[int]]:
     """Presentation times of all frames and of the key frames among them, ascending, read from the packets alone."""
     times, keys = [], []
-    for packet in container.demux(stream):
-        if packet.pts is not None and packet.size > 0 and not packet.is_discard:
+    read, end = 0, 0.0  # packets of this stream, and the second at which the last packet of any ends
+    # A file that promises no number of frames promises a duration, of its longest stream.
+    for packet in container.demux(stream) if stream.frames else container.demux():
+        if packet.pts is None or packet.size == 0:
+            continue
+        end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+        if packet.stream_index != stream.index:
+            continue
+        read += 1
+        if not packet.is_discard:
             times.append(packet.pts)
             if packet.is_keyframe:
                 keys.append(packet.pts)
+    if not times:
+        raise ValueError(f"{path!r} holds no video frames")
+    if "mp4" in container.format.name and read < stream.frames:  # other formats only guess the number
+        raise ValueError(f"{path!r} is cut short: it should hold {stream.frames} frames and holds {read}; get it anew")
+    start, promised = (container.start_time or 0) / av.time_base, (container.duration or 0) / av.time_base
+    if not stream.frames and end - start < 0.9 * promised - 1:
+        log.warning("%s is cut short: it should last %.1f s and ends after %.1f s", path, promised, end - start)
     return sorted(times), sorted(keys)
 
 
 def _decode(
-    container: Any, stream: Any, wanted: list[int], keys: list[int], path: str
+    container: Any, stream: Any, wanted: list[int], keys: list[int] | None
 ) -> tuple[list[NDArray[np.uint8]], list[int]]:
-    """The first frame at or after each wanted time, with its own time, decoding only from the key frame before each."""
+    """The first frame at or after each wanted time, with its own time, as far as there are frames.
+
+    Decodes only from the key frame before each; without `keys` from where the container is, which was just opened.
+    """
     frames: list[NDArray[np.uint8]] = []
     shown: list[int] = []
     decoder: Any = None
     reached: int | None = None  # time of the last frame that came out of the decoder
     for time in wanted:
-        at = bisect.bisect_right(keys, time) - 1
-        key = keys[at] if at >= 0 else None
+        at = bisect.bisect_right(keys or [], time) - 1
+        key = keys[at] if keys and at >= 0 else None
         if decoder is None or (key is not None and reached is not None and key > reached):
-            container.seek(key if key is not None else wanted[0], stream=stream, backward=True)
+            if keys is not None:
+                container.seek(key if key is not None else wanted[0], stream=stream, backward=True)
             decoder = container.decode(stream)
         frame = next((f for f in decoder if f.pts is not None and f.pts >= time), None)
         if frame is None:
-            raise ValueError(
-                f"{path!r} is damaged: no frame could be decoded at {time * float(stream.time_base):.3f} s"
-            )
+            break
         reached = frame.pts
+        if frame.is_corrupt:
+            name, at_second = container.name.removeprefix("file:"), time * float(stream.time_base)
+            log.warning("%s is damaged: its frame at %.3f s may not show what it should", name, at_second)
         shown.append(frame.pts)
         frames.append(frame.to_ndarray(format="rgb24"))
     return frames, shown

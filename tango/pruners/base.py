@@ -7,6 +7,7 @@ and `with method(model):` attaches it to a model. Nothing here, or in any method
 from __future__ import annotations
 
 import math
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from tango.pruners.in_llm import LayerPruning
 
 SALIENCY_SIGNALS = ("pooling_head", "global_query", "received_attention")
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+LARGEST = 1e16  # in size, of anything prune() is given: squares of larger values, summed, leave fp32
 
 
 @dataclass(frozen=True)
@@ -140,9 +143,11 @@ class Pruner(ABC):
             every token as it came, in one segment.
 
         Raises:
-            ValueError: an input is missing, not finite, or of the wrong shape.
+            ValueError: an input is missing, not finite or beyond 1e16, or of the wrong type or shape.
         """
         check_features(features, grid)
+        if not isinstance(key, str):
+            raise ValueError(f"key must be text, got {key!r}")
         frames, tokens, dim = features.shape
         fates = Fates.of(frames * tokens, features.device) if is_asked() else None
         given = Given(features, saliency, grid, timestamps, segment_features, frame_vectors, keys, key, fates)
@@ -198,9 +203,9 @@ class Pruner(ABC):
         value = getattr(self, field)
         low = f"({above}" if above > -math.inf else f"[{least}"
         expected = f"a finite number in {low}, {most}{']' if most < math.inf else ')'}"
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float):
             self._reject(field, expected)
-        if not (least <= value <= most and value > above):
+        if not (least <= value <= most and above < value < math.inf):
             self._reject(field, expected)
 
     def _integer(self, field: str, *, least: int) -> None:
@@ -230,13 +235,14 @@ class Pruner(ABC):
 
 def check_features(features: Tensor, grid: tuple[int, int] | None) -> None:
     """Raise ValueError unless features are finite floats of shape (F, L, D), none of them 0, and L = H * W if given."""
-    if not isinstance(features, Tensor) or not features.is_floating_point():
-        kind = features.dtype if isinstance(features, Tensor) else type(features).__name__
-        raise ValueError(f"features must be a floating-point tensor, got {kind}")
+    check_tensor("features", features, FLOATS)
     if features.dim() != 3 or 0 in features.shape:
         raise ValueError(f"features must have shape (frames, tokens, width), none 0, got {tuple(features.shape)}")
     if grid is not None:
-        height, width = grid
+        try:
+            height, width = (operator.index(side) for side in grid)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"grid must be two integers, rows and columns of tokens, got {grid!r}") from error
         if height < 1 or width < 1 or height * width != features.shape[1]:
             raise ValueError(f"grid {height} x {width} does not hold the {features.shape[1]} tokens of a frame")
     check_finite("features", features)
@@ -246,6 +252,7 @@ def check_saliency(saliency: Tensor | None, features: Tensor) -> Tensor:
     """Return the saliency in fp32 on the device of features; ValueError unless it is finite and of shape (F, L)."""
     if saliency is None:
         raise ValueError("saliency is missing: this method needs one number a token, shape (frames, tokens)")
+    check_tensor("saliency", saliency)
     if tuple(saliency.shape) != tuple(features.shape[:2]):
         raise ValueError(f"saliency must have shape {tuple(features.shape[:2])}, got {tuple(saliency.shape)}")
     check_finite("saliency", saliency)
@@ -254,7 +261,8 @@ def check_saliency(saliency: Tensor | None, features: Tensor) -> Tensor:
 
 def check_vectors(name: str, vectors: Tensor, features: Tensor) -> Tensor:
     """Return one vector a frame; ValueError unless they are finite and of shape (F, E)."""
-    if vectors.dim() != 2 or vectors.shape[0] != features.shape[0]:
+    check_tensor(name, vectors)
+    if vectors.dim() != 2 or vectors.shape[0] != features.shape[0] or vectors.shape[1] == 0:
         raise ValueError(f"{name} must have shape ({features.shape[0]}, width), got {tuple(vectors.shape)}")
     check_finite(name, vectors)
     return vectors.detach().to(features.device)
@@ -264,19 +272,43 @@ def check_timestamps(timestamps: Tensor | Sequence[float] | None, features: Tens
     """Return the timestamps in fp32 on the device of features; ValueError unless they are F finite numbers."""
     if timestamps is None:
         raise ValueError("timestamps are missing: this method needs the time of each frame in seconds")
-    times = torch.as_tensor(timestamps).detach().to(features.device, torch.float32)
+    try:
+        times = torch.as_tensor(timestamps)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"timestamps must be numbers, one a frame: {error}") from error
+    check_tensor("timestamps", times)
+    times = times.detach().to(features.device, torch.float32)
     if tuple(times.shape) != (features.shape[0],):
         raise ValueError(f"timestamps must have shape ({features.shape[0]},), one a frame, got {tuple(times.shape)}")
     check_finite("timestamps", times)
     return times
 
 
+def check_tensor(name: str, values: object, kinds: Sequence[torch.dtype] = ()) -> None:
+    """Raise ValueError unless this is a dense tensor of one of these types; by default of FLOATS, integers or bool."""
+    if not isinstance(values, Tensor):
+        raise ValueError(f"{name} must be a {'floating-point ' if kinds else ''}tensor, got {type(values).__name__}")
+    whole = not (kinds or values.is_floating_point() or values.is_complex())
+    if not (whole or values.dtype in FLOATS):
+        raise ValueError(
+            f"{name} must be a floating-point tensor of {', '.join(str(kind)[6:] for kind in FLOATS)}, "
+            f"got {values.dtype}"
+        )
+    if values.layout != torch.strided or values.is_meta:
+        kind = "without values (meta)" if values.is_meta else str(values.layout)
+        raise ValueError(f"{name} must be a dense tensor, got one {kind}")
+
+
 def check_finite(name: str, values: Tensor) -> None:
-    """Raise ValueError with the number and first place of NaN or infinite values."""
+    """Raise ValueError with the number and first place of NaN or infinite values, and for values beyond LARGEST."""
     # The extremes carry any NaN or infinity, and take no memory of the size of the values.
-    if bool(torch.isfinite(torch.stack(values.detach().aminmax())).all()):
+    extremes = torch.stack(values.detach().aminmax())
+    if bool((extremes.double().abs() <= LARGEST).all()):
         return
     bad = (~torch.isfinite(values)).nonzero()
+    if not len(bad):
+        least, most = extremes.tolist()
+        raise ValueError(f"{name} must lie within {LARGEST:g} of 0, got values from {least:g} to {most:g}")
     place = ", ".join(str(int(i)) for i in bad[0])
     raise ValueError(f"{name} must be finite: {len(bad)} values are NaN or infinite, the first at [{place}]")
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tango.merging import segment_sums
-from tango.pruners.base import Given, Pruned, Pruner, check_finite, check_saliency, full_precision
+from tango.pruners.base import Given, Pruned, Pruner, check_finite, check_saliency, check_tensor, full_precision
 from tango.similarity import most_similar
 
 
@@ -60,7 +60,8 @@ class VisionZip(Pruner):
         saliency = check_saliency(video.saliency, features)
         if keys is None:
             raise ValueError("keys are missing: this method needs the key of each token, shape (frames, tokens, width)")
-        if keys.dim() != 3 or keys.shape[:2] != features.shape[:2]:
+        check_tensor("keys", keys)
+        if keys.dim() != 3 or keys.shape[:2] != features.shape[:2] or keys.shape[2] == 0:
             raise ValueError(f"keys must have shape {(*features.shape[:2], 'width')}, got {tuple(keys.shape)}")
         check_finite("keys", keys)
         keys = keys.detach().to(features.device)
