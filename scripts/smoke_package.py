@@ -1,4 +1,4 @@
-"""What smoke_package.sh runs where only the wheels are installed: all modules, the data files, prune(), both plugins."""
+"""What smoke_package.sh runs where only the wheels are installed: all modules, data files, prune(), both plugins."""
 
 from __future__ import annotations
 
