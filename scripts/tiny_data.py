@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from PIL import Image
 from tokenizers import pre_tokenizers, trainers
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import Qwen2Tokenizer
 
 from tango.evaluation import motionqa
@@ -33,6 +34,7 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 DESCRIBE = "Describe the video."
+ALL_QUESTIONS = 13  # of a video of which everything is seen
 
 
 def make_tokenizer() -> Qwen2Tokenizer:
@@ -70,38 +72,33 @@ def describe(spec: Spec) -> str:
     return f"{actors}, {motionqa.NUMBERS[len(spec.dots) - 1]} white dots, {spec.glyph}"
 
 
-def turns(spec: Spec, times: np.ndarray, rng: np.random.Generator, amount: int) -> list[tuple[str, str]]:
-    """(question, answer) turns about one video, in random order: every question openly, `amount` with options, places.
+def ask(
+    spec: Spec, times: np.ndarray, rng: np.random.Generator, options: int, kinds: Sequence[str] = motionqa.KINDS
+) -> list[tuple[str, str]]:
+    """(question, answer) pairs about one video: one of each kind openly, `options` with options, and more on motion.
 
-    The answer to multiple choice is the option's text. Where all can be seen a description may come last.
+    The answer to multiple choice is the option's text. Direction is the hardest: with all kinds it is asked of all
+    three objects, and always with it where the object is first and last seen. Empty where the frames at `times` do not
+    answer every question of these kinds, so that all videos of a batch have the same number of pairs.
     """
     found = questions(spec, times, rng)
-    if not found:
+    by_kind = {kind: [q for q in found if q.kind == kind] for kind in kinds}
+    if not all(by_kind.values()) or (kinds == motionqa.KINDS and len(found) < ALL_QUESTIONS):
         return []
-    # Kinds that a video has one question of are asked as often as those it has three of.
-    weights = np.array([1.0 / sum(o.kind == q.kind for o in found) for q in found])
-    chosen = rng.choice(len(found), amount, p=weights / weights.sum())
-    pairs = [(q.text, q.options[q.answer]) for q in found]
-    pairs += [(found[i].prompt(), found[i].options[found[i].answer]) for i in chosen]
-    pairs += places(spec, times, rng)
-    pairs = [pairs[i] for i in rng.permutation(len(pairs))]
-    whole = all(sum(a.start <= t < a.end for t in times) >= 2 for a in spec.actors) and all(
-        any(w[0] <= t < w[1] for t in times) for w in (spec.dots_window, spec.glyph_window)
-    )
-    if whole and rng.random() < 0.5:
-        pairs.append((DESCRIBE, describe(spec)))
+    moving = by_kind["direction"]
+    if kinds != motionqa.KINDS:
+        moving = [moving[int(rng.integers(len(moving)))]]
+    openly = [of_kind[int(rng.integers(len(of_kind)))] for kind, of_kind in by_kind.items() if kind != "direction"]
+    among = rng.choice(kinds, min(options, len(kinds)), replace=False)
+    chosen = [by_kind[kind][int(rng.integers(len(by_kind[kind])))] for kind in among]
+    pairs = [(q.text, q.options[q.answer]) for q in openly + moving]
+    pairs += [(q.prompt(), q.options[q.answer]) for q in chosen]
+    for actor in spec.actors:
+        if any(actor.name in q.text for q in moving):
+            seen = [t for t in times if actor.start <= t < actor.end]
+            for when, time in (("first", seen[0]), ("last", seen[-1])):
+                pairs.append((f"Where is the {actor.name} {when}?", motionqa.place(*actor.position(time))))
     return pairs
-
-
-def places(spec: Spec, times: np.ndarray, rng: np.random.Generator) -> list[tuple[str, str]]:
-    """Where one object is first and last seen: what its direction follows from, which is hard to learn alone."""
-    actor = spec.actors[int(rng.integers(3))]
-    seen = [t for t in times if actor.start <= t < actor.end]
-    return [
-        (f"Where is the {actor.name} {when}?", motionqa.place(*actor.position(seen[i])))
-        for when, i in (("first", 0), ("last", -1))
-        if len(seen) >= 2
-    ]
 
 
 def as_coded(frame: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -197,26 +194,3 @@ def frame_batch(step: int, seed: int, size: int) -> FrameBatch:
                 truth.append(patch_truth(twin, moment))
     classes, centres = (torch.from_numpy(np.stack(column[:size])) for column in zip(*truth, strict=True))
     return FrameBatch(as_pixels(np.stack(frames[:size])), captions[:size], classes, centres)
-
-
-def assemble(tokenizer: Qwen2Tokenizer, video_tokens: int, pairs: list[list[tuple[str, str]]]) -> tuple[Tensor, Tensor]:
-    """Token ids and labels of conversations about a video each, padded right; only answers are learned."""
-    video_id = tokenizer.convert_tokens_to_ids(VIDEO)
-    end = tokenizer.convert_tokens_to_ids(END)
-    ids_rows, label_rows = [], []
-    for conversation in pairs:
-        ids: list[int] = tokenizer(f"{TURN}user ").input_ids + [video_id] * video_tokens
-        labels = [-100] * len(ids)
-        for n, (question, answer) in enumerate(conversation):
-            opening = "\n" if n == 0 else f"\n{TURN}user "
-            asked = tokenizer(f"{opening}{question}{END}\n{TURN}assistant\n").input_ids
-            said = [*tokenizer(answer).input_ids, end]
-            ids += asked + said
-            labels += [-100] * len(asked) + said
-        ids_rows.append(torch.tensor(ids))
-        label_rows.append(torch.tensor(labels))
-    pad = tokenizer.pad_token_id
-    return (
-        nn.utils.rnn.pad_sequence(ids_rows, batch_first=True, padding_value=pad),
-        nn.utils.rnn.pad_sequence(label_rows, batch_first=True, padding_value=-100),
-    )

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoProcessor, LlavaOnevisionForConditionalGeneration
+from transformers import AutoProcessor, AutoTokenizer, LlavaOnevisionForConditionalGeneration
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
 import tiny_data
+import tiny_language
 import tiny_tower
 import train_tiny
 
@@ -20,8 +21,9 @@ from tango import Tango
 from tango.evaluation.motionqa import SIZE, sample_spec
 
 FEW = [
-    "--tower-steps", "4", "--tower-batch", "8", "--videos", "8", "--validation-videos", "1", "--language-steps", "4",
-    "--language-batch", "2", "--turns", "1", "--save-every", "2", "--threads", "1", "--device", "cpu",
+    "--tower-steps", "4", "--tower-batch", "8", "--symbol-steps", "4", "--fit-steps", "2", "--videos", "8",
+    "--validation-videos", "1", "--language-steps", "4", "--language-batch", "2", "--options", "1", "--save-every", "2",
+    "--threads", "1", "--device", "cpu",
 ]  # fmt: skip
 
 
@@ -59,14 +61,16 @@ def stop_after(calls, function):
     return wrapped
 
 
-@pytest.mark.parametrize("stage", ["tower", "language"])
+@pytest.mark.parametrize("stage", ["tower", "symbols", "language"])
 def test_a_stopped_training_ends_with_the_same_weights(whole, tmp_path, monkeypatch, stage):
     arguments = [*FEW, "--work", str(tmp_path / "work"), "--output", str(tmp_path / "out")]
     with monkeypatch.context() as patched, pytest.raises(Stopped):
-        if stage == "tower":
-            patched.setattr(tiny_tower, "frame_batch", stop_after(3, tiny_tower.frame_batch))
-        else:
-            patched.setattr(train_tiny, "pick_frames", stop_after(3, train_tiny.pick_frames))
+        where, name = {
+            "tower": (tiny_tower, "frame_batch"),
+            "symbols": (tiny_language, "sheet"),  # of two steps and of one validation
+            "language": (tiny_language, "pick_frames"),
+        }[stage]
+        patched.setattr(where, name, stop_after(3, getattr(where, name)))
         train_tiny.main(arguments)
     saved = torch.load(tmp_path / "work" / f"{stage}.pt", weights_only=False)
     assert saved["step"] == 2  # what came after was lost, and is made again
@@ -90,6 +94,30 @@ def test_the_checkpoint_loads_and_is_pruned(whole):
         model.generate(**inputs, max_new_tokens=2)
     (video,) = session.videos
     assert video.tokens_before == 4 * 64 and 0 < video.tokens_after <= 4 * 64 * 0.25 + 8
+
+
+@torch.no_grad()
+def test_questions_side_by_side_are_asked_alone(whole):
+    """Logits of each question on a sheet are those of a prompt that holds nothing else."""
+    model = LlavaOnevisionForConditionalGeneration.from_pretrained(whole).eval()
+    tokenizer = AutoTokenizer.from_pretrained(whole)
+    spec, times = sample_spec(tiny_data.TRAIN_SEED), np.arange(8) + 0.2
+    pairs = tiny_data.ask(spec, times, np.random.default_rng(0), 2)
+    asked = [pairs, pairs[::-1]]
+    video = torch.randn(2, 21, 128, generator=torch.Generator().manual_seed(0))
+    given = tiny_language.sheet(tokenizer, asked)
+    hidden = tiny_language.hidden_states(model, given, video)
+    assert {length for _, length in given.groups} == {tiny_language.SHORT, tiny_language.LONG}
+    at = 0
+    for amount, length in given.groups:
+        for _ in range(amount):
+            for row in range(2):
+                ids = given.ids[row, at : at + length]
+                embeds = [model.get_input_embeddings()(given.prompt), video[row], model.get_input_embeddings()(ids)]
+                alone = model.model.language_model(inputs_embeds=torch.cat(embeds)[None]).last_hidden_state[0]
+                torch.testing.assert_close(hidden[row, at : at + length], alone[-length:], rtol=1e-4, atol=1e-4)
+            at += length
+    assert at == given.ids.shape[1]
 
 
 def test_the_truth_of_a_patch_is_what_is_drawn_there():

@@ -1,0 +1,404 @@
+"""tango-tiny's second stage: a projector and a Qwen2 language model that answer MotionQA's questions.
+
+The language model learns first from perfect descriptions: in place of the tower's features each patch gives its own
+labels (what it shows, where the centre of its object is), at a quarter of the tokens. That needs no pictures, and is
+what reading is to a large language model. The projector is then fitted to say the same from the tower's features, and
+both learn together from those, at full length.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from tiny_data import END, GRID, IMAGE, TRAIN_SEED, TURN, VALIDATION_SEED, VIDEO, ask, patch_truth
+from tiny_optimise import Optimiser, bar, load_state, save_state, sum_gradients, workers
+from tiny_tower import CANDIDATES, ReadOut, prepare_videos
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import (
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
+    Qwen2Config,
+    Qwen2Tokenizer,
+    SiglipModel,
+    SiglipVisionConfig,
+)
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from tango.evaluation import motionqa
+from tango.evaluation.motionqa import Spec, questions, sample_spec
+
+FRAMES = 8
+CLIP_KINDS = ("direction",)  # what is asked about clips, which do not show everything
+WIDTH = 128
+LABELS = sum(ReadOut.SIZES) + 2
+# How loud each group of labels is told. Letters and dots cover little of a token, and few tokens; unless they are loud
+# the projector is not fitted to them, and what a whole video shows of them is not found in thousands of steps.
+LOUDNESS = np.repeat([1.0, 1.0, 4.0, 8.0, 4.0], [*ReadOut.SIZES, 2]).astype(np.float32)
+SHORT, LONG = 22, 43  # tokens of a question asked openly and one with options, its answer included
+
+
+def llava(tokenizer: Qwen2Tokenizer, vision: SiglipVisionConfig) -> LlavaOnevisionForConditionalGeneration:
+    vision = SiglipVisionConfig(**{**vision.to_dict(), "vision_use_head": False})
+    text = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        intermediate_size=2 * WIDTH,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=32768,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model = LlavaOnevisionForConditionalGeneration(
+        LlavaOnevisionConfig(
+            vision_config=vision,
+            text_config=text,
+            image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
+            video_token_index=tokenizer.convert_tokens_to_ids(VIDEO),
+            vision_feature_layer=-1,
+            vision_feature_select_strategy="full",
+            image_grid_pinpoints=[[motionqa.SIZE, motionqa.SIZE]],
+            tie_word_embeddings=True,
+        )
+    )
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return model
+
+
+# --- what stands for a video ---
+def embed_videos(model: LlavaOnevisionForConditionalGeneration, features: Tensor) -> Tensor:
+    """Features (B, frames, patches, width) of the tower -> (B, frames * tokens + 1, D), as the model's own forward."""
+    batch = features.shape[0]
+    projected = model.model.multi_modal_projector(features.flatten(0, 1))
+    pooled = model.model.apply_pooling(projected).reshape(batch, -1, projected.shape[-1])
+    return torch.cat([pooled, model.model.image_newline.expand(batch, 1, -1)], 1)
+
+
+def labels_of(spec: Spec, times: np.ndarray) -> np.ndarray:
+    """(frames, patches, LABELS) float32: one-hot colour, shape, letter, number of dots, and the object's centre, each
+    times its loudness."""
+    rows = []
+    for time_ in times:
+        classes, centres = patch_truth(spec, float(time_))
+        hot = [np.eye(size, dtype=np.float32)[classes[:, i]] for i, size in enumerate(ReadOut.SIZES)]
+        rows.append(np.concatenate([*hot, centres], 1) * LOUDNESS)
+    return np.stack(rows)
+
+
+def pool(patches: Tensor, side: int) -> Tensor:
+    """(B, frames, patches, C) -> (B, frames * side * side, C), averages of squares of patches."""
+    batch, frames, _, width = patches.shape
+    step = GRID // side
+    return patches.view(batch, frames, side, step, side, step, width).mean((3, 5)).view(batch, -1, width)
+
+
+def embed_labels(
+    model: LlavaOnevisionForConditionalGeneration, symbols: nn.Linear, labels: np.ndarray, side: int
+) -> Tensor:
+    """Labels (B, frames, patches, LABELS) -> (B, frames * side * side + 1, D)."""
+    said = symbols(pool(torch.from_numpy(labels).to(symbols.weight.device), side))
+    return torch.cat([said, model.model.image_newline.expand(len(said), 1, -1)], 1)
+
+
+# --- many questions about one video, none of which sees another ---
+@dataclass
+class Sheet:
+    """Questions about the videos of a batch, side by side: none sees another, so each is learned as if asked alone.
+
+    `prompt` is what stands before the video. After it and the video come `groups` of (amount, length): that many
+    questions, padded to that length.
+    """
+
+    prompt: Tensor  # (n,) ids
+    ids: Tensor  # (B, T) of all questions
+    labels: Tensor  # (B, T), -100 but for answers
+    groups: list[tuple[int, int]]
+
+
+def sheet(tokenizer: Qwen2Tokenizer, asked: list[list[tuple[str, str]]]) -> Sheet:
+    """Lays out the (question, answer) pairs of each video; every video must have as many of either length."""
+    end = tokenizer.convert_tokens_to_ids(END)
+    pad = tokenizer.pad_token_id
+    rows: dict[int, list[tuple[list[int], list[int]]]] = {SHORT: [], LONG: []}
+    for row in asked:
+        for question, answer in row:
+            before = tokenizer(f"\n{question}{END}\n{TURN}assistant\n").input_ids
+            said = [*tokenizer(answer).input_ids, end]
+            size = len(before) + len(said)
+            length = SHORT if size <= SHORT else LONG
+            if size > LONG:
+                raise ValueError(f"{question!r} with {answer!r} takes {size} tokens, more than {LONG}")
+            fill = length - size
+            rows[length].append((before + said + [pad] * fill, [-100] * len(before) + said + [-100] * fill))
+    groups = [(len(found) // len(asked), length) for length, found in rows.items() if found]
+    parts = [torch.tensor(found).view(len(asked), -1, 2, length) for length, found in rows.items() if found]
+    ids, labels = (torch.cat([part[:, :, side].flatten(1) for part in parts], 1) for side in (0, 1))
+    return Sheet(torch.tensor(tokenizer(f"{TURN}user ").input_ids), ids, labels, groups)
+
+
+class SideBySide:
+    """Attention of a Sheet: the prompt and video causally; each question to them, and causally to itself.
+
+    One call a group, the video's keys repeated for each question: far fewer products than one masked square.
+    """
+
+    def __init__(self, start: int, groups: list[tuple[int, int]]) -> None:
+        self.start, self.groups = start, groups
+
+    def __call__(
+        self, module: Any, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any
+    ) -> tuple[Tensor, None]:
+        start = self.start
+        outputs = [
+            F.scaled_dot_product_attention(query[:, :, :start], key[:, :, :start], value[:, :, :start], is_causal=True)
+        ]
+        at = start
+        batch, heads, _, width = query.shape
+        for amount, length in self.groups:
+            own = slice(at, at + amount * length)
+            at = own.stop
+
+            def questions_of(x: Tensor, own: slice = own, amount: int = amount, length: int = length) -> Tensor:
+                return x[:, :, own].view(batch, heads, amount, length, width).transpose(1, 2).flatten(0, 1)
+
+            def with_video(x: Tensor, amount: int = amount) -> Tensor:
+                video = x[:, None, :, :start].expand(-1, amount, -1, -1, -1).flatten(0, 1)
+                return torch.cat([video, questions_of(x)], 2)
+
+            seen = torch.ones(length, start + length, dtype=torch.bool, device=query.device).tril(start)
+            out = F.scaled_dot_product_attention(
+                questions_of(query), with_video(key), with_video(value), attn_mask=seen
+            )
+            outputs.append(out.view(batch, amount, heads, length, width).transpose(1, 2).flatten(2, 3))
+        return torch.cat(outputs, 2).transpose(1, 2), None
+
+
+def hidden_states(model: Any, given: Sheet, video: Tensor) -> Tensor:
+    """Last hidden states (B, T, D) of the questions on a sheet, after videos (B, tokens, D)."""
+    embed, language = model.get_input_embeddings(), model.model.language_model
+    prompt = embed(given.prompt.to(video.device)).expand(len(video), -1, -1)
+    hidden = torch.cat([prompt, video, embed(given.ids.to(video.device))], 1)
+    start = prompt.shape[1] + video.shape[1]
+    after = [torch.arange(start, start + length).repeat(amount) for amount, length in given.groups]
+    positions = torch.cat([torch.arange(start), *after]).to(hidden.device)[None]
+    rotary = language.rotary_emb(hidden, positions)
+    ALL_ATTENTION_FUNCTIONS.register("side_by_side", SideBySide(start, given.groups))
+    kind = language.config._attn_implementation
+    language.config._attn_implementation = "side_by_side"
+    try:
+        for layer in language.layers:
+            hidden = layer(hidden, attention_mask=None, position_ids=positions, position_embeddings=rotary)
+    finally:
+        language.config._attn_implementation = kind
+    return language.norm(hidden)[:, start:]
+
+
+# --- learning ---
+def pick_frames(rng: np.random.Generator) -> tuple[np.ndarray, bool]:
+    """Which candidate frames a step's videos show: every second, or 9 to 11 at random; or a clip, and True.
+
+    A clip is two to six seconds at one frame a second, from the first candidate; each video starts somewhere else. In
+    so short a video the language model finds far sooner how a thing moves.
+    """
+    draw = rng.random()
+    if draw < 0.5:
+        return np.arange(0, 2 * int(rng.integers(2, 7)), 2), True
+    if draw < 0.9:
+        return np.arange(int(rng.integers(2)), CANDIDATES, 2), False
+    return np.sort(rng.choice(CANDIDATES, int(rng.integers(9, 12)), replace=False)), False
+
+
+@torch.no_grad()
+def validate(
+    model: Any, tokenizer: Qwen2Tokenizer, amount: int, show: Callable[[int, Spec], tuple[Tensor, np.ndarray]]
+) -> dict[str, float]:
+    """Share of greedy answers that are right, by kind: one question of each kind a video, each asked alone.
+
+    show: gives the tokens (1, tokens, D) and the times of the frames of a validation video.
+    """
+    model.eval()
+    right: dict[str, list[bool]] = {kind: [] for kind in motionqa.KINDS}
+    for v in range(amount):
+        spec = sample_spec(VALIDATION_SEED + v)
+        video, times = show(v, spec)
+        asked = questions(spec, times, np.random.default_rng([4, v]))
+        one_each = [q for kind in motionqa.KINDS for q in [q for q in asked if q.kind == kind][:1]]
+        given = sheet(tokenizer, [[(q.prompt(), q.options[q.answer]) for q in one_each]])
+        hidden = hidden_states(model, given, video)[0]
+        length = given.groups[0][1]
+        for n, q in enumerate(one_each):
+            own = slice(n * length, (n + 1) * length)
+            said = (given.labels[0, own] != -100).nonzero()[:-1, 0]  # the answer, without the token that ends it
+            best = model.lm_head(hidden[own][said - 1]).argmax(-1).cpu()
+            right[q.kind].append(bool((best == given.ids[0, own][said]).all()))
+    model.train()
+    scores = {kind: float(np.mean(r)) for kind, r in right.items()}
+    return {"overall": float(np.mean([x for r in right.values() for x in r])), **scores}
+
+
+def learn(
+    args: argparse.Namespace,
+    name: str,
+    model: Any,
+    modules: dict[str, nn.Module],
+    steps: int,
+    rate: float,
+    batch: Callable[[int], tuple[Tensor, Sheet]],
+    score: Callable[[], dict[str, float]],
+) -> tuple[float, dict[str, float]]:
+    """Train the modules to answer the questions of `batch(step)`; goes on from args.work/NAME.pt where there is one.
+
+    Returns the seconds spent and the scores at the end. Each of several processes makes its own part of a batch.
+    """
+    rank, world = workers()
+    optimiser = Optimiser(list(modules.values()), steps, rate)
+    path = args.work / f"{name}.pt"
+    start, spent = 0, 0.0
+    if state := load_state(path):
+        for key, module in modules.items():
+            module.load_state_dict(state[key])
+        optimiser.load(state["optimiser"])
+        start, spent = state["step"], state["spent"]
+    model.train()
+    began, smooth, scores = time.time(), None, {}
+    with bar() as progress:
+        task = progress.add_task(name, total=steps, completed=start, note="")
+        for step in range(start, steps):
+            video, given = batch(step)
+            hidden = hidden_states(model, given, video)
+            row, at = (given.labels != -100).nonzero(as_tuple=True)
+            count = torch.tensor(float(len(row)))
+            if world > 1:
+                dist.all_reduce(count)
+            # Every process adds its answers' share of the mean over all answers of the step.
+            logits = model.lm_head(hidden[row, at - 1])
+            loss = F.cross_entropy(logits, given.labels[row, at].to(logits.device), reduction="sum") / float(count)
+            loss.backward()
+            sum_gradients(optimiser.parameters)
+            optimiser.step(step)
+            now = loss.item() * world
+            smooth = now if smooth is None else 0.95 * smooth + 0.05 * now
+            seconds = time.time() - began + spent
+            if (step + 1) % 25 == 0 and rank == 0:
+                print(f"{name} step {step + 1} loss {smooth:.3f} {seconds:.0f}s", flush=True)
+            if ((step + 1) % args.save_every == 0 or step + 1 == steps) and rank == 0:
+                states = {key: module.state_dict() for key, module in modules.items()}
+                save_state(path, **states, optimiser=optimiser.state(), step=step + 1, spent=seconds)
+                scores = score()
+                told = " ".join(f"{kind} {share:.2f}" for kind, share in scores.items())
+                print(f"{name} step {step + 1} validation {told}", flush=True)
+            progress.update(task, advance=1, note=f"loss {smooth:.3f}")
+    model.eval()
+    return time.time() - began + spent, scores or score()
+
+
+def learn_symbols(args: argparse.Namespace, tokenizer: Qwen2Tokenizer, model: Any) -> tuple[nn.Linear, float]:
+    """The language model over labels in place of features; returns the embedding of the labels, and the seconds."""
+    rank, world = workers()
+    symbols = nn.Linear(LABELS, WIDTH).to(args.device)
+
+    def batch(step: int) -> tuple[Tensor, Sheet]:
+        made, asked = [], []
+        for row in range(rank, args.language_batch, world):
+            rng = np.random.default_rng([7, args.seed, step, row])
+            pairs: list[tuple[str, str]] = []
+            while not pairs:
+                spec = sample_spec(TRAIN_SEED + int(rng.integers(1 << 30)))
+                times = (np.arange(FRAMES) + rng.uniform(0, 0.48)) * (motionqa.DURATION / FRAMES)
+                pairs = ask(spec, times, rng, args.options)
+            made.append(labels_of(spec, times))
+            asked.append(pairs)
+        return embed_labels(model, symbols, np.stack(made), args.symbol_grid), sheet(tokenizer, asked)
+
+    def show(_: int, spec: Spec) -> tuple[Tensor, np.ndarray]:
+        times = motionqa.uniform_times(FRAMES)
+        return embed_labels(model, symbols, labels_of(spec, times)[None], args.symbol_grid), times
+
+    modules = {"model": model, "symbols": symbols}
+    seconds, _ = learn(
+        args, "symbols", model, modules, args.symbol_steps, args.language_rate, batch,
+        lambda: validate(model, tokenizer, args.validation_videos, show),
+    )  # fmt: skip
+    return symbols, seconds
+
+
+def fit_projector(args: argparse.Namespace, model: Any, symbols: nn.Linear, features: np.ndarray, times: Any) -> None:
+    """Teach the projector to say of the tower's features what the labels say, by least squares over single frames."""
+    parameters = list(model.model.multi_modal_projector.parameters())
+    optimiser = torch.optim.AdamW(parameters, lr=3e-3, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, total_steps=max(2, args.fit_steps))
+    with bar() as progress:
+        task = progress.add_task("projector", total=args.fit_steps, note="")
+        for step in range(args.fit_steps):
+            rng = np.random.default_rng([8, args.seed, step])
+            videos, frames = rng.integers(len(features), size=64), rng.integers(CANDIDATES, size=64)
+            labels = [
+                labels_of(sample_spec(TRAIN_SEED + int(v)), times[v, [f]]) for v, f in zip(videos, frames, strict=True)
+            ]
+            with torch.no_grad():
+                wanted = symbols(pool(torch.from_numpy(np.stack(labels)).to(args.device), GRID // 2))
+            shown = torch.from_numpy(features[videos, frames][:, None]).float().to(args.device)
+            loss = F.mse_loss(embed_videos(model, shown)[:, :-1], wanted) / wanted.var()
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+            optimiser.zero_grad()
+            if (step + 1) % 50 == 0:
+                print(f"projector step {step + 1} unexplained {loss.item():.3f}", flush=True)
+            progress.update(task, advance=1)
+
+
+def train_language(
+    args: argparse.Namespace, tokenizer: Qwen2Tokenizer, tower: SiglipModel
+) -> tuple[Any, dict[str, float], dict[str, float]]:
+    """The finished model, the seconds of its parts, and its validation scores."""
+    torch.manual_seed(args.seed + 1)
+    rank, world = workers()
+    model = llava(tokenizer, tower.config.vision_config).to(args.device)
+    weights = {k: v for k, v in tower.vision_model.state_dict().items() if not k.startswith("head.")}
+    model.model.vision_tower.load_state_dict(weights)
+    model.model.vision_tower.requires_grad_(False)
+    symbols, symbol_seconds = learn_symbols(args, tokenizer, model)
+    (train_x, train_t), (val_x, val_t) = prepare_videos(args, tower)
+    if not (args.work / "language.pt").exists():
+        fit_projector(args, model, symbols, train_x, train_t)
+
+    def batch(step: int) -> tuple[Tensor, Sheet]:
+        frames, clip = pick_frames(np.random.default_rng([5, args.seed, step]))
+        kinds = CLIP_KINDS if clip else motionqa.KINDS
+        starts = CANDIDATES - int(frames[-1]) if clip else 1
+        shown, asked = [], []
+        for row in range(rank, args.language_batch * FRAMES // min(FRAMES, len(frames)), world):
+            rng = np.random.default_rng([6, args.seed, step, row])
+            pairs: list[tuple[str, str]] = []
+            while not pairs:
+                v = int(rng.integers(args.videos))
+                seen = frames + int(rng.integers(starts))
+                pairs = ask(sample_spec(TRAIN_SEED + v), train_t[v, seen], rng, args.options, kinds)
+            shown.append(train_x[v, seen])
+            asked.append(pairs)
+        features = torch.from_numpy(np.stack(shown)).float().to(args.device)
+        return embed_videos(model, features), sheet(tokenizer, asked)
+
+    def show(v: int, _: Spec) -> tuple[Tensor, np.ndarray]:
+        frames = np.arange(0, CANDIDATES, 2)
+        shown = torch.from_numpy(val_x[v : v + 1, frames]).float()
+        return embed_videos(model, shown.to(args.device)), val_t[v, frames]
+
+    seconds, scores = learn(
+        args, "language", model, {"model": model}, args.language_steps, args.language_rate, batch,
+        lambda: validate(model, tokenizer, len(val_x), show),
+    )  # fmt: skip
+    return model, {"symbols": symbol_seconds, "language": seconds}, scores
