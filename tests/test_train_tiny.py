@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
 import tiny_data
 import tiny_language
+import tiny_sheet
 import tiny_tower
 import train_tiny
 
@@ -105,9 +106,9 @@ def test_questions_side_by_side_are_asked_alone(whole):
     pairs = tiny_data.ask(spec, times, np.random.default_rng(0), 2)
     asked = [pairs, pairs[::-1]]
     video = torch.randn(2, 21, 128, generator=torch.Generator().manual_seed(0))
-    given = tiny_language.sheet(tokenizer, asked)
-    hidden = tiny_language.hidden_states(model, given, video)
-    assert {length for _, length in given.groups} == {tiny_language.SHORT, tiny_language.LONG}
+    given = tiny_sheet.sheet(tokenizer, asked)
+    hidden = tiny_sheet.hidden_states(model, given, video)
+    assert {length for _, length in given.groups} == {tiny_sheet.SHORT, tiny_sheet.LONG}
     at = 0
     for amount, length in given.groups:
         for _ in range(amount):
