@@ -85,8 +85,8 @@ def ask(
     by_kind = {kind: [q for q in found if q.kind == kind] for kind in kinds}
     if not all(by_kind.values()) or (kinds == motionqa.KINDS and len(found) < ALL_QUESTIONS):
         return []
-    moving = by_kind["direction"]
-    if kinds != motionqa.KINDS:
+    moving = by_kind.get("direction", [])
+    if moving and kinds != motionqa.KINDS:
         moving = [moving[int(rng.integers(len(moving)))]]
     openly = [of_kind[int(rng.integers(len(of_kind)))] for kind, of_kind in by_kind.items() if kind != "direction"]
     among = rng.choice(kinds, min(options, len(kinds)), replace=False)

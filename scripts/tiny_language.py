@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,7 +35,7 @@ from tango.evaluation import motionqa
 from tango.evaluation.motionqa import Spec, questions, sample_spec
 
 FRAMES = 8
-CLIP_KINDS = ("direction",)  # what is asked about clips, which do not show everything
+CLIP_KINDS, SPARSE_KINDS = ("direction",), ("colour", "shape", "order")  # what videos that do not show all answer
 WIDTH = 128
 LABELS = sum(ReadOut.SIZES) + 2
 # How loud each group of labels is told. Letters and dots cover little of a token, and few tokens; unless they are loud
@@ -76,12 +76,15 @@ def llava(tokenizer: Qwen2Tokenizer, vision: SiglipVisionConfig) -> LlavaOnevisi
 
 
 # --- what stands for a video ---
-def embed_videos(model: LlavaOnevisionForConditionalGeneration, features: Tensor) -> Tensor:
-    """Features (B, frames, patches, width) of the tower -> (B, frames * tokens + 1, D), as the model's own forward."""
-    batch = features.shape[0]
+def embed_videos(model: LlavaOnevisionForConditionalGeneration, features: Tensor, side: int = GRID // 2) -> Tensor:
+    """Features (B, frames, patches, width) of the tower -> (B, frames * side * side + 1, D).
+
+    With side = GRID / 2 as the model's own forward; fewer are averages of those, a video at a lower resolution.
+    """
+    batch, frames = features.shape[:2]
     projected = model.model.multi_modal_projector(features.flatten(0, 1))
-    pooled = model.model.apply_pooling(projected).reshape(batch, -1, projected.shape[-1])
-    return torch.cat([pooled, model.model.image_newline.expand(batch, 1, -1)], 1)
+    pooled = model.model.apply_pooling(projected).view(batch, frames, side, GRID // 2 // side, side, -1, WIDTH)
+    return torch.cat([pooled.mean((3, 5)).flatten(1, 3), model.model.image_newline.expand(batch, 1, -1)], 1)
 
 
 def labels_of(spec: Spec, times: np.ndarray) -> np.ndarray:
@@ -111,18 +114,23 @@ def embed_labels(
 
 
 # --- learning ---
-def pick_frames(rng: np.random.Generator) -> tuple[np.ndarray, bool]:
-    """Which candidate frames a step's videos show: every second, or 9 to 11 at random; or a clip, and True.
+def pick_frames(rng: np.random.Generator) -> tuple[np.ndarray, Sequence[str], int]:
+    """Which candidate frames a step's videos show, which kinds of question they answer, and how far they can be moved.
 
-    A clip is two to six seconds at one frame a second, from the first candidate; each video starts somewhere else. In
-    so short a video the language model finds far sooner how a thing moves.
+    Whole videos: every second frame, or 9 to 11 at random. Few frames of a whole video, for what one frame shows and
+    for order. Clips of two to six seconds, moved to another place in each video: the language model finds far sooner
+    in these how a thing moves.
     """
     draw = rng.random()
+    if draw < 0.3:
+        frames = np.arange(0, 2 * int(rng.integers(2, 7)), 2)
+        return frames, CLIP_KINDS, CANDIDATES - int(frames[-1])
     if draw < 0.5:
-        return np.arange(0, 2 * int(rng.integers(2, 7)), 2), True
+        edges = np.linspace(0, CANDIDATES, int(rng.integers(3, 7)) + 1).astype(int)
+        return rng.integers(edges[:-1], edges[1:]), SPARSE_KINDS, 1
     if draw < 0.9:
-        return np.arange(int(rng.integers(2)), CANDIDATES, 2), False
-    return np.sort(rng.choice(CANDIDATES, int(rng.integers(9, 12)), replace=False)), False
+        return np.arange(int(rng.integers(2)), CANDIDATES, 2), motionqa.KINDS, 1
+    return np.sort(rng.choice(CANDIDATES, int(rng.integers(9, 12)), replace=False)), motionqa.KINDS, 1
 
 
 @torch.no_grad()
@@ -281,11 +289,13 @@ def train_language(
         fit_projector(args, model, symbols, train_x, train_t)
 
     def batch(step: int) -> tuple[Tensor, Sheet]:
-        frames, clip = pick_frames(np.random.default_rng([5, args.seed, step]))
-        kinds = CLIP_KINDS if clip else motionqa.KINDS
-        starts = CANDIDATES - int(frames[-1]) if clip else 1
+        rng = np.random.default_rng([5, args.seed, step])
+        frames, kinds, starts = pick_frames(rng)
+        # Half of the time at a quarter of the tokens: order and motion must not be read from how far away a token is.
+        side = GRID // 2 // int(rng.integers(1, 3))
+        rows = args.language_batch * FRAMES // min(FRAMES, len(frames))
         shown, asked = [], []
-        for row in range(rank, args.language_batch * FRAMES // min(FRAMES, len(frames)), world):
+        for row in range(rank, rows, world):
             rng = np.random.default_rng([6, args.seed, step, row])
             pairs: list[tuple[str, str]] = []
             while not pairs:
@@ -295,7 +305,7 @@ def train_language(
             shown.append(train_x[v, seen])
             asked.append(pairs)
         features = torch.from_numpy(np.stack(shown)).float().to(args.device)
-        return embed_videos(model, features), sheet(tokenizer, asked)
+        return embed_videos(model, features, side), sheet(tokenizer, asked)
 
     def show(v: int, _: Spec) -> tuple[Tensor, np.ndarray]:
         frames = np.arange(0, CANDIDATES, 2)
