@@ -6,6 +6,7 @@ Nothing heavy is imported until a command needs it, so that `tango --help` answe
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 from collections.abc import Sequence
 
@@ -22,6 +23,7 @@ from tango.cli.common import (
     CommandFailed,
     InputError,
     epilog,
+    out_of_memory,
     print_json,
 )
 
@@ -66,6 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     as_json = "--json" in words
     try:
         status = app(words, prog_name="tango", standalone_mode=False)
+        sys.stdout.flush()  # a full disk is told here, not when Python ends
     except TyperException as error:
         context = getattr(error, "ctx", None)
         help_with = "tango" if context is None else context.command_path
@@ -75,13 +78,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CommandFailed as error:
         return tell(str(error), FAILED, as_json)
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":  # torch's, not imported
+        if not out_of_memory(error):
             raise
         what = str(error).strip().split("\n")[0] or "out of memory"
         return tell(f"{what}; use fewer --frames, a smaller --model or --dtype bfloat16", FAILED, as_json)
+    except OSError as error:  # a full disk, a folder that may not be written, a reader of stdout that has gone
+        return tell(str(error), FAILED, stdout_works() and as_json)
     if status == INTERRUPTED:
         return tell("interrupted", INTERRUPTED, as_json)
     return int(status or 0)
+
+
+def stdout_works() -> bool:
+    """Whether what was printed can be written; if not it is dropped, so that Python does not try again at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return False
+    return True
 
 
 def tell(message: str, status: int, as_json: bool) -> int:

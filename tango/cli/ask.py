@@ -78,9 +78,9 @@ def ask(
         pruners = choose_pruners(method, ratio, config, fields or [])
         step("loading the model")
         checkpoint = load(model, device, dtype)
-        check_fit(checkpoint, pruners, path)
+        check_fit(checkpoint, pruners)
         for pruner in (None, *pruners):
-            with attached(checkpoint, pruner, frames_for(frames, model), path) as chat:
+            with attached(checkpoint, pruner, frames_for(frames, model)) as chat:
                 messages = conversation(path, question)
                 step(f"{label(pruner)}: warming up")
                 chat.generate(messages, {"max_new_tokens": min(2, max_new_tokens)}, path)

@@ -35,6 +35,12 @@ class CommandFailed(RuntimeError):
     """The input was fine and the command failed all the same. Exit code 1."""
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: Python's, a GPU's (torch's class, not imported for this), or the CPU's in torch."""
+    kinds = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return kinds or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+
+
 def check_ratio(value: Any) -> Any:
     """Turn away retention ratios outside (0, 1]: one, or several."""
     for ratio in value if isinstance(value, list) else [value]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tango.cli.common import FRAMES, MODEL, SHIPPED_FRAMES, VIDEO, InputError, shipped
+from tango.cli.common import FRAMES, MODEL, SHIPPED_FRAMES, VIDEO, InputError, out_of_memory, shipped
 
 if TYPE_CHECKING:
     from tango.evaluation.chat import Chat
@@ -62,7 +62,7 @@ def check_video(video: str | None) -> str:
     path = shipped(VIDEO) if video is None else video
     if not Path(path).is_file():
         raise InputError(f"no video file {path!r}; give the path of one, or none for the shipped {VIDEO}")
-    with input_errors(f"video {path!r}"):
+    with input_errors():
         from tango.evaluation.video import read_video
 
         read_video(path, 1)
@@ -70,18 +70,12 @@ def check_video(video: str | None) -> str:
 
 
 @contextlib.contextmanager
-def input_errors(what: str) -> Iterator[None]:
+def input_errors() -> Iterator[None]:
     """Turn errors of reading a video, and of settings that do not fit a model, into an InputError."""
-    import av
-
     try:
         yield
     except InputError:
         raise
-    except av.FFmpegError as error:
-        raise InputError(
-            f"{what} cannot be read: {error.strerror}; pass a video file that is whole, in a format that FFmpeg knows"
-        ) from error
     except (ValueError, OSError) as error:
         raise InputError(str(error)) from error
 
@@ -93,7 +87,6 @@ def load(model: str | None, device: str | None, dtype: str) -> Checkpoint:
         InputError: no such checkpoint, one that cannot be used, or no such device.
     """
     import torch
-    from safetensors import SafetensorError
     from transformers.utils import logging
 
     from tango.evaluation.checkpoints import load as load_checkpoint
@@ -105,9 +98,9 @@ def load(model: str | None, device: str | None, dtype: str) -> Checkpoint:
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # there is a bar already
     try:
         return load_checkpoint(source, device=device, dtype=dtype)
-    except torch.OutOfMemoryError:
-        raise
-    except (ValueError, OSError, RuntimeError, SafetensorError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
+        if out_of_memory(error):
+            raise
         first = str(error).strip().split("\n")[0]
         raise InputError(first if source in first else f"{source}: {first}") from error
 
@@ -124,7 +117,7 @@ def conversation(video: str, question: str) -> list[dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def attached(checkpoint: Checkpoint, pruner: Pruner | None, frames: int, video: str) -> Iterator[Chat]:
+def attached(checkpoint: Checkpoint, pruner: Pruner | None, frames: int) -> Iterator[Chat]:
     """The model with the pruner, ready to be asked.
 
     Raises:
@@ -132,16 +125,16 @@ def attached(checkpoint: Checkpoint, pruner: Pruner | None, frames: int, video: 
     """
     from tango.evaluation.chat import Chat
 
-    with input_errors(f"video {video!r}"), Chat(checkpoint, pruner, max_frames=frames).session() as chat:
+    with input_errors(), Chat(checkpoint, pruner, max_frames=frames).session() as chat:
         yield chat
 
 
-def check_fit(checkpoint: Checkpoint, pruners: Sequence[Pruner], video: str) -> None:
+def check_fit(checkpoint: Checkpoint, pruners: Sequence[Pruner]) -> None:
     """Attach each method once, so that one that does not fit the model is told before anything is computed.
 
     Raises:
         InputError: as attached() does.
     """
     for pruner in pruners:
-        with attached(checkpoint, pruner, 1, video):
+        with attached(checkpoint, pruner, 1):
             pass

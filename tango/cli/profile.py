@@ -71,7 +71,7 @@ def profile(
         pruners = choose_pruners(method, ratio, config, fields or [])
         step("loading the model")
         checkpoint = load(model, device, dtype)
-        check_fit(checkpoint, pruners, path)
+        check_fit(checkpoint, pruners)
         for turn in range(warmup + repeats):
             for pruner in (None, *pruners):
                 name = label(pruner)
@@ -96,7 +96,7 @@ def run(
     from tango.cli.inference import STAGES, attached, conversation
 
     length = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens}
-    with attached(checkpoint, pruner, frames, video) as chat:
+    with attached(checkpoint, pruner, frames) as chat:
         counted = reset_peak()
         began = time.perf_counter()
         answer = chat.generate(conversation(video, question), length, video)

@@ -132,14 +132,16 @@ def read_grid(file: Path | None, given: Mapping[str, Any]) -> Grid:
     Raises:
         InputError: no such file, not YAML, an unknown key, or a value of the wrong kind or out of range.
     """
-    import yaml
-
     content: Any = {}
     if file is not None:
+        from tango.evaluation.settings import read_yaml
+
         try:
-            content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            content = read_yaml(file) or {}
+        except OSError as error:
             raise InputError(f"{file} is no grid: {error}") from error
+        except ValueError as error:
+            raise InputError(f"{file} {error}") from error
         if not isinstance(content, dict):
             raise InputError(f"{file} holds {type(content).__name__}; it must map {', '.join(KINDS)} to values")
     for name in content:

@@ -51,7 +51,7 @@ def visualize(
         path = check_video(video)
         choose_pruners(method, ratio[0], None, [])  # unknown ones are told with the option's name
         show("loading the model", 0, 1)
-        with input_errors(f"video {path!r}"):
+        with input_errors():
             made = draw(
                 path,
                 output,

@@ -91,8 +91,8 @@ def load(
         chat_template: a file or text that replaces the processor's own template.
 
     Raises:
-        CheckpointError: not a checkpoint this project knows, or one that is not whole. Pickled weights are not read, nor
-            is code run that a checkpoint brings along.
+        CheckpointError: not a checkpoint this project knows, or one that is not whole. Pickled weights are not read,
+            and code that a checkpoint brings along is not run.
     """
     check_pretrained(pretrained)
     device = torch.device(device)

@@ -141,6 +141,7 @@ def _decode(
     shown: list[int] = []
     decoder: Any = None
     reached: int | None = None  # time of the last frame that came out of the decoder
+    hurt = False  # whether that frame, or one that it is told apart from, was damaged
     for time in wanted:
         at = bisect.bisect_right(keys or [], time) - 1
         key = keys[at] if keys and at >= 0 else None
@@ -148,11 +149,14 @@ def _decode(
             if keys is not None:
                 container.seek(key if key is not None else wanted[0], stream=stream, backward=True)
             decoder = container.decode(stream)
-        frame = next((f for f in decoder if f.pts is not None and f.pts >= time), None)
-        if frame is None:
+        for frame in decoder:
+            hurt = frame.is_corrupt or (hurt and not frame.key_frame)
+            if frame.pts is not None and frame.pts >= time:
+                break
+        else:
             break
         reached = frame.pts
-        if frame.is_corrupt:
+        if hurt:
             name, at_second = container.name.removeprefix("file:"), time * float(stream.time_base)
             log.warning("%s is damaged: its frame at %.3f s may not show what it should", name, at_second)
         shown.append(frame.pts)
