@@ -39,7 +39,8 @@ class Spy(Pruner):
         return self.wanted
 
     def prune(self, features, **given):
-        self.calls.append({"features": features, **given})
+        self.calls.append({name: None for name in ("saliency", "timestamps", "segment_features", "key")} | given)
+        self.calls[-1]["features"] = features
         return Pruned(self.indices, features.flatten(0, 1)[self.indices], torch.tensor([len(features)]))
 
     def _prune(self, video):
