@@ -24,6 +24,8 @@ from tango.pruners.base import Pruner
 
 VANILLA = "vanilla"
 VARIABLES = ("WRAPPER", "TANGO_CONFIG", "TANGO_ARGS")
+SHORT = reprlib.Repr()  # of values in messages: YAML can hold a few bytes that stand for millions of members
+SHORT.maxlevel = 2
 
 
 class SettingsError(ValueError):
@@ -114,8 +116,7 @@ def read_config(path: str, method: str) -> dict[str, Any]:
         if name in REGISTRY:
             if not isinstance(value, dict):
                 raise SettingsError(
-                    f"TANGO_CONFIG={path!r}: {name!r} names a method and must hold its fields, "
-                    f"got {reprlib.repr(value)}"
+                    f"TANGO_CONFIG={path!r}: {name!r} names a method and must hold its fields, got {SHORT.repr(value)}"
                 )
             types_of = field_types(REGISTRY[name])
             typed = {
@@ -125,7 +126,7 @@ def read_config(path: str, method: str) -> dict[str, Any]:
             own = typed if name == method else own
         elif name not in everywhere:
             raise SettingsError(
-                f"TANGO_CONFIG={path!r}: unknown key {reprlib.repr(name)}; it may hold the methods "
+                f"TANGO_CONFIG={path!r}: unknown key {SHORT.repr(name)}; it may hold the methods "
                 f"{', '.join(sorted(REGISTRY))} "
                 f"and the fields {', '.join(sorted(everywhere))}"
             )
@@ -226,5 +227,5 @@ def _typed(where: str, value: Any, hint: Any) -> Any:
         elif option is float and type(value) is int and abs(value) < 2**1023:
             return float(value)
     raise SettingsError(
-        f"{where} = {reprlib.repr(value)}: expected {' or '.join(_name(option) for option in _options(hint))}"
+        f"{where} = {SHORT.repr(value)}: expected {' or '.join(_name(option) for option in _options(hint))}"
     )

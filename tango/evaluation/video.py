@@ -141,6 +141,7 @@ def _decode(
     shown: list[int] = []
     decoder: Any = None
     reached: int | None = None  # time of the last frame that came out of the decoder
+    damaged: list[int] = []
     hurt = False  # whether that frame, or one that it is told apart from, was damaged
     for time in wanted:
         at = bisect.bisect_right(keys or [], time) - 1
@@ -157,8 +158,12 @@ def _decode(
             break
         reached = frame.pts
         if hurt:
-            name, at_second = container.name.removeprefix("file:"), time * float(stream.time_base)
-            log.warning("%s is damaged: its frame at %.3f s may not show what it should", name, at_second)
+            damaged.append(time)
         shown.append(frame.pts)
         frames.append(frame.to_ndarray(format="rgb24"))
+    if damaged:
+        log.warning(
+            "%s is damaged: %d of %d frames, the first at %.3f s, may not show what they should",
+            container.name.removeprefix("file:"), len(damaged), len(wanted), damaged[0] * float(stream.time_base),
+        )  # fmt: skip
     return frames, shown
