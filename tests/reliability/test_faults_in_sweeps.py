@@ -97,7 +97,7 @@ def command_line(folder: Path) -> None:
     os.dup2(os.open(folder / "stdout", os.O_WRONLY | os.O_CREAT), 1)
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
     plan = sweep_command.Plan({"m": [cell(folder / "grid/m", "a", 400, 0.05)]}, [], [])
-    sweep_command.make_plan = lambda grid: plan  # this process is a copy of the test's
+    sweep_command.make_plan = lambda grid: plan  # in this process only
     status = main(["sweep", "--output", str(folder / "grid")])
     sys.stderr.flush()
     os._exit(status)
@@ -116,7 +116,7 @@ STOPPED = "everything: the cell is stopped with it, and the next run goes on aft
 )  # fmt: skip
 def test_a_sweep_that_is_stopped(number: int, status: int, tmp_path: Path, seen: Seen) -> None:
     folder = tmp_path / "grid" / "m"
-    process = multiprocessing.get_context("fork").Process(target=command_line, args=(tmp_path,))
+    process = multiprocessing.get_context("spawn").Process(target=command_line, args=(tmp_path,))
     process.start()
     wait_for(lambda: answers(folder) >= 3)
     assert process.pid
