@@ -34,6 +34,8 @@ def main() -> None:
         check(distribution(name).version == module.__version__, f"the wheel of {name} has another version")
         for file in DATA[package]:
             check(files(package).joinpath(file).is_file(), f"the wheel of {name} lacks {package}/{file}")
+        licences = [file for file in distribution(name).files or () if file.name == "LICENSE"]
+        check(any("Apache License" in file.read_text() for file in licences), f"the wheel of {name} lacks its licence")
         for found in pkgutil.walk_packages(module.__path__, f"{package}."):
             if not found.name.endswith("__main__"):
                 importlib.import_module(found.name)
