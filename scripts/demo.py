@@ -17,7 +17,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tango.evaluation import lmms_cells, settings, vlmeval_cells
+from tango.evaluation import settings
+from tango.evaluation.cells import Evaluation
+from tango.evaluation.frameworks import FRAMEWORKS, LMMS_EVAL
 from tango.evaluation.lmms_cells import lmms_cell
 from tango.evaluation.sweep import Sweep, SweepError
 from tango.evaluation.vlmeval_cells import vlmeval_cell
@@ -27,7 +29,6 @@ from tango.results import write_results
 RATIOS = (0.1, 0.15, 0.2)
 BASELINES = ("random", "topk")  # at the smallest ratio: is Tango's choice better than a trivial one?
 ABLATED = 0.1  # the ratio of the ablations
-FRAMEWORKS = (lmms_cells.FRAMEWORK, vlmeval_cells.FRAMEWORK)
 REPEATED = (settings.VANILLA, "tango")  # in the second framework
 DATA, TASK, DATASET = Path("data/motionqa"), "motionqa", "MotionQA_8frame"
 
@@ -49,7 +50,7 @@ def impossible(method: str, ratio: float | None, config: str, layers: int | None
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--checkpoint", default="checkpoints/tango-tiny", help="folder of the model")
-    parser.add_argument("--frameworks", nargs="+", choices=FRAMEWORKS, default=FRAMEWORKS, help="default: both")
+    parser.add_argument("--frameworks", nargs="+", choices=FRAMEWORKS, default=list(FRAMEWORKS), help="default: both")
     parser.add_argument("--data", type=Path, default=DATA, help="folder with test.json and videos/")
     parser.add_argument("--task", default=TASK, help="lmms-eval's name of the task that reads --data")
     parser.add_argument("--dataset", default=DATASET, help="VLMEvalKit's name of the data set that reads --data")
@@ -97,22 +98,18 @@ def main() -> int:
         if reason := impossible(*cell[:3], layers):
             console.print(f"left out: {reason}", soft_wrap=True)
             grid.remove(cell)
-    common = {
-        "pretrained": args.checkpoint,
-        "data": [questions, *sorted((args.data / "videos").iterdir())],
-        "samples": len(json.loads(questions.read_text(encoding="utf-8"))),
-        "limit": args.limit,
-    }
+    data = [questions, *sorted((args.data / "videos").iterdir())]
+    count = len(json.loads(questions.read_text(encoding="utf-8")))
     cells = []
     for framework in dict.fromkeys(args.frameworks):
         for method, ratio, config, variant in grid:
-            chosen = common | {"method": method, "ratio": ratio, "config": config, "variant": variant}
             if framework != args.frameworks[0] and (method not in REPEATED or variant is not None):
                 continue
-            if framework == lmms_cells.FRAMEWORK:
-                cells.append(lmms_cell(args.work, task=args.task, include_path=args.include_path, **chosen))
+            one = Evaluation(args.checkpoint, count, data, method, ratio, config, variant, args.limit)
+            if framework == LMMS_EVAL.name:
+                cells.append(lmms_cell(args.work, one, task=args.task, include_path=args.include_path))
             else:
-                cells.append(vlmeval_cell(args.work, dataset=args.dataset, **chosen))
+                cells.append(vlmeval_cell(args.work, one, dataset=args.dataset))
     sweep = Sweep(args.work, cells, args.jobs, console)
     try:
         failures = sweep.run()

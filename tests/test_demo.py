@@ -5,12 +5,12 @@ import json
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pandas as pd
 import pytest
 from made_up import made_up
 
+from tango.evaluation.cells import Evaluation
 from tango.evaluation.sweep import Cell
 
 REPOSITORY = Path(__file__).parents[1]
@@ -23,16 +23,16 @@ def demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
 
-    def cell(framework: str, benchmark: str, given: dict[str, Any]) -> Cell:
-        method, ratio = given["method"], given["ratio"]
+    def cell(framework: str, benchmark: str, given: Evaluation) -> Cell:
+        method, ratio = given.method, given.ratio
         status = "import sys; sys.exit(1)" if method == "topk" else "pass"
-        what = {"framework": framework, "benchmark": benchmark, "variant": given["variant"]}
+        what = {"framework": framework, "benchmark": benchmark, "variant": given.variant}
         found = made_up(method, ratio, list(range(30)), 512 if ratio is None else 52, **what)
-        name = "-".join(str(part) for part in (framework, method, ratio, given["variant"]) if part is not None)
-        return Cell(name, name, [sys.executable, "-c", status], {}, given["samples"], lambda run: found)
+        name = "-".join(str(part) for part in (framework, method, ratio, given.variant) if part is not None)
+        return Cell(name, name, [sys.executable, "-c", status], {}, given.samples, lambda run: found)
 
-    monkeypatch.setattr(module, "lmms_cell", lambda folder, **given: cell("lmms-eval", given["task"], given))
-    monkeypatch.setattr(module, "vlmeval_cell", lambda folder, **given: cell("VLMEvalKit", given["dataset"], given))
+    monkeypatch.setattr(module, "lmms_cell", lambda folder, one, task, **_: cell("lmms-eval", task, one))
+    monkeypatch.setattr(module, "vlmeval_cell", lambda folder, one, dataset: cell("VLMEvalKit", dataset, one))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")

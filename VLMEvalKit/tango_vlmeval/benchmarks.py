@@ -20,6 +20,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from tango.evaluation.cells import Evaluation
 from tango.evaluation.machines import LOCAL, RayCluster
 from tango.evaluation.preflight import missing_checkpoint, missing_dataset, missing_pooling_head, processes
 from tango.evaluation.settings import VANILLA, SettingsError, from_environment
@@ -140,18 +141,17 @@ def cell(args: argparse.Namespace, benchmark: str, method: str, ratio: float | N
     else:
         data = [MOTIONQA / "test.json", *sorted((MOTIONQA / "videos").glob("*"))]
         questions = len(json.loads(data[0].read_text(encoding="utf-8"))) if data[0].is_file() else 0
-    return vlmeval_cell(
-        Path(os.path.abspath(args.output)),
-        pretrained=args.model,
-        dataset=f"{benchmark}_{args.frames}frame",
-        data=data,
-        samples=questions,
-        method=method,
-        ratio=ratio,
+    evaluation = Evaluation(
+        args.model,
+        questions,
+        data,
+        method,
+        ratio,
         config=os.path.abspath(args.config) if args.config else None,
         limit=args.limit,
         processes=count,
     )
+    return vlmeval_cell(Path(os.path.abspath(args.output)), evaluation, dataset=f"{benchmark}_{args.frames}frame")
 
 
 if __name__ == "__main__":

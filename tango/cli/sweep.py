@@ -248,6 +248,7 @@ def lmms_cells(
     missing: list[str],
 ) -> Iterator[Cell]:
     """Cells that run lmms-eval, none for a model that is not there; what they lack is added to `missing`."""
+    from tango.evaluation.cells import Evaluation
     from tango.evaluation.lmms_cells import lmms_cell
 
     if others := [name for name in grid.benchmarks if name != MOTIONQA]:
@@ -263,19 +264,16 @@ def lmms_cells(
     if cls not in LMMS_MODELS:
         raise InputError(f"{model} is a {cls}, which can be swept in {VLMEVAL} only; use --framework {VLMEVAL}")
     for method, ratio in choices:
-        yield lmms_cell(
-            folder,
-            pretrained=model,
-            task="motionqa",
-            data=[questions, *sorted((questions.parent / "videos").iterdir())],
-            samples=len(json.loads(questions.read_text(encoding="utf-8"))),
-            method=method,
-            ratio=ratio,
-            config=grid.config,
-            max_frames=grid.frames,
-            model=LMMS_MODELS[cls],
+        evaluation = Evaluation(
+            model,
+            len(json.loads(questions.read_text(encoding="utf-8"))),
+            [questions, *sorted((questions.parent / "videos").iterdir())],
+            method,
+            ratio,
+            grid.config,
             limit=grid.limit,
         )
+        yield lmms_cell(folder, evaluation, task="motionqa", max_frames=grid.frames, model=LMMS_MODELS[cls])
 
 
 def vlmeval_cells(

@@ -11,6 +11,7 @@ from made_up import made_up, write_sweep
 from safetensors.torch import load_file
 
 from tango.cli import demo, doctor, main, profile
+from tango.evaluation.cells import Evaluation
 from tango.evaluation.chat import Chat
 from tango.evaluation.checkpoints import load
 from tango.evaluation.sweep import Cell
@@ -171,13 +172,13 @@ def test_sweep_names_what_is_missing(capsys: Captured) -> None:
 
 
 def test_sweep_runs_its_cells(capsys: Captured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def cell(folder: Path, **given: Any) -> Cell:
-        method, ratio = given["method"], given["ratio"]
+    def cell(folder: Path, given: Evaluation, **_: Any) -> Cell:
+        method, ratio = given.method, given.ratio
         status = "import sys; sys.exit(1)" if method == "topk" else "pass"
         result = made_up(method, ratio, list(range(30)), 512 if ratio is None else 52)
         result["tokens"] = {"share_kept": 1.0 if ratio is None else 0.1}
         name = f"{method}-{ratio}"
-        return Cell(name, name, [sys.executable, "-c", status], {}, given["samples"], lambda run: result)
+        return Cell(name, name, [sys.executable, "-c", status], {}, given.samples, lambda run: result)
 
     monkeypatch.setattr("tango.evaluation.lmms_cells.lmms_cell", cell)
     words = ["sweep", "--ratio", "0.1", "--jobs", "2", "--output", str(tmp_path)]

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from tango.evaluation.lmms_cells import collect, lmms_cell
+from tango.evaluation.cells import Evaluation
+from tango.evaluation.lmms_cells import lmms_cell
 from tango.evaluation.sweep import Cell, CellError, JournalCounter, Sweep, SweepError
 
 # Answers questions one by one as a framework with a journal does, then writes an output. argv: run folder, questions,
@@ -155,52 +156,20 @@ def test_counting_reads_whole_lines_once(tmp_path: Path) -> None:
 def test_what_a_cell_of_lmms_eval_depends_on(tmp_path: Path, checkpoint: Path) -> None:
     data = tmp_path / "test.json"
     data.write_text("[]")
-    given: dict[str, Any] = {"pretrained": str(checkpoint), "task": "t", "data": [data], "samples": 9}
-    tango = lmms_cell(tmp_path, **given, method="tango", ratio=0.15)
+    given: dict[str, Any] = {"pretrained": str(checkpoint), "data": [data], "samples": 9}
+    ours = {"method": "tango", "ratio": 0.15}
+
+    def made(**how: Any) -> Cell:
+        return lmms_cell(tmp_path, Evaluation(**given, **how), task="t")
+
+    tango = made(**ours)
     assert tango.name == "t-tango-0.15"
     assert tango.environment["TANGO_ARGS"] == "retention_ratio=0.15" and tango.environment["WRAPPER"] == "tango"
-    assert tango.identity == lmms_cell(tmp_path, **given, method="tango", ratio=0.15).identity
-    others = [
-        lmms_cell(tmp_path, **given),
-        lmms_cell(tmp_path, **given, method="tango", ratio=0.1),
-        lmms_cell(tmp_path, **given, method="tango", ratio=0.15, limit=3),
-    ]
+    assert tango.identity == made(**ours).identity
+    others = [made(), made(method="tango", ratio=0.1), made(**ours, limit=3), made(**ours, processes=2)]
     data.write_text("[1]")
-    others.append(lmms_cell(tmp_path, **given, method="tango", ratio=0.15))
-    assert len({tango.identity, *(other.identity for other in others)}) == 5
-    assert others[2].samples == 3
+    others.append(made(**ours))
+    assert len({tango.identity, *(other.identity for other in others)}) == 6
+    assert others[2].samples == 3 and "--nproc-per-node=2" in others[3].command
     with pytest.raises(ValueError, match="needs a retention ratio"):
-        lmms_cell(tmp_path, **given, method="tango")
-
-
-def write_run(run: Path, n_failed: int = 0) -> None:
-    folder = run / "model"
-    folder.mkdir(parents=True)
-    tokens = {"video_tokens_before": 100, "video_tokens_after": 10, "video_tokens_average": 8.0}
-    summary = {
-        "method": "tango",
-        "n_failed": n_failed,
-        "failed": [{"reason": "ValueError: odd"}] * n_failed,
-        "efficiency": {"Peak_mem": 1.0},
-        "tokens": tokens,
-        "samples": [{"task": "t", "doc_id": i, "tokens": tokens, "videos": [{"kept": f"k{i}"}]} for i in range(2)],
-    }
-    (folder / "1_efficiency.json").write_text(json.dumps(summary))
-    score = {"kind": "count", "score": 1.0, "prediction": "A", "answer": "A"}
-    lines = [json.dumps({"doc_id": i, "accuracy": {"id": f"q{i}", **score}}) for i in (1, 0)]
-    (folder / "1_samples_t.jsonl").write_text("\n".join(lines) + "\n")
-
-
-def test_collecting_a_run(tmp_path: Path) -> None:
-    write_run(tmp_path / "good")
-    result = collect(tmp_path / "good", "t", 2)
-    assert [row["id"] for row in result["samples"]] == ["q0", "q1"]
-    assert result["samples"][0]["tokens_after"] == 10
-    assert result["samples"][0]["tokens_average"] == 8.0 and result["samples"][1]["kept"] == ["k1"]
-    assert result["provenance"]["method"] == "tango" and result["efficiency"] == {"Peak_mem": 1.0}
-    for problem, expected, said in (("good", 3, "2 samples were scored, 3"), ("none", 2, "found 0")):
-        with pytest.raises(CellError, match=said):
-            collect(tmp_path / problem, "t", expected)
-    write_run(tmp_path / "failed", n_failed=1)
-    with pytest.raises(CellError, match="1 samples failed, the first: ValueError: odd"):
-        collect(tmp_path / "failed", "t", 2)
+        made(method="tango")

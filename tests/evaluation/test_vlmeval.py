@@ -16,6 +16,7 @@ from tango_vlmeval.datasets import LongVideoBenchFiles, MotionQA, MVBenchFiles, 
 from tango_vlmeval.models import ArgumentError, Prompt, TangoLlavaOnevision, TangoLlavaVideo, TangoQwenVL, conversation
 from tiny import save_qwen, write_benchmark, write_video
 
+from tango.evaluation.cells import Evaluation
 from tango.evaluation.settings import SettingsError, field_types
 from tango.evaluation.sweep import CellError
 from tango.evaluation.video import read_video
@@ -379,12 +380,13 @@ def test_names_of_data_sets() -> None:
 
 
 def test_cells(checkpoint: Path, tmp_path: Path) -> None:
-    common = {"pretrained": str(checkpoint), "dataset": "MotionQA_8frame", "samples": 9}
-    alone = vlmeval_cell(tmp_path, **common)
+    common = {"pretrained": str(checkpoint), "samples": 9}
+    alone = vlmeval_cell(tmp_path, Evaluation(**common), dataset="MotionQA_8frame")
     assert alone.environment["WRAPPER"] == "vanilla" and alone.samples == 9
-    several = vlmeval_cell(tmp_path, method="tango", ratio=0.1, limit=4, processes=2, **common)
+    pruned = Evaluation(method="tango", ratio=0.1, limit=4, processes=2, **common)
+    several = vlmeval_cell(tmp_path, pruned, dataset="MotionQA_8frame")
     assert several.name == "vlmeval-MotionQA_8frame-tango-0.1" and several.samples == 4
     assert several.environment["TANGO_ARGS"] == "retention_ratio=0.1"
     assert "--nproc-per-node=2" in several.command and several.identity != alone.identity
     with pytest.raises(ValueError, match="needs a retention ratio"):
-        vlmeval_cell(tmp_path, method="tango", **common)
+        Evaluation(method="tango", **common)

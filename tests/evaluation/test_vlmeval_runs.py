@@ -7,12 +7,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 from tiny import REPOSITORY, write_benchmark
 
+from tango.evaluation.cells import Evaluation
 from tango.evaluation.lmms_cells import lmms_cell
 from tango.evaluation.sweep import Sweep
 from tango.evaluation.vlmeval_cells import vlmeval_cell
@@ -29,14 +29,9 @@ def test_both_frameworks_agree_sample_by_sample(
     """The same questions through both: tokens, kept indices, replies and scores. A sweep runs both."""
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    common: dict[str, Any] = {
-        "pretrained": str(TINY), "data": [DATA / "test.json"], "samples": 720, "method": "tango", "ratio": 0.15,
-        "config": str(REPOSITORY / "configs" / "tango_tiny.yaml"), "limit": ASKED,
-    }  # fmt: skip
-    cells = [
-        lmms_cell(tmp_path, task="motionqa", **common),
-        vlmeval_cell(tmp_path, dataset="MotionQA_8frame", **common),
-    ]
+    config = str(REPOSITORY / "configs" / "tango_tiny.yaml")
+    asked = Evaluation(str(TINY), 720, [DATA / "test.json"], "tango", 0.15, config, limit=ASKED)
+    cells = [lmms_cell(tmp_path, asked, task="motionqa"), vlmeval_cell(tmp_path, asked, dataset="MotionQA_8frame")]
     sweep = Sweep(tmp_path, cells)
     assert sweep.run() == {}
     one, other = sweep.results()
