@@ -13,6 +13,7 @@ from tango.clustering import assign, density_peaks
 from tango.merging import segment_sums
 from tango.pruners.base import Given, Pruned, Pruner, check_saliency, full_precision, keep
 from tango.pruners.in_llm import LayerPruning, check_layer, prefill_ratio
+from tango.pruners.trace import Fates
 from tango.segmentation import fastvid
 from tango.similarity import most_similar
 
@@ -135,9 +136,9 @@ class FlashVID(Pruner):
             return keep(features, torch.arange(frames * tokens))
         budget = min(budget, tokens - 1)
         with full_precision(features.device):
-            return self.exactly(self._merged(features.detach(), saliency, budget), features, saliency)
+            return self._merged(features.detach(), saliency, budget, video.fates)
 
-    def _merged(self, features: Tensor, saliency: Tensor, budget: int) -> Pruned:
+    def _merged(self, features: Tensor, saliency: Tensor, budget: int, fates: Fates | None) -> Pruned:
         frames, tokens, dim = features.shape
         sizes = fastvid(features.mean(1, dtype=torch.float32), self.segment_threshold, self.min_segments - 1)
         places = torch.arange(frames * tokens, device=features.device).view(frames, tokens)
@@ -145,21 +146,32 @@ class FlashVID(Pruner):
         chosen = self._salient(features, saliency, sizes, count)
         kept, values = [places.gather(1, chosen).flatten()], []
         values.append(features.reshape(-1, dim)[kept[0]])
+        salient = torch.zeros_like(saliency, dtype=torch.bool).scatter_(1, chosen, True)
+        joins: list[tuple[Tensor, Tensor]] = []
         if context := budget - count:
-            salient = torch.zeros_like(saliency, dtype=torch.bool).scatter_(1, chosen, True)
             near = most_similar(features[1:], features[:-1], ~salient[:-1])
             for start, size in zip((sizes.cumsum(0) - sizes).tolist(), sizes.tolist(), strict=True):
                 part, pairs = slice(start, start + size), slice(start, start + size - 1)
                 standing, pool = torch.ones_like(salient[part]), features[part].reshape(-1, dim).float()
+                trees, flat = torch.arange(len(pool), device=pool.device), places[part].flatten()
                 if size > 1:
-                    standing, pool = self._absorb(
+                    standing, pool, trees = self._absorb(
                         features[part], salient[part], near.indices[pairs], near.cosines[pairs], budget * size
                     )
-                own, merged = _cluster(standing, pool, context)
-                kept.append(places[part].flatten()[own])
+                own, merged, centres = _cluster(standing, pool, context)
+                kept.append(flat[own])
                 values.append(merged.to(features.dtype))
+                joins.append((flat[trees >= 0], flat[centres[trees[trees >= 0]]]))
         indices, order = torch.cat(kept).sort(stable=True)
-        return Pruned(indices, torch.cat(values)[order], sizes)
+        pruned = self.exactly(Pruned(indices, torch.cat(values)[order], sizes), features, saliency)
+        if fates is not None:
+            fates.tell_salient(kept[0])
+            # Of a token that is kept twice an exact budget may leave the first, salient one alone.
+            alone = salient.flatten() & (torch.bincount(pruned.indices, minlength=frames * tokens) == 1)
+            for members, into in joins:
+                left = ~alone[into]
+                fates.tell_merged(members[left], into[left])
+        return pruned
 
     def _salient(self, features: Tensor, saliency: Tensor, sizes: Tensor, count: int) -> Tensor:
         """The salient tokens of each frame (F, A), ascending places: step 2."""
@@ -197,7 +209,7 @@ class FlashVID(Pruner):
 
     def _absorb(
         self, features: Tensor, salient: Tensor, parents: Tensor, cosines: Tensor, least: int
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Trees over time of a segment of N > 1 frames: step 3.
 
         Args:
@@ -206,7 +218,8 @@ class FlashVID(Pruner):
             least: tokens of the segment that must stay unabsorbed.
 
         Returns:
-            standing (N, L) bool: neither absorbed nor salient; and the features (P, D) fp32 of these in order.
+            standing (N, L) bool: neither absorbed nor salient; the features (P, D) fp32 of these in order; and which of
+            these each token is a part of, (N * L,), -1 for salient ones.
         """
         frames, tokens, dim = features.shape
         similar = torch.full((frames, tokens), -1.0, device=features.device)
@@ -224,19 +237,19 @@ class FlashVID(Pruner):
         while not torch.equal(further := roots[roots], roots):
             roots = further
         standing = ~absorbed & ~salient
-        trees = standing.flatten().cumsum(0) - 1  # the tree that a standing token is the root of
-        members = (~salient.flatten()).nonzero()[:, 0]
+        trees = (standing.flatten().cumsum(0) - 1)[roots].masked_fill(salient.flatten(), -1)
+        members = (trees >= 0).nonzero()[:, 0]
         count = int(standing.sum())
-        sums = segment_sums(features.reshape(-1, dim), members, trees[roots[members]], count)
+        sums = segment_sums(features.reshape(-1, dim), members, trees[members], count)
         if self.tree_mean == "exact":
-            divisors = torch.bincount(trees[roots[members]], minlength=count)
+            divisors = torch.bincount(trees[members], minlength=count)
         else:
             children = torch.bincount(parent[absorbed.flatten()], minlength=frames * tokens)
             divisors = 1 + children[standing.flatten()]
-        return standing, sums / divisors[:, None]
+        return standing, sums / divisors[:, None], trees
 
 
-def _cluster(standing: Tensor, pool: Tensor, context: int) -> tuple[Tensor, Tensor]:
+def _cluster(standing: Tensor, pool: Tensor, context: int) -> tuple[Tensor, Tensor, Tensor]:
     """Merge what stands in each frame of a segment: step 4.
 
     Args:
@@ -244,13 +257,13 @@ def _cluster(standing: Tensor, pool: Tensor, context: int) -> tuple[Tensor, Tens
         context: C, merged tokens for each frame.
 
     Returns:
-        flat places (K,), ascending, and features (K, D) fp32.
+        flat places (K,), ascending; features (K, D) fp32; and of each of the P tokens the place that it is merged into.
     """
     frames, dim = standing.shape[0], pool.shape[1]
     sizes = standing.sum(1).tolist()
     places = standing.flatten().nonzero()[:, 0]
     share = context * frames / max(1, sum(sizes))
-    kept, values = [], []
+    kept, values, into = [], [], []
     for own, tokens in zip(torch.split(places, sizes), torch.split(pool, sizes), strict=True):
         count = math.ceil(len(own) * share)
         if share < 1 and count:
@@ -260,6 +273,9 @@ def _cluster(standing: Tensor, pool: Tensor, context: int) -> tuple[Tensor, Tens
             sums = segment_sums(tokens, torch.arange(len(own), device=own.device), clusters, count)
             tokens = sums / torch.bincount(clusters, minlength=count)[:, None]
             own = own[peaks.indices[0].sort().values]
+            into.append(own[clusters])
+        else:
+            into.append(own)
         kept.append(own)
         values.append(tokens)
-    return torch.cat(kept), torch.cat(values)
+    return torch.cat(kept), torch.cat(values), torch.cat(into)

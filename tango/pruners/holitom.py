@@ -14,6 +14,7 @@ from tango.merging import segment_sums
 from tango.pruners.base import Given, Pruned, Pruner, check_saliency, full_precision
 from tango.pruners.budget import fit
 from tango.pruners.in_llm import LayerPruning, check_layer
+from tango.pruners.trace import Fates
 from tango.segmentation import holitom, neighbour_similarity
 
 
@@ -92,9 +93,10 @@ class HoliTom(Pruner):
     def _prune(self, video: Given) -> Pruned:
         saliency = check_saliency(video.saliency, video.features)
         with full_precision(video.features.device):
-            return self.exactly(self._merged(video.features.detach(), saliency), video.features, saliency)
+            pruned = self._merged(video.features.detach(), saliency, video.fates)
+            return self.exactly(pruned, video.features, saliency)
 
-    def _merged(self, features: Tensor, saliency: Tensor) -> Pruned:
+    def _merged(self, features: Tensor, saliency: Tensor, fates: Fates | None) -> Pruned:
         frames, tokens, dim = features.shape
         threshold = self.similarity_threshold
         if threshold is None:
@@ -111,38 +113,42 @@ class HoliTom(Pruner):
         saved = int((torch.stack(static).sum(1).cpu() * (sizes - 1)).sum())
         ratio = min(1.0, self.retention_ratio / ((frames * tokens - saved) / (frames * tokens)))
 
+        if fates is not None:
+            fates.tell_static(torch.stack(static).repeat_interleave(sizes.to(features.device), 0))
+
         table = features.reshape(-1, dim)
         kept, values = [], []
         for (start, size), still in zip(windows, static, strict=True):
-            places, merged = self._static(table, start, size, still.nonzero()[:, 0], ratio, tokens)
+            offsets = tokens * torch.arange(start, start + size, device=features.device)[:, None]
+            places, merged = self._static(table, still.nonzero()[:, 0] + offsets, ratio, fates)
             moving = (~still).nonzero()[:, 0]
             count = min(len(moving), math.ceil(len(moving) * ratio))
             scores = saliency[start : start + size, moving]
             chosen = scores.sort(dim=1, descending=True, stable=True).indices[:, :count].sort(dim=1).values
-            offsets = tokens * torch.arange(start, start + size, device=features.device)[:, None]
             salient = (moving[chosen] + offsets).flatten()
+            if fates is not None:
+                fates.tell_salient(salient)
             kept += [places, salient]
             values += [merged.to(features.dtype), table[salient]]
         pruned = Pruned(torch.cat(kept), torch.cat(values), sizes)
         return pruned if len(pruned.indices) else fit(pruned, features, saliency, 1)
 
-    def _static(
-        self, table: Tensor, start: int, size: int, places: Tensor, ratio: float, tokens: int
-    ) -> tuple[Tensor, Tensor]:
-        """Indices (m,), ascending, and features (m, D) fp32 of the static positions (S,) of a window, merged."""
-        total = len(places)
+    def _static(self, table: Tensor, rows: Tensor, ratio: float, fates: Fates | None) -> tuple[Tensor, Tensor]:
+        """Indices (m,), ascending, and features (m, D) fp32 of a window's static tokens (N, S), merged."""
+        size, total = rows.shape
         count = round(total * ratio)
         if count == 0:
-            return places[:0], table.new_empty(0, table.shape[1], dtype=torch.float32)
-        offsets = tokens * torch.arange(start, start + size, device=places.device)[:, None]
-        copies = torch.arange(total, device=places.device).repeat(size)
-        means = segment_sums(table, (places + offsets).flatten(), copies, total) / size
+            return rows[0, :0], table.new_empty(0, table.shape[1], dtype=torch.float32)
+        positions = torch.arange(total, device=rows.device)
+        means = segment_sums(table, rows.flatten(), positions.repeat(size), total) / size
         points = means[None] / math.sqrt(table.shape[1])
         peaks = density_peaks(points, count, min(self.num_neighbors, count), itself=True)
         cluster = assign(points, peaks)[0]
         centres = peaks.indices[0].sort().values
+        if fates is not None:
+            fates.part(rows.T).tell_merged(positions, centres[cluster])
         joins = torch.ones_like(cluster, dtype=torch.bool).index_fill_(0, centres, False)
         sums = segment_sums(means, joins.nonzero()[:, 0], cluster[joins], count)
         joined = torch.bincount(cluster[joins], minlength=count)[:, None]
         blended = self.anchor_weight * means[centres] + (1 - self.anchor_weight) * sums / joined.clamp(min=1)
-        return places[centres] + start * tokens, torch.where(joined > 0, blended, means[centres])
+        return rows[0, centres], torch.where(joined > 0, blended, means[centres])

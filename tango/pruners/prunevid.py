@@ -18,6 +18,7 @@ from tango.clustering import assign, density_peaks
 from tango.merging import segment_sums
 from tango.pruners.base import Given, Pruned, Pruner, full_precision
 from tango.pruners.budget import apportion
+from tango.pruners.trace import Fates
 
 ORDERS = ("published", "ascending")
 NO_LABEL = -1
@@ -75,9 +76,9 @@ class PruneVid(Pruner):
 
     def _prune(self, video: Given) -> Pruned:
         with full_precision(video.features.device):
-            return self._merged(video.features.detach())
+            return self._merged(video.features.detach(), video.fates)
 
-    def _merged(self, features: Tensor) -> Pruned:
+    def _merged(self, features: Tensor, fates: Fates | None) -> Pruned:
         frames, tokens, dim = features.shape
         device = features.device
         sizes = scenes(features.mean(1, dtype=torch.float32), self.temporal_segment_ratio, self.num_neighbors)
@@ -86,6 +87,8 @@ class PruneVid(Pruner):
             static_places(features[start : start + size], self.tau)
             for start, size in zip(starts.tolist(), sizes.tolist(), strict=True)
         ])  # fmt: skip
+        if fates is not None:
+            fates.tell_static(still.repeat_interleave(sizes.to(device), 0))
         # Sets in the order of the output: for each scene its static one, then one for each of its frames.
         static = still.sum(1).cpu()
         set_sizes = torch.cat(
@@ -97,9 +100,11 @@ class PruneVid(Pruner):
         for start, size, fixed in zip(starts.tolist(), sizes.tolist(), still, strict=True):
             part, (of_static, *of_frames) = features[start : start + size], next(counts).tolist()
             unmoved, moving = fixed.nonzero()[:, 0], (~fixed).nonzero()[:, 0]
+            offsets = tokens * torch.arange(start, start + size, device=device)[:, None]
             if of_static:
                 means = part[:, unmoved].mean(0, dtype=torch.float32)
-                centres, values = self._merge(means[None], of_static)
+                told = fates and fates.part((unmoved + offsets).T)
+                centres, values = self._merge(means[None], of_static, told)
                 kept.append((start * tokens + unmoved[centres[0]], values[0]))
             if not len(moving):
                 continue
@@ -108,9 +113,11 @@ class PruneVid(Pruner):
             merged: list[Tensor] = [torch.empty(0, dim, device=device)] * size
             for count in sorted(set(of_frames) - {0}):
                 chosen = [frame for frame in range(size) if of_frames[frame] == count]
-                centres, values = self._merge(part[chosen][:, moving].float(), count)
+                rows = moving + offsets[chosen]
+                told = fates and fates.part(rows.flatten())
+                centres, values = self._merge(part[chosen][:, moving].float(), count, told)
                 for place, frame in enumerate(chosen):
-                    indices[frame] = (start + frame) * tokens + moving[centres[place]]
+                    indices[frame] = rows[place, centres[place]]
                     merged[frame] = values[place]
             kept.append((torch.cat(indices), torch.cat(merged)))
         places, values = torch.cat([homes for homes, _ in kept]), torch.cat([rows for _, rows in kept])
@@ -153,15 +160,21 @@ class PruneVid(Pruner):
             low, high = (middle, high) if int(at(middle).sum()) <= limit else (low, middle)
         return at(low)
 
-    def _merge(self, sets: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    def _merge(self, sets: Tensor, count: int, fates: Fates | None) -> tuple[Tensor, Tensor]:
         """Merge G sets (G, n, D) fp32 to `count` tokens: their centres (G, count) by score, and means (G, count, D)."""
         groups, size, dim = sets.shape
+        rows = torch.arange(groups * size, device=sets.device)
         if count == size:
+            if fates is not None:
+                fates.tell_merged(rows, rows)
             return torch.arange(size, device=sets.device).expand(groups, size), sets
         points = sets / dim**0.5
         peaks = density_peaks(points, count, self.num_neighbors, itself=True)
-        cluster = assign(points, peaks, by_score=True) + count * torch.arange(groups, device=sets.device)[:, None]
-        rows = torch.arange(groups * size, device=sets.device)
+        cluster = assign(points, peaks, by_score=True)
+        if fates is not None:
+            starts = rows[::size, None]
+            fates.tell_merged(rows, peaks.indices.gather(1, cluster) + starts)
+        cluster = cluster + count * torch.arange(groups, device=sets.device)[:, None]
         sums = segment_sums(sets.flatten(0, 1), rows, cluster.flatten(), groups * count)
         members = torch.bincount(cluster.flatten(), minlength=groups * count)[:, None]
         return peaks.indices, (sums / members).view(groups, count, dim)

@@ -48,9 +48,13 @@ class TopK(Pruner):
         budget = self.budget(frames, tokens) if self.exact_budget else token_budget(count, self.retention_ratio)
         if self.scope == "video":
             ranked = saliency.flatten().sort(descending=True, stable=True).indices
-            return keep(features, ranked[:budget].sort().values)
-        shares = torch.diff(torch.arange(frames + 1) * budget // frames).to(saliency.device)
-        ranked = saliency.sort(dim=1, descending=True, stable=True).indices
-        kept = torch.zeros_like(ranked, dtype=torch.bool)
-        kept.scatter_(1, ranked, torch.arange(tokens, device=saliency.device) < shares[:, None])
-        return keep(features, kept.flatten().nonzero()[:, 0])
+            indices = ranked[:budget].sort().values
+        else:
+            shares = torch.diff(torch.arange(frames + 1) * budget // frames).to(saliency.device)
+            ranked = saliency.sort(dim=1, descending=True, stable=True).indices
+            kept = torch.zeros_like(ranked, dtype=torch.bool)
+            kept.scatter_(1, ranked, torch.arange(tokens, device=saliency.device) < shares[:, None])
+            indices = kept.flatten().nonzero()[:, 0]
+        if video.fates is not None:
+            video.fates.tell_salient(indices)
+        return keep(features, indices)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tango.merging import segment_sums
 from tango.pruners.base import Given, Pruned, Pruner, check_finite, check_saliency, check_tensor, full_precision
+from tango.pruners.trace import Fates
 from tango.similarity import most_similar
 
 
@@ -76,14 +77,18 @@ class VisionZip(Pruner):
         with full_precision(features.device):
             for total in set(totals.tolist()):
                 own = (totals == total).nonzero()[:, 0].to(features.device)
-                places, merged = self._merged(features.detach()[own], saliency[own], keys[own], total)
-                kept.append((places + tokens * own[:, None]).flatten())
+                flat = tokens * own[:, None] + torch.arange(tokens, device=own.device)
+                told = video.fates and video.fates.part(flat.flatten())
+                places, merged = self._merged(features.detach()[own], saliency[own], keys[own], total, told)
+                kept.append(flat.gather(1, places).flatten())
                 values.append(merged.flatten(0, 1).to(features.dtype))
         indices = torch.cat(kept)
         order = (indices // tokens).sort(stable=True).indices
         return Pruned(indices[order], torch.cat(values)[order], torch.tensor([frames]))
 
-    def _merged(self, features: Tensor, saliency: Tensor, keys: Tensor, total: int) -> tuple[Tensor, Tensor]:
+    def _merged(
+        self, features: Tensor, saliency: Tensor, keys: Tensor, total: int, fates: Fates | None
+    ) -> tuple[Tensor, Tensor]:
         """Places in its frame (F, T) and features (F, T, D), fp32 or as they came, of what each frame keeps."""
         frames, tokens, dim = features.shape
         dominant = int(total * self.dominant_ratio)
@@ -92,6 +97,8 @@ class VisionZip(Pruner):
         chosen, rest = ranked[:, :dominant].sort(dim=1).values, ranked[:, dominant:].sort(dim=1).values
         starts = tokens * torch.arange(frames, device=features.device)[:, None]
         table = features.reshape(-1, dim)
+        if fates is not None:
+            fates.tell_salient(chosen + starts)
         if count == 0:
             return chosen, table[chosen + starts]
 
@@ -103,6 +110,10 @@ class VisionZip(Pruner):
         clusters = (joined + count * every).flatten()
         sums = segment_sums(table, rows, clusters, frames * count)
         sizes = torch.bincount(clusters, minlength=frames * count)[:, None]
-        context = table[(targets + starts).flatten()].float() + sums / sizes.clamp(min=1)
+        contextual = (targets + starts).flatten()
+        context = table[contextual].float() + sums / sizes.clamp(min=1)
+        if fates is not None:
+            fates.tell_merged(contextual, contextual)
+            fates.tell_merged(rows, contextual[clusters])
         values = torch.cat([table[chosen + starts].float(), context.view(frames, count, dim)], dim=1)
         return torch.cat([chosen, targets], dim=1), values

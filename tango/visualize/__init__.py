@@ -1,4 +1,4 @@
-"""Pictures of what was kept of a video: contact sheets (PNG) and a page with sliders (HTML) that needs no network.
+"""Pictures of what was kept of a video: a contact sheet (PNG) and a page with sliders (HTML) that needs no network.
 
 from tango.visualize import visualize
 visualize("clip.mp4", "pictures", methods=["tango", "topk"], ratios=[0.1, 0.2])
@@ -6,7 +6,6 @@ visualize("clip.mp4", "pictures", methods=["tango", "topk"], ratios=[0.1, 0.2])
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +17,14 @@ from tango.evaluation.video import read_video
 from tango.pruners import Pruner
 from tango.visualize.page import write_page
 from tango.visualize.runs import capture, with_ratios
-from tango.visualize.sheet import draw_sheet
+from tango.visualize.sheet import draw_sheets
 
 __all__ = ["Pictures", "visualize"]
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """The files that were written: one page, and one contact sheet for each method and ratio, in that order."""
+    """The files that were written: the page, and the contact sheet, in several files only where it is very large."""
 
     page: Path
     sheets: tuple[Path, ...]
@@ -48,7 +47,7 @@ def visualize(
     """Draw which tokens of a video each method keeps, drops and merges at each ratio, as a model really ran with it.
 
     Args:
-        output: a folder, made if it is not there; the page is `index.html` in it, sheets are `<method>_<ratio>.png`.
+        output: a folder, made if it is not there; it gets `index.html` and `sheet.png` (then `sheet_2.png`).
         model: a folder or hub id, or what tango.evaluation.checkpoints.load() returned.
         methods: names, or pruners where settings matter; their ratio is replaced.
         ratios: retention ratios in (0, 1].
@@ -75,7 +74,7 @@ def visualize(
     read_video(video, 1)  # a file that is no video is turned away before a model is loaded
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = load(model, device=device, dtype=dtype) if isinstance(model, str) else model
-    total, done = 2 * sum(len(row) for row in pruners) + (question is not None) + 1, 0
+    total, done = sum(len(row) for row in pruners) + (question is not None) + 2, 0
 
     def step(name: str) -> None:
         nonlocal done
@@ -84,16 +83,9 @@ def visualize(
         done += 1
 
     picture = capture(checkpoint, video, pruners, frames, question, command, step)
-    sheets: list[Path] = []
-    for row in picture.panels:
-        for panel in row:
-            path = folder / f"{re.sub(r'[^A-Za-z0-9.-]+', '_', panel.method)}_{panel.ratio:g}.png"
-            while path in sheets:  # settings that differ only in characters left out of names of files
-                path = path.with_stem(path.stem + "_")
-            step(path.name)
-            draw_sheet(picture, panel, path)
-            sheets.append(path)
+    step("contact sheet")
+    sheets = draw_sheets(picture, folder)
     page = folder / "index.html"
     step(page.name)
     write_page(picture, page)
-    return Pictures(page, tuple(sheets))
+    return Pictures(page, sheets)

@@ -49,14 +49,14 @@ def page_data(picture: Picture) -> dict[str, Any]:
 
 
 def _panel(panel: Panel) -> dict[str, Any]:
-    """roles and static: one digit a token; heat: bytes in base 64; joined: a number a token."""
+    """roles and static: one digit a token; heat: bytes in base 64; joined: a list a column, of a number a token."""
     return {
         "count": panel.count,
         "answer": panel.answer,
         "segments": list(panel.segments),
         "roles": _digits(panel.roles),
-        "static": None if panel.static is None else _digits(panel.static),
-        "joined": None if panel.joined is None else panel.joined.tolist(),
+        "static": _digits(panel.static),
+        "joined": panel.joined.T.tolist(),
         "heat": None if panel.heat is None else base64.b64encode(panel.heat.tobytes()).decode(),
     }
 

@@ -23,7 +23,7 @@ class Panel:
     """One method at one ratio on a video of F frames of L tokens; flat indices are frame * L + place.
 
     method: the name to show, which is its own for each set of settings.
-    roles (F * L,) uint8 and joined (F * L,) int64 or None, static (F * L,) bool or None: see tango.pruners.trace.Trace.
+    roles (F * L,) uint8, joined (F * L, c) int64, static (F * L,) bool: see tango.pruners.trace.Trace.
     heat (F * L,) uint8: the saliency that the method went by, 255 for the video's most salient hundredth; None where it
         goes by none.
     segments: frames in each segment.
@@ -34,8 +34,8 @@ class Panel:
     method: str
     ratio: float
     roles: Array
-    joined: Array | None
-    static: Array | None
+    joined: Array
+    static: Array
     heat: Array | None
     segments: tuple[int, ...]
     before: int
@@ -52,10 +52,10 @@ class Panel:
 
 @dataclass(frozen=True)
 class Picture:
-    """Everything that one contact sheet or page shows.
+    """Everything that a contact sheet or page shows.
 
     video, model, command, question: text to show; unpruned: the answer of the model as it is.
-    frames (F, height, width, 3) uint8, times (F,) seconds, grid (H, W) with L = H * W.
+    frames (F, height, width, 3) uint8, as far as tokens stand for them; times (F,) seconds, grid (H, W) with L = H * W.
     panels: one list a method, with one panel for each of the ratios.
     """
 
@@ -92,7 +92,10 @@ def heat_colours(heat: Array) -> Array:
 
 
 def groups(joined: Array) -> dict[int, int]:
-    """Kept tokens that stand for several tokens, each with its number in order of place, which gives its colour."""
+    """Kept tokens that stand for several tokens, each with its number in order of place, which gives its colour.
+
+    joined: (F * L, c), see Panel.
+    """
     kept, sizes = np.unique(joined[joined >= 0], return_counts=True)
     return {int(index): number for number, index in enumerate(kept[sizes > 1])}
 

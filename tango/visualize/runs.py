@@ -7,8 +7,6 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tango.evaluation.chat import Chat
 from tango.evaluation.checkpoints import Checkpoint
 from tango.evaluation.video import read_video
@@ -100,10 +98,10 @@ def capture(
             said = str(answer.response) if question is not None else None
             drawn.append(_panel(name, pruner.retention_ratio, trace, record, said))
         panels.append(tuple(drawn))
-    count = panels[0][0].before // (grid[0] * grid[1])
+    count = len(panels[0][0].roles) // (grid[0] * grid[1])
     # Qwen's frames are pairs of sampled ones: the first of each is shown.
     each = -(-len(clip.frames) // count)
-    shown = clip.frames[::each]
+    shown = seen(clip.frames[::each], grid[0], checkpoint.model.config.vision_config)
     if len(times) != count:
         times = clip.timestamps[::each]
     ratios = tuple(panel.ratio for panel in panels[0])
@@ -111,6 +109,22 @@ def capture(
         Path(video).name, checkpoint.described["pretrained"], shown, times, grid, ratios, tuple(panels), command,
         question, unpruned,
     )  # fmt: skip
+
+
+def seen(frames: Array, rows: int, vision: Any) -> Array:
+    """The part of frames (F, height, width, 3) that `rows` x `rows` tokens stand for, from the upper left corner.
+
+    A tower for images of one size leaves out what does not fill a patch, and pooling by 2 x 2 an odd last row and
+    column of patches: with LLaVA-Video 13 x 13 tokens stand for 364 of 384 pixels. Others see all (vision: their
+    configuration).
+    """
+    size, patch = getattr(vision, "image_size", None), getattr(vision, "patch_size", None)
+    if size is None or patch is None:
+        return frames
+    patches = size // patch
+    share = min(patches, rows * round(patches / rows)) * patch / size
+    height, width = (round(side * share) for side in frames.shape[1:3])
+    return frames[:, :height, :width]
 
 
 def _panel(name: str, ratio: float, trace: Trace, record: dict[str, Any], answer: str | None) -> Panel:
@@ -122,8 +136,8 @@ def _panel(name: str, ratio: float, trace: Trace, record: dict[str, Any], answer
         method=name,
         ratio=ratio,
         roles=trace.roles.cpu().numpy(),
-        joined=None if trace.joined is None else trace.joined.cpu().numpy().astype(np.int64),
-        static=None if trace.static is None else trace.static.cpu().numpy(),
+        joined=trace.joined.cpu().numpy(),
+        static=trace.static.cpu().numpy(),
         heat=heat,
         segments=tuple(int(size) for size in trace.pruned.segment_sizes),
         before=record["tokens_before"],

@@ -27,6 +27,11 @@ VARIANTS = [
 ]
 
 
+def members_of(trace, index):
+    """The tokens that a kept token stands for."""
+    return (trace.joined == index).any(1).nonzero()[:, 0]
+
+
 def check(method, features, saliency, grid, times):
     """The trace accounts for every kept token: its features follow from the tokens that the trace says it holds."""
     frames, count, dim = features.shape
@@ -52,7 +57,7 @@ def check(method, features, saliency, grid, times):
     seen = 0
     for row, index in zip(pruned.features.double(), pruned.indices.tolist(), strict=True):
         role, size = int(trace.roles[index]), int(pruned.segment_sizes[segment_of[index]])
-        members = (trace.joined == index).nonzero()[:, 0]
+        members = members_of(trace, index)
         seen += len(members)
         if role == KEPT:  # brought back by an exact budget, by itself, whatever it was merged into
             assert method.exact_budget
@@ -109,7 +114,7 @@ def test_where_the_published_code_puts_a_merged_token_its_members_go_too():
         trace = traces[0]
         groups = {}
         for index, row in zip(trace.pruned.indices.tolist(), trace.pruned.features, strict=True):
-            groups[tuple((trace.joined == index).nonzero()[:, 0].tolist())] = row
+            groups[tuple(members_of(trace, index).tolist())] = row
         features.append(groups)
     assert features[0].keys() == features[1].keys()
     for members, row in features[0].items():
@@ -117,14 +122,81 @@ def test_where_the_published_code_puts_a_merged_token_its_members_go_too():
     assert len(table) > len(features[0])
 
 
-@pytest.mark.parametrize("name", sorted(REGISTRY))
-def test_every_method_tells_at_least_what_it_keeps(name):
-    video = made_up(6, (4, 6), 24, seed=2)
+# What a kept token's features are made of, with settings that reach every way in which a method merges.
+EVERY_METHOD = [(name, {}) for name in sorted(REGISTRY) if name != "tango"] + [
+    ("visionzip", {"dominant_ratio": 0.0}),
+    ("visionzip", {"dominant_ratio": 1.0}),
+    ("visionzip", {"exact_budget": True}),
+    ("fastvid", {"min_segments": 1, "similarity_threshold": -1.0, "anchor_interval": 2}),
+    ("fastvid", {"anchor_interval": 1, "context_ratio": 1.0}),
+    ("fastvid", {"exact_budget": True, "retention_ratio": 0.6, "min_segments": 2}),
+    ("holitom", {"similarity_threshold": 0.3, "anchor_weight": 0.2}),
+    ("holitom", {"similarity_threshold": 0.3, "exact_budget": True, "retention_ratio": 0.8}),
+    ("flashvid", {"min_segments": 2, "segment_threshold": 0.0, "temporal_threshold": 0.3}),
+    ("flashvid", {"min_segments": 1, "segment_threshold": -1.0, "tree_mean": "exact", "alpha": 0.3}),
+    ("flashvid", {"alpha": 0.5, "exact_budget": True}),
+    ("flashvid", {"alpha": 0.9, "exact_budget": True, "retention_ratio": 0.9}),
+    ("flashvid", {"alpha": 0.0, "retention_ratio": 0.05}),
+    ("prunevid", {"tau": 0.3, "merge_above": 4}),
+    ("prunevid", {"tau": 0.3, "order": "ascending", "exact_budget": True, "retention_ratio": 0.9}),
+    ("prunevid", {"cluster_ratio": 1.0, "tau": 0.3}),
+    ("topk", {"scope": "video"}),
+    ("tango", {}),
+    ("tango", {"static_threshold": 0.2, "exact_budget": True}),
+]
+
+
+@pytest.mark.parametrize("name, settings", EVERY_METHOD, ids=str)
+def test_every_kept_token_is_made_of_the_tokens_that_are_told(name, settings):
+    """Tokens in more dimensions than there are tokens are independent: only one sum of them makes a kept one."""
+    video = made_up(6, (4, 5), 128, seed=4, noise=0.2)
+    method = REGISTRY[name](**{"retention_ratio": 0.3} | settings)
+    plain = prune(method, video)
     with traced() as traces:
-        pruned = prune(REGISTRY[name](retention_ratio=0.3), video)
+        pruned = prune(method, video)
     (trace,) = traces
+    assert torch.equal(plain.indices, pruned.indices) and torch.equal(plain.features, pruned.features)
     assert set(trace.roles.nonzero()[:, 0].tolist()) == set(pruned.indices.tolist())
-    assert (trace.joined is not None) == (name == "tango")
+    table = video[0].reshape(-1, 128).double()
+    shares = torch.linalg.lstsq(table.T, pruned.features.double().T).solution.T  # of each token in each kept one
+    torch.testing.assert_close(shares @ table, pruned.features.double(), atol=1e-5, rtol=1e-5)
+    twice = torch.bincount(pruned.indices, minlength=len(table)) > 1
+    seen = set()
+    for index, share in zip(pruned.indices.tolist(), shares, strict=True):
+        made_of = (share.abs() > 1e-3).nonzero()[:, 0].tolist()
+        role, first = int(trace.roles[index]), index not in seen
+        seen.add(index)
+        if role == KEPT or (twice[index] and first):  # kept twice: as it is, then as the place of others
+            assert made_of == [index] and index in members_of(trace, index)
+        else:
+            assert made_of == members_of(trace, index).tolist()
+        assert bool((share[made_of] > 0).all())
+        if role == SALIENT and first and not trace.static[index]:
+            assert made_of == [index]
+        if name == "visionzip" and role == CONTEXT:
+            assert abs(share.sum() - min(2, len(made_of))) < 1e-3
+        elif name != "flashvid" or method.tree_mean == "exact":
+            assert abs(share.sum() - 1) < 1e-3
+        if name == "prunevid":
+            assert bool(((share[made_of] - 1 / len(made_of)).abs() < 1e-4).all())
+    known = (trace.joined >= 0).all(1)
+    assert name in ("fastvid", "flashvid") or trace.joined.shape[1] == 1 or method.exact_budget
+    if name in ("visionzip", "prunevid") and not method.exact_budget and settings.get("dominant_ratio") != 1:
+        assert bool(known.all())  # nothing is dropped: every token is part of a kept one
+
+
+@pytest.mark.parametrize("name", ["visionzip", "fastvid", "holitom", "flashvid", "prunevid", "tango"])
+def test_the_settings_above_reach_every_kind_of_token(name):
+    roles, several, still = set(), False, False
+    for settings in (settings for other, settings in EVERY_METHOD if other == name):
+        with traced() as traces:
+            prune(REGISTRY[name](**{"retention_ratio": 0.3} | settings), made_up(6, (4, 5), 128, seed=4, noise=0.2))
+        roles |= set(traces[0].roles.tolist())
+        several |= traces[0].joined.shape[1] > 1
+        still |= bool(traces[0].static.any())
+    assert {GONE, CONTEXT} <= roles and (SALIENT in roles) == (name != "prunevid")
+    assert still == (name in ("holitom", "prunevid", "tango"))
+    assert several or name not in ("fastvid", "flashvid")
 
 
 def test_a_ratio_of_one_and_nobody_asking():
@@ -135,6 +207,6 @@ def test_a_ratio_of_one_and_nobody_asking():
         assert len(inner) == 1 and not outer
         Tango(retention_ratio=0.5).prune(*video)
     assert len(outer) == 1
-    assert set(inner[0].roles.tolist()) == {KEPT} and inner[0].joined is None
+    assert set(inner[0].roles.tolist()) == {KEPT} and inner[0].joined.flatten().tolist() == list(range(3 * 16))
     Tango(retention_ratio=0.5).prune(*video)
     assert len(outer) == 1 and outer[0].given.fates is not None

@@ -24,17 +24,25 @@ def panel(method="tango", ratio=0.25, **changes):
     heat = np.zeros(FRAMES * TOKENS, np.uint8)
     heat[SALIENT] = 255
     values = {
-        "method": method, "ratio": ratio, "roles": roles, "joined": joined, "static": static, "heat": heat,
+        "method": method, "ratio": ratio, "roles": roles, "joined": joined[:, None], "static": static, "heat": heat,
         "segments": (2, 2), "before": FRAMES * TOKENS, "after": 4, "in_llm": 4,
     }  # fmt: skip
     return Panel(**values | changes)
 
 
 def kept_only(method="topk", ratio=0.25, kept=(2, 9, 16, 23)):
-    """A method that tells nothing but what it keeps, and goes by no saliency."""
-    roles = np.zeros(FRAMES * TOKENS, np.uint8)
-    roles[list(kept)] = 1
-    return panel(method, ratio, roles=roles, joined=None, static=None, heat=None, segments=(4,))
+    """A method that keeps tokens as they are, and goes by no saliency."""
+    roles, joined = np.zeros(FRAMES * TOKENS, np.uint8), np.full((FRAMES * TOKENS, 1), -1)
+    roles[list(kept)], joined[list(kept), 0] = 1, kept
+    return panel(method, ratio, roles=roles, joined=joined, static=np.zeros_like(roles, bool), heat=None, segments=(4,))
+
+
+def twice(**changes):
+    """As panel(), but token 1 is also part of the token 14."""
+    first = panel().joined
+    joined = np.concatenate([first, np.full_like(first, -1)], 1)
+    joined[1, 1] = ALONE
+    return panel(**{"joined": joined} | changes)
 
 
 def picture(panels=None, **changes):

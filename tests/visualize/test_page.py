@@ -16,8 +16,11 @@ NASTY = "</script><script>console.error(1)</script><!-- <img src=x onerror=alert
 def example():
     """Two methods at two ratios, with texts that try to get out."""
     rows = (
-        (small_picture.panel(answer=NASTY), small_picture.panel(ratio=0.5, after=5, answer="b")),
-        (small_picture.kept_only("topk k=<b>", 0.25), small_picture.kept_only("topk k=<b>", 0.5, kept=range(12))),
+        (small_picture.panel(answer=NASTY), small_picture.twice(ratio=0.5, after=5, answer="b")),
+        (
+            small_picture.kept_only("topk k=<b>", 0.25),
+            small_picture.kept_only("topk k=<b>", 0.5, kept=tuple(range(12))),
+        ),
     )
     return small_picture.picture(rows, video=NASTY, question="What is it?", unpruned="a", command="tango visualize x")
 
@@ -100,7 +103,7 @@ def test_it_works_in_a_browser(browser, tmp_path, dark):
     assert lit != shown[1][0]
     browser.point(*place(browser, CONTEXT, view=1))
     assert browser.js(WORDS)[0] == "" and browser.js(PIXELS)[0] == shown[1][0]
-    assert "kept" in browser.js(WORDS)[1]
+    assert browser.js(WORDS)[1].endswith("column 1: dropped.")
     browser.point(*place(browser, CONTEXT + 1))
     text = browser.js(WORDS)[0]
     assert "column 2: merged. The token that stands at frame 1, row 0, column 1, stands for 4 tokens" in text
@@ -134,4 +137,12 @@ def test_it_works_in_a_browser(browser, tmp_path, dark):
     browser.point(*place(browser, SALIENT + 1))
     browser.point(*place(browser, SALIENT))
     assert browser.js(WORDS)[0].endswith("kept, salient.")
+
+    # A token of two kept ones is shown with the nearer one, and lights up with both.
+    browser.js("(state.ratio = 1, draw())")
+    browser.point(*place(browser, 1))
+    assert browser.js(WORDS)[0].endswith("stands for 4 tokens of frames 0 to 2. It is part of 1 more kept token.")
+    browser.js("goTo(2)")
+    browser.point(*place(browser, ALONE))
+    assert browser.js(WORDS)[0].endswith("kept, merged. It stands for 2 tokens of frames 0 to 2.")
     assert browser.problems == []

@@ -8,27 +8,15 @@ import small_picture
 from PIL import Image
 from small_picture import ALONE, CONTEXT, DROPPED, FRAMES, GREY, SALIENT, STATIC, TOKENS
 
+from tango.visualize import sheet
 from tango.visualize.picture import HEAT, SALIENT_COLOUR, group_colour, groups, heat_colours, heat_of
-from tango.visualize.sheet import (
-    DIM,
-    GAP,
-    HEAT_SHARE,
-    LEAST_WIDTH,
-    MARGIN,
-    MEMBER,
-    SEGMENTS,
-    SMALLEST_CELL,
-    Tiles,
-    draw_sheet,
-    fate_tile,
-    heat_tile,
-)
+from tango.visualize.sheet import BAR, CAPTION, LABEL, LEAST_WIDTH, MARGIN, SEGMENTS, draw_method, draw_sheets
+from tango.visualize.tiles import DIM, GAP, HEAT_SHARE, MEMBER, SMALLEST_CELL, Tiles
 
 
-def tile_of(picture, panel, frame, draw=fate_tile):
+def tile_of(picture, panel, frame, kind="fates"):
     tiles = Tiles(picture)
-    image = Image.fromarray(picture.frames[frame]).resize(tiles.size)
-    tile = draw(image, panel, frame, tiles, *([groups(panel.joined)] if draw is fate_tile else []))
+    tile = tiles.heat(panel, frame) if kind == "heat" else tiles.fates(panel, frame, groups(panel.joined))
     return np.asarray(tile), tiles
 
 
@@ -73,65 +61,97 @@ def test_what_became_of_a_token_shows():
 def test_heat_is_the_frame_under_its_saliency():
     picture = small_picture.picture()
     panel = picture.panels[0][0]
-    tile, tiles = tile_of(picture, panel, 0, heat_tile)
+    tile, tiles = tile_of(picture, panel, 0, "heat")
     for token, colour in ((SALIENT, HEAT[-1]), (1, HEAT[0])):
         expected = [round(GREY + HEAT_SHARE * (channel - GREY)) for channel in colour]
         assert np.abs(np.array(pixel(tile, tiles, token)) - expected).max() <= 1
-    grey, _ = tile_of(picture, small_picture.kept_only(), 0, heat_tile)
-    assert len(np.unique(grey)) == 1
+    plain, tiles = tile_of(picture, small_picture.kept_only(), 0, "heat")
+    assert np.array_equal(plain, np.asarray(tiles.images[0]))
 
 
-def test_a_method_that_tells_no_more_than_what_it_keeps(tmp_path):
-    picture = small_picture.picture(((small_picture.kept_only(kept=(2,)),),))
+def test_a_token_of_several_kept_ones_is_drawn_as_part_of_the_nearest():
+    picture = small_picture.picture(((small_picture.twice(),),))
     panel = picture.panels[0][0]
-    tiles = Tiles(picture)
-    tile = np.asarray(fate_tile(Image.fromarray(picture.frames[0]).resize(tiles.size), panel, 0, tiles, {}))
+    assert groups(panel.joined) == {STATIC: 0, CONTEXT: 1, ALONE: 2}
+    tile, tiles = tile_of(picture, panel, 0)
+    assert pixel(tile, tiles, 1, x=0) == group_colour(1)
+    tile, tiles = tile_of(picture, panel, 2)
+    assert pixel(tile, tiles, ALONE, y=0.5) == group_colour(2)
+
+
+def test_a_method_that_keeps_tokens_as_they_are():
+    picture = small_picture.picture(((small_picture.kept_only(kept=(2,)),),))
+    tile, tiles = tile_of(picture, picture.panels[0][0], 0)
     assert pixel(tile, tiles, 2) == (GREY,) * 3
     assert pixel(tile, tiles, 0) == pixel(tile, tiles, 3) == (int(GREY * DIM),) * 3
-    draw_sheet(picture, panel, tmp_path / "sheet.png")
 
 
-def test_the_sheet_holds_every_frame_and_the_segments(tmp_path):
-    picture = small_picture.picture(question="What?", unpruned="That.", command="tango visualize clip.mp4")
-    panel = replace(picture.panels[0][0], answer="This.")
-    path = tmp_path / "sheet.png"
-    draw_sheet(picture, panel, path)
-    sheet = np.asarray(Image.open(path))
+@pytest.mark.parametrize("columns", [FRAMES, 3])
+def test_a_method_has_every_frame_at_every_ratio_and_the_segments(columns):
+    row = (small_picture.panel(), small_picture.panel(ratio=0.5, segments=(1, 3)))
+    picture = small_picture.picture((row,))
     tiles = Tiles(picture)
-    assert tiles.columns == FRAMES and tiles.rows == 1
-    bars = np.flatnonzero((sheet[:, MARGIN] == SEGMENTS[0]).all(-1))
-    top = int(bars[0])
-    assert sheet.shape == (top + tiles.step[1] + MARGIN, max(LEAST_WIDTH, 2 * MARGIN + FRAMES * tiles.step[0] - GAP), 3)
-    colours = [tuple(sheet[top, MARGIN + frame * tiles.step[0]]) for frame in range(FRAMES)]
-    assert colours == [SEGMENTS[0], SEGMENTS[0], SEGMENTS[1], SEGMENTS[1]]
-    gaps = [tuple(sheet[top, MARGIN + (frame + 1) * tiles.step[0] - GAP + 1]) for frame in range(FRAMES - 1)]
-    assert gaps == [SEGMENTS[0], (255, 255, 255), SEGMENTS[1]]
-    for frame in range(FRAMES):
-        left, upper = MARGIN + frame * tiles.step[0], top + tiles.text
-        for draw, at in ((heat_tile, upper), (fate_tile, upper + tiles.size[1])):
-            tile, _ = tile_of(picture, panel, frame, draw)
-            assert np.array_equal(sheet[at : at + tiles.size[1], left : left + tiles.size[0]], tile)
-    assert len(np.unique(sheet[:top].reshape(-1, 3), axis=0)) > 20  # there is a title, and a legend in colour
+    assert tiles.columns == FRAMES
+    tiles.columns = columns
+    width, height = tiles.size
+    drawn = np.asarray(draw_method(picture, row, tiles, FRAMES * (width + GAP)))
+    strip = LABEL + BAR + height
+    step = CAPTION + height + 2 * strip + 2 * GAP
+    title = len(drawn) - -(-FRAMES // columns) * step
+    assert len(np.unique(drawn[:title])) > 5  # there is text
+    for number, panel in enumerate(row):
+        segment = np.repeat(np.arange(2), panel.segments)
+        for frame in range(FRAMES):
+            left, upper = frame % columns * (width + GAP), title + frame // columns * step
+            heat, _ = tile_of(picture, panel, frame, "heat")
+            assert np.array_equal(drawn[upper + CAPTION :, left:][:height, :width], heat)
+            top = upper + CAPTION + height + number * strip + LABEL
+            fates, _ = tile_of(picture, panel, frame)
+            edge = 2 if left == 0 and frame else 0  # a border of segments at the edge is drawn over the frame
+            assert np.array_equal(drawn[top + BAR :, left:][:height, edge:width], fates[:, edge:])
+            assert tuple(drawn[top, left + 2]) == SEGMENTS[segment[frame] % 2]
+            if frame and left:
+                border = drawn[top + BAR + 5, left - GAP // 2]
+                assert (border.max() < 50) == (segment[frame] != segment[frame - 1])
+
+
+def test_one_sheet_unless_it_would_be_too_large(tmp_path, monkeypatch):
+    rows = tuple((replace(small_picture.panel(name), answer="This."),) for name in ("tango", "holitom", "prunevid"))
+    picture = small_picture.picture(rows, question="What?", unpruned="That.", command="tango visualize clip.mp4")
+    (whole,) = draw_sheets(picture, tmp_path)
+    tiles = Tiles(picture)
+    section = draw_method(picture, rows[0], tiles, FRAMES * (tiles.size[0] + GAP) - GAP)
+    image = np.asarray(Image.open(whole))
+    assert whole == tmp_path / "sheet.png" and image.shape[1] == section.width + 2 * MARGIN
+    top = len(image) - MARGIN - 3 * section.height - 2 * GAP
+    for number, row in enumerate(rows):
+        upper = top + number * (section.height + GAP)
+        expected = np.asarray(draw_method(picture, row, tiles, section.width))
+        assert np.array_equal(image[upper : upper + section.height, MARGIN:-MARGIN], expected)
+    assert len(np.unique(image[:top].reshape(-1, 3), axis=0)) > 20  # there is a title, and a legend in colour
+
+    monkeypatch.setattr(sheet, "LARGEST_SHEET", 2.5 * section.height * image.shape[1])
+    paths = draw_sheets(picture, tmp_path)
+    assert [path.name for path in paths] == ["sheet.png", "sheet_2.png"]
+    first, second = (np.asarray(Image.open(path)) for path in paths)
+    assert np.array_equal(first[:top], image[:top]) and np.array_equal(second[:top], image[:top])
+    assert np.array_equal(second[top:], image[top + 2 * (section.height + GAP) :])
 
 
 @pytest.mark.parametrize("frames", [1, 2, 8, 9, 64, 128, 500])
 @pytest.mark.parametrize("grid, size", [((14, 14), (384, 384)), ((8, 8), (128, 128)), ((20, 36), (720, 1280))])
 def test_any_number_of_frames_has_room(frames, grid, size):
     tiles = Tiles(small_picture.picture(frames=np.broadcast_to(np.uint8(0), (frames, *size, 3)), grid=grid))
-    assert tiles.columns * tiles.rows >= frames > tiles.columns * (tiles.rows - 1)
+    assert min(frames, 8) <= tiles.columns <= frames
     assert min(tiles.cell) >= SMALLEST_CELL
-    corners = [tiles.corner(frame) for frame in range(frames)]
-    assert len(set(corners)) == frames
-    width, height = tiles.columns * tiles.step[0], tiles.rows * tiles.step[1]
-    assert width * height < 150e6  # pixels
-    assert all(left + tiles.size[0] <= width and upper + tiles.step[1] <= height for left, upper in corners)
+    assert tiles.columns * (tiles.size[0] + GAP) * -(-frames // tiles.columns) * 2 * tiles.size[1] < 150e6  # pixels
 
 
 def test_titles_of_any_length_and_script_are_drawn(tmp_path):
     long = "very_long_name_" * 40 + ".mp4"
     for video in (long, "видео — vidéo <b>&.mp4", "a"):
         picture = small_picture.picture(video=video)
-        draw_sheet(picture, picture.panels[0][0], tmp_path / "sheet.png")
+        draw_sheets(picture, tmp_path)
         assert Image.open(tmp_path / "sheet.png").width >= LEAST_WIDTH
 
 
