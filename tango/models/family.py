@@ -5,7 +5,7 @@
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -118,3 +118,23 @@ def placeholders(core: Any, prompt: Mapping[str, Any], token: int) -> Tensor:
         embedding = core.get_input_embeddings()(torch.tensor(token, device=embeds.device))
         found = (embeds == embedding.to(embeds.device)).all(-1)
     return found
+
+
+def joined(parts: Iterable[Mapping[str, Tensor]], length: int) -> dict[str, Tensor]:
+    """Tensors (n, ..) by name, given a chunk at a time, as tensors (length, ..): filled in place.
+
+    Collecting the chunks and putting them together at the end would hold everything twice.
+    """
+    whole: dict[str, Tensor] = {}
+    start = 0
+    for part in parts:
+        count = 0
+        for name, tensor in part.items():
+            count = len(tensor)
+            if count == length:
+                return {own: values.contiguous() for own, values in part.items()}
+            if name not in whole:
+                whole[name] = tensor.new_empty(length, *tensor.shape[1:])
+            whole[name][start : start + count] = tensor
+        start += count
+    return whole

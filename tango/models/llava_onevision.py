@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from tango.models.family import Family, Video, placeholders
+from tango.models.family import Family, Video, joined, placeholders
 from tango.models.pooling_head import load_pooling_head
 from tango.models.siglip import mean_keys, mean_query_saliency, received_saliency, recorded_states
 
@@ -110,13 +110,11 @@ class LlavaOnevision(Family):
 
         together = count if self.frames_per_call is None else 1
         for first in range(0, count, together):
-            features, signals = self._encode(pixels[first : first + together].flatten(0, 1), inputs)
+            encoded = self._encode(pixels[first : first + together].flatten(0, 1), inputs)
             for index in range(first, first + together):
                 own = slice((index - first) * frames, (index - first + 1) * frames)
-                saliency, vectors, keys = (
-                    signals[name][own] if name in signals else None for name in ("saliency", "segment_features", "keys")
-                )
-                yield Video(rows[index], places[index, :, 1], features[own], (side, side), saliency, vectors, keys)
+                parts: dict[str, Any] = {name: tensor[own] for name, tensor in encoded.items()}
+                yield Video(rows[index], places[index, :, 1], parts.pop("features"), (side, side), **parts)
 
     def lay_out(self, video: Video, pruned: "Pruned") -> tuple[Tensor, Tensor]:
         newline = self.core.image_newline[None].to(pruned.features)
@@ -140,13 +138,12 @@ class LlavaOnevision(Family):
             raise ValueError(f"the prompt holds {places} image placeholders for {len(features)} image features")
         return embeds.masked_scatter(mask.unsqueeze(-1).to(embeds.device), features)
 
-    def _encode(self, pixels: Tensor, inputs: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+    def _encode(self, pixels: Tensor, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
         """Features (F, L, D) and the signals that are asked for, by their names in Video, of frames (F, C, H, W)."""
         parts = torch.split(pixels, self.frames_per_call or len(pixels))
-        features, signals = zip(*(self._encode_chunk(part, inputs) for part in parts), strict=True)
-        return torch.cat(features), {name: torch.cat([part[name] for part in signals]) for name in signals[0]}
+        return joined((self._encode_chunk(part, inputs) for part in parts), len(pixels))
 
-    def _encode_chunk(self, pixels: Tensor, inputs: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+    def _encode_chunk(self, pixels: Tensor, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
         core, tower, config = self.core, self.core.vision_tower, self.model.config
         last = len(tower.encoder.layers)
         layers = inputs.get("vision_feature_layer")
@@ -158,9 +155,8 @@ class LlavaOnevision(Family):
         strategy = inputs.get("vision_feature_select_strategy") or config.vision_feature_select_strategy
         if strategy == "default":
             selected = selected[:, 1:]
-        features = core.apply_pooling(core.multi_modal_projector(selected))
+        signals = {"features": core.apply_pooling(core.multi_modal_projector(selected))}
 
-        signals = {}
         layer, state = tower.encoder.layers[-1], states[last - 1]
         with torch.no_grad(), torch.autocast(pixels.device.type, enabled=False):
             if self.head is not None:
@@ -176,7 +172,7 @@ class LlavaOnevision(Family):
                 signals["saliency"] = core.apply_pooling(patches[..., None]).squeeze(-1)
             if "keys" in self.signals:
                 signals["keys"] = core.apply_pooling(mean_keys(layer, state))
-        return features, signals
+        return signals
 
 
 FAMILY = LlavaOnevision

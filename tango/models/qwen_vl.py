@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tango.models.attention import received_attention
-from tango.models.family import Family, Video, placeholders
+from tango.models.family import Family, Video, joined, placeholders
 from tango.models.prompt import take
 from tango.pruners.base import full_precision
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 # The tower sees no more patches at once (at least a frame), so that its memory does not grow with the video.
 PATCHES_PER_CALL = 1 << 15
+ROTATED_BYTES = 128 << 20  # of the last block's queries, keys and values in fp32 at once, at least a frame's
 SIGNALS = frozenset({"saliency", "segment_features", "frame_vectors", "keys", "key"})
 SALIENCIES = ("global_query", "received_attention")
 
@@ -92,14 +93,13 @@ class QwenVL(Family):
         if any(bool((own[:, 0] != own[0, 0]).any()) for own in columns):
             raise ValueError("a video's placeholders are spread over several prompts of the batch")
 
-        for index, (tokens, signals) in enumerate(self._encode(pixels, grids)):
-            frames, height, width = self._token_grids(grids[index : index + 1])[0]
-            tokens = tokens.view(frames, height * width, -1)
-            features, extra = torch.split(tokens, [self.width, self.extra_width], dim=-1)
-            yield Video(
-                int(columns[index][0, 0]), columns[index][:, 1], features, (height, width), signals.get("saliency"),
-                keys=signals.get("keys"), extra=extra, interval=1.0 if intervals is None else float(intervals[index]),
-            )  # fmt: skip
+        for index, encoded in enumerate(self._encode(pixels, grids)):
+            signals: dict[str, Any] = dict(encoded)
+            _, height, width = self._token_grids(grids[index : index + 1])[0]
+            features, extra = torch.split(signals.pop("tokens"), [self.width, self.extra_width], dim=-1)
+            interval = 1.0 if intervals is None else float(intervals[index])
+            row, own = int(columns[index][0, 0]), columns[index][:, 1]
+            yield Video(row, own, features, (height, width), extra=extra, interval=interval, **signals)
 
     def timestamps(self, video: Video, given: Sequence[float] | Tensor | None) -> Tensor:
         """Seconds of each frame (F,), from one a frame or one a sampled frame: a frame is at the mean of its samples.
@@ -148,8 +148,8 @@ class QwenVL(Family):
         """Frames, rows and columns of tokens of each video."""
         return [(t, h // self.merge, w // self.merge) for t, h, w in grids.tolist()]
 
-    def _encode(self, pixels: Tensor, grids: Tensor) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-        """Tokens (F*L, D + X) of each video and the signals that are asked for, by their names in Video.
+    def _encode(self, pixels: Tensor, grids: Tensor) -> Iterator[dict[str, Tensor]]:
+        """`tokens` (F, L, D + X) of each video and the signals that are asked for, by their names in Video.
 
         Frames do not see each other in the tower.
         """
@@ -159,16 +159,17 @@ class QwenVL(Family):
         for packed, grid in zip(torch.split(pixels, grids.prod(1).tolist()), grids, strict=True):
             frames, height, width = grid.tolist()
             step = max(1, self.patches_per_call // (height * width))
-            parts = []
-            for start in range(0, frames, step):
-                part = grid.clone()[None]
-                part[0, 0] = min(step, frames - start)
-                own = packed[start * height * width : (start + step) * height * width]
-                parts.extend(self._encode_chunk(own, part))
-            tokens, signals = zip(*parts, strict=True)
-            yield torch.cat(tokens), {name: torch.cat([part[name] for part in signals]) for name in signals[0]}
+            chunks = torch.split(packed, step * height * width)
+            counts = [min(step, frames - start) for start in range(0, frames, step)]
+            yield joined(
+                (
+                    self._encode_chunk(chunk, torch.tensor([[count, height, width]], device=grids.device))[0]
+                    for chunk, count in zip(chunks, counts, strict=True)
+                ),
+                frames,
+            )
 
-    def _encode_chunk(self, pixels: Tensor, grids: Tensor) -> list[tuple[Tensor, dict[str, Tensor]]]:
+    def _encode_chunk(self, pixels: Tensor, grids: Tensor) -> list[dict[str, Tensor]]:
         wanted: dict[str, Callable[..., Tensor]] = {}
         if "saliency" in self.signals:
             wanted["saliency"] = mean_query_saliency if self.saliency == "global_query" else received_saliency
@@ -182,18 +183,18 @@ class QwenVL(Family):
             output = self.core.get_video_features(pixels, grids, return_dict=True)
         shapes = self._token_grids(grids)
         tokens = torch.split(self._tokens(output), [t * h * w for t, h, w in shapes])
+        encoded = [{"tokens": own.view(t, h * w, -1)} for own, (t, h, w) in zip(tokens, shapes, strict=True)]
         if not wanted:
-            return [(own, {}) for own in tokens]
+            return encoded
         counts = grids.prod(1).tolist()
         packed = (torch.split(states[name], counts) for name in ("qkv", "cos", "sin"))
-        signals = []
-        for (frames, height, width), qkv, cos, sin in zip(shapes, *packed, strict=True):
+        for own, (frames, height, width), qkv, cos, sin in zip(encoded, shapes, *packed, strict=True):
             settings = attention.num_heads, attention.scaling, frames, self.merge**2
             order = self._order(height, width)
             raster = slice(None) if order is None else order.argsort().to(qkv.device)
             with full_precision(qkv.device):
-                signals.append({name: tell(qkv, cos, sin, *settings)[:, raster] for name, tell in wanted.items()})
-        return list(zip(tokens, signals, strict=True))
+                own |= {name: tell(qkv, cos, sin, *settings)[:, raster] for name, tell in wanted.items()}
+        return encoded
 
     def _order(self, height: int, width: int) -> Tensor | None:
         """Raster indices (L,) of a frame's tokens in the order in which the tower works; None: in raster order."""
@@ -291,12 +292,12 @@ def mean_query_saliency(
     averaged over heads.
     """
 
-    def saliency(query: Tensor, key: Tensor) -> Tensor:
-        keys = key.view(-1, group, *key.shape[1:]).mean(1)
-        scores = torch.einsum("hd,lhd->hl", query.mean(0), keys) * scaling
-        return scores.softmax(-1).mean(0)
-
-    return torch.stack([saliency(query, key) for query, key in rotated_frames(qkv, cos, sin, heads, frames)])
+    rows = []
+    for query, key in rotated(qkv, cos, sin, heads, frames):
+        keys = key.view(len(key), -1, group, *key.shape[2:]).mean(2)
+        scores = torch.einsum("fhd,flhd->fhl", query.mean(1), keys) * scaling
+        rows.append(scores.softmax(-1).mean(1))
+    return torch.cat(rows)
 
 
 def received_saliency(
@@ -308,21 +309,24 @@ def received_saliency(
     """
     received = [
         received_attention(query.transpose(0, 1), key.transpose(0, 1), scaling)
-        for query, key in rotated_frames(qkv, cos, sin, heads, frames)
+        for queries, keys in rotated(qkv, cos, sin, heads, frames)
+        for query, key in zip(queries, keys, strict=True)
     ]
     return torch.stack(received).view(frames, -1, group).mean(2)
 
 
 def mean_keys(qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, scaling: float, frames: int, group: int) -> Tensor:
     """Rotated keys (F, L, E/heads), mean over heads and over each token's patches; inputs as above."""
-    keys = [key.mean(1) for _, key in rotated_frames(qkv, cos, sin, heads, frames)]
-    return torch.stack(keys).view(frames, -1, group, keys[0].shape[-1]).mean(2)
+    keys = [key.mean(2) for _, key in rotated(qkv, cos, sin, heads, frames)]
+    return torch.cat(keys).view(frames, -1, group, keys[0].shape[-1]).mean(2)
 
 
-def rotated_frames(qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, frames: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Queries and keys (P, heads, d) of each frame, rotated, in fp32; by frames, so that no copy of all is made."""
-    for x, c, s in zip(*(torch.split(tensor, len(qkv) // frames) for tensor in (qkv, cos, sin)), strict=True):
-        query, key, _ = x.view(len(x), 3, heads, -1).float().unbind(1)
-        c, s = c.float()[:, None], s.float()[:, None]
+def rotated(qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, frames: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Queries and keys (n, P, heads, d), rotated, in fp32, of some frames at a time, so that no copy of all is made."""
+    step = max(1, ROTATED_BYTES * frames // (4 * qkv.numel()))
+    parts = (torch.split(tensor.view(frames, -1, *tensor.shape[1:]), step) for tensor in (qkv, cos, sin))
+    for x, c, s in zip(*parts, strict=True):
+        query, key = x.unflatten(2, (3, heads, -1))[:, :, :2].float().unbind(2)
+        c, s = c.float()[:, :, None], s.float()[:, :, None]
         query, key = (y * c + torch.cat((-y.chunk(2, -1)[1], y.chunk(2, -1)[0]), -1) * s for y in (query, key))
         yield query, key
