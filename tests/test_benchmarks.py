@@ -1,0 +1,174 @@
+"""The scripts of benchmarks/ run at toy sizes, and their arithmetic is what torch counts."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+sys.path.append(str(BENCHMARKS))
+
+import clips  # noqa: E402
+import costs  # noqa: E402
+import long_videos  # noqa: E402
+import measure  # noqa: E402
+import scaling  # noqa: E402
+import shapes  # noqa: E402
+import ttft  # noqa: E402
+import vision  # noqa: E402
+
+CPU = torch.device("cpu")
+FRAMES = 4
+
+
+@pytest.fixture(scope="module", params=shapes.SHAPES)
+def toy(request):
+    """A family, its toy model, and a prompt."""
+    shape = shapes.SHAPES[request.param]
+    model = shapes.build(shape, CPU, torch.float32, toy=True)
+    inputs, tokens = shape.prompt(model.config, FRAMES, torch.float32)
+    return shape, model, inputs, tokens
+
+
+def run(script, monkeypatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", "--device", "cpu", *map(str, arguments)])
+    script.main()
+
+
+def table(file: Path) -> list[list[str]]:
+    """The cells of each row of a Markdown table, its header first."""
+    lines = [line for line in file.read_text().splitlines() if line.startswith("|") and not line.startswith("|---")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+@torch.no_grad()
+def test_flops_are_those_that_torch_counts(toy):
+    shape, model, inputs, _ = toy
+    model.set_attn_implementation("eager")  # what the counter knows on every device
+    counter = FlopCounterMode(display=False, depth=None)
+    with counter:
+        model(**inputs, logits_to_keep=1)
+    model.set_attn_implementation("sdpa")
+    counts = {name: sum(flops.values()) for name, flops in counter.get_flop_counts().items()}
+    root, config, width = type(model).__name__, model.config, inputs["input_ids"].shape[1]
+    if shape.llava:
+        assert costs.siglip_tower(config.vision_config, FRAMES) == counts[f"{root}.model.vision_tower"]
+        assert costs.projector(config, FRAMES) == counts[f"{root}.model.multi_modal_projector"]
+    else:
+        frames = int(inputs["video_grid_thw"][0, 0])
+        rotation = counts.get(f"{root}.model.visual.rotary_pos_emb", 0)
+        own = counts[f"{root}.model.visual"] - rotation
+        assert costs.qwen_tower(config.vision_config, frames, *shape.grid(config)) == own
+    text = config.text_config
+    masked = (
+        text.num_hidden_layers * costs.attention(width, width, text.num_attention_heads * costs.head_width(text)) // 2
+    )
+    rotation = counts[f"{root}.model.language_model.rotary_emb"]
+    assert costs.decoder(text, width) + masked + rotation == sum(
+        counts[name] for name in (f"{root}.model.language_model", f"{root}.lm_head")
+    )
+
+
+@torch.no_grad()
+def test_flops_of_saliency(toy):
+    shape, model, inputs, _ = toy
+    _, saliency, _ = vision.stages(shape, model, inputs)
+    with FlopCounterMode(display=False) as counter:
+        saliency()
+    config = model.config.vision_config
+    if shape.llava:
+        expected = costs.pooling_head(config, FRAMES)
+    else:
+        expected = costs.mean_query(config, FRAMES // 2, *shape.grid(model.config))
+    assert counter.get_total_flops() == expected
+
+
+@pytest.mark.parametrize("shape", shapes.SHAPES.values(), ids=shapes.SHAPES)
+def test_saliency_is_a_small_part_of_the_true_tower(shape):
+    config = shape.config()
+    if shape.llava:
+        share = costs.pooling_head(config.vision_config, 1) / costs.siglip_tower(config.vision_config, 1)
+    else:
+        grid = shape.grid(config)
+        share = costs.mean_query(config.vision_config, 1, *grid) / costs.qwen_tower(config.vision_config, 1, *grid)
+    assert 0 < share < 0.03
+
+
+def test_distances_by_hand():
+    # 2 frames of 10 places, 4 of them static; r' = 0.4 / (16 / 20) = 0.5: of 6 moving places a frame 3 stay, 1 of them
+    # salient, so 2 x 5 are merged; of 4 static ones 2 stay, 1 salient, and 3 are merged. Then a frame of 10: 4 stay, 2
+    # salient, 8 are merged.
+    assert costs.context_distances([2, 1], [4, 0], 10, 7, 0.4) == 7 * (10**2 + 3**2 + 8**2)
+
+
+def test_floor_is_the_larger_of_both():
+    top = costs.Ceilings(flops=100.0, single=10.0, bandwidth=5.0)
+    assert top.floor(costs.Cost(200, 10, 5)) == 3
+    assert top.floor(costs.Cost(200, 10, 50)) == 10
+
+
+def test_packing_is_that_of_the_processor():
+    """Frames packed by clips.packed() are those of transformers' video processor, rescaling and normalising aside."""
+    from transformers import Qwen2VLVideoProcessor
+
+    frames = (60 * clips.video(3, 56, 84)).round().clamp(-99, 99) + 100
+    processor = Qwen2VLVideoProcessor(do_resize=False, do_rescale=False, do_normalize=False, do_sample_frames=False)
+    expected = processor([frames.to(torch.uint8)], return_tensors="pt")
+    packed, grid = clips.packed(frames, 14)
+    assert torch.equal(packed, expected["pixel_values_videos"].float())
+    assert [list(grid)] == expected["video_grid_thw"].tolist()
+
+
+@torch.no_grad()
+def test_stages(toy):
+    _, model, inputs, tokens = toy
+    witness = measure.Witness(ttft.Tango(retention_ratio=0.1))
+    with ttft.attach(model, witness):
+        model(**inputs, logits_to_keep=1)
+    assert witness.tokens * sum(witness.sizes[0]) == tokens and 0 <= witness.static_share() <= 1
+    with ttft.Tango(retention_ratio=0.1)(model):
+        for memory in (False, True):
+            stages = measure.Stages(model, memory)
+            with stages.measuring():
+                model(**inputs, logits_to_keep=1)
+            assert set(stages.bytes if memory else stages.seconds) == set(measure.STAGES)
+    assert all(value >= 0 for value in stages.bytes.values())
+
+
+@pytest.mark.parametrize("family", shapes.SHAPES)
+def test_ttft(family, monkeypatch, tmp_path):
+    output = tmp_path / "ttft.md"
+    arguments = ["--family", family, "--frames", 4, "--ratio", 0.2, "--repeats", 1, "--new-tokens", 2]
+    run(ttft, monkeypatch, "--toy", *arguments, "--output", output)
+    header, unpruned, pruned = table(output)
+    assert header == list(ttft.COLUMNS) and len(unpruned) == len(pruned) == len(header)
+    assert int(pruned[2]) < int(unpruned[2]) and unpruned[11] == "1.00"
+
+
+def test_scaling(monkeypatch, tmp_path):
+    output = tmp_path / "scaling.md"
+    sizes = ["--frames", 4, 8, "--batch", 2, "--batch-frames", 4, "--unpruned-up-to", 4, "--repeats", 1]
+    run(scaling, monkeypatch, "--toy", *sizes, "--output", output)
+    rows = table(output)
+    assert [row[:3] for row in rows[1:]] == [
+        ["4", "1", "unpruned"], ["4", "1", "Tango, 0.1"], ["8", "1", "Tango, 0.1"], ["4", "2", "unpruned"],
+        ["4", "2", "Tango, 0.1"],
+    ]  # fmt: skip
+    saved = json.loads(output.with_suffix(".json").read_text())["rows"]
+    assert [set(row["floor"]) == set(row["seconds"]) for row in saved] == [True] * 5
+    plot = output.with_suffix(".png")
+    plot.unlink()
+    run(scaling, monkeypatch, "--redraw", output.with_suffix(".json"))
+    assert plot.stat().st_size > 10_000
+
+
+def test_long_videos_and_vision(monkeypatch, tmp_path):
+    short, long = (long_videos.measure("qwen3_vl", frames, CPU) for frames in (4, 8))
+    assert (short["calls"], long["calls"]) == (1, 1) and long["features"] == 2 * short["features"]
+    output = tmp_path / "vision.md"
+    run(vision, monkeypatch, "--toy", "--families", "llava_video", "qwen2_5_vl", "--frames", 2, "--repeats", 1,
+        "--output", output)  # fmt: skip
+    assert [row[0] for row in table(output)[1:]] == ["LLaVA-Video-7B", "Qwen2.5-VL-7B"]
