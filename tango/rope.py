@@ -5,8 +5,12 @@ Tango, arXiv 2604.09547, spatio-temporal rotary embedding (step 1). Pure functio
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+
+from tango.ragged import on_device
 
 
 def rope_sections(dim: int) -> tuple[int, int, int]:
@@ -42,16 +46,53 @@ def rotate(features: Tensor, positions: Tensor, time_base: float = 10000.0, spac
     """
     sections = rope_sections(features.shape[-1])
     vectors = torch.nn.functional.normalize(features.float(), dim=-1)
+    # On the CPU first: the same frequencies, to the bit, on every device.
+    frequencies = [
+        1.0 / base ** (torch.arange(0, width, 2, dtype=torch.float32) / max(width, 1))
+        for width, base in zip(sections, (time_base, space_base, space_base), strict=True)
+    ]
+    halves = [len(part) for part in frequencies]
+    positions = positions.float()
+    angles = torch.cat([positions[..., i : i + 1].expand(*positions.shape[:-1], halves[i]) for i in range(3)], dim=-1)
+    angles = angles * on_device(torch.cat(frequencies), features.device)
+    cos, sin = angles.cos(), angles.sin_()
     rotated = torch.empty_like(vectors)
     start = 0
-    for axis, (width, base) in enumerate(zip(sections, (time_base, space_base, space_base), strict=True)):
-        half = width // 2
-        # On the CPU first: the same frequencies, to the bit, on every device.
-        frequencies = 1.0 / base ** (torch.arange(0, width, 2, dtype=torch.float32) / max(width, 1))
-        angles = positions[..., axis : axis + 1].float() * frequencies.to(features.device)
-        cos, sin = angles.cos(), angles.sin_()
-        first, second = vectors[..., start : start + half], vectors[..., start + half : start + width]
-        torch.mul(first, cos, out=rotated[..., start : start + half]).sub_(second * sin)
-        torch.mul(second, cos, out=rotated[..., start + half : start + width]).add_(first * sin)
-        start += width
+    for part_cos, part_sin in zip(torch.split(cos, halves, -1), torch.split(sin, halves, -1), strict=True):
+        middle, end = start + part_cos.shape[-1], start + 2 * part_cos.shape[-1]
+        first, second = vectors[..., start:middle], vectors[..., middle:end]
+        torch.mul(first, part_cos, out=rotated[..., start:middle]).sub_(second * part_sin)
+        torch.mul(second, part_cos, out=rotated[..., middle:end]).add_(first * part_sin)
+        start = end
     return rotated
+
+
+@dataclass(frozen=True)
+class Rotated:
+    """Rotated rows of a table, made when they are asked for.
+
+    table: (T, D) tokens, any floating dtype; positions: (T, 3); the bases as in rotate().
+    block_bytes: rough bound of the temporary memory, beside what is returned.
+    """
+
+    table: Tensor
+    positions: Tensor
+    time_base: float = 10000.0
+    space_base: float = 1000.0
+    block_bytes: int = 32 << 20
+
+    @property
+    def width(self) -> int:
+        return self.table.shape[1]
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Rows (..) int64 of the table, as fp32 vectors (.., D)."""
+        flat = rows.flatten()
+        step = max(1, self.block_bytes // (16 * self.width))
+        vectors = torch.empty(len(flat), self.width, device=self.table.device)
+        for start in range(0, len(flat), step):
+            part = flat[start : start + step]
+            vectors[start : start + step] = rotate(
+                self.table[part], self.positions[part], self.time_base, self.space_base
+            )
+        return vectors.view(*rows.shape, self.width)

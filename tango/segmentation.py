@@ -6,6 +6,7 @@ programming) and "fastvid" (cuts where neighbouring frames differ). Pure functio
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -57,12 +58,12 @@ def holitom(similarity: Tensor, threshold: float, max_window: int | None = None)
     run = order - broken
     lengths = torch.bincount((order * frames + run).flatten(), minlength=pairs * frames).view(pairs, frames).cpu()
     static = lengths.flip(1).cumsum(1).flip(1)
-    gains = static * torch.arange(frames)  # gains[i, g]: of the window of g + 1 frames ending at frame i + 1
+    gains = (static * torch.arange(frames)).numpy()  # gains[i, g]: of the window of g + 1 frames ending at frame i + 1
 
-    best = torch.zeros(frames + 1, dtype=torch.int64)  # best[j]: of the first j frames
+    best = np.zeros(frames + 1, dtype=np.int64)  # best[j]: of the first j frames
     length = [1] * (frames + 1)
     for last in range(1, frames):
-        totals = (best[: last + 1].flip(0) + gains[last - 1, : last + 1])[:max_window]
+        totals = (best[last::-1] + gains[last - 1, : last + 1])[:max_window]
         choice = int(totals.argmax())  # the first of equals
         best[last + 1] = totals[choice]
         length[last + 1] = choice + 1
@@ -72,6 +73,25 @@ def holitom(similarity: Tensor, threshold: float, max_window: int | None = None)
         sizes.append(length[end])
         end -= length[end]
     return torch.tensor(sizes[::-1], dtype=torch.int64)
+
+
+def static_places(similarity: Tensor, sizes: Tensor, threshold: float) -> Tensor:
+    """Places whose similarity is above the threshold for every pair of neighbours in a segment.
+
+    Args:
+        similarity: (F - 1, L) on the CPU.
+        sizes: (S,) frames in each segment.
+
+    Returns:
+        (S, L) bool; no place of a segment of one frame is static.
+    """
+    static = torch.zeros(len(sizes), similarity.shape[1], dtype=torch.bool)
+    several, ends = sizes > 1, sizes.cumsum(0)
+    if bool(several.any()):
+        order = torch.arange(len(similarity))[:, None]
+        broken = torch.where(similarity > threshold, -1, order).cummax(0).values
+        static[several] = broken[ends[several] - 2] < (ends - sizes)[several, None]
+    return static
 
 
 def fastvid(frame_vectors: Tensor, threshold: float, cuts: int = CUTS) -> Tensor:

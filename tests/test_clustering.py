@@ -6,8 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import Oracle
 
-import tango.clustering
+import tango.neighbors
 from tango.clustering import Peaks, assign, density_peaks, distances
+from tango.neighbors import Search, product_error
+from tango.ragged import Doubts
 
 TINY = 1e-6  # MiB: blocks of 64 x 64
 
@@ -85,26 +87,26 @@ def smooth_tracks(frames, tokens, dim, seed=0, replaced=0.02):
 
 
 def test_screened_blocks_change_nothing(monkeypatch):
-    points = smooth_tracks(60, 20, 4 * tango.clustering.HEAD)
-    calls = []
-    offer = tango.clustering._offer
-    monkeypatch.setattr(tango.clustering, "_offer", lambda *a: (calls.append(a[2]), offer(*a))[1])
+    points = smooth_tracks(60, 20, 4 * tango.neighbors.HEAD)
+    offered = []
+    offer = Search._offer
+    monkeypatch.setattr(Search, "_offer", lambda *a: (offered.append(len(a[4])), offer(*a))[1])
     screened = density_peaks(points, 80, 7, TINY)
-    asked = sum(len(rows) for rows in calls)
-    calls.clear()
-    monkeypatch.setattr(tango.clustering, "SCREEN_BLOCKS", 10**9)
+    asked = sum(offered)
+    offered.clear()
+    monkeypatch.setattr(tango.neighbors, "SCREEN_BLOCKS", 10**9)
     full = density_peaks(points, 80, 7, TINY)
-    assert asked < 0.7 * sum(len(rows) for rows in calls)  # screening did leave blocks out
+    assert asked < 0.7 * sum(offered)  # screening did leave blocks out
     assert torch.equal(screened.indices, full.indices)
     assert torch.equal(screened.scores, full.scores)
     assert torch.equal(screened.indices, dense(points, 80, 7)[0])
-    head = tango.clustering._heads(points[0], points[0].square().sum(1) / 2)
+    head = Search(points[0], 64).heads()
     assert (head.double() @ head.double().T >= points[0].double() @ points[0].double().T).all()
 
 
 @pytest.mark.parametrize("kind", ["zero", "copies", "few distinct", "random"])
 def test_screening_survives_degenerate_sets(kind):
-    dim = 4 * tango.clustering.HEAD
+    dim = 4 * tango.neighbors.HEAD
     points = torch.zeros(1, 300, dim)
     if kind != "zero":
         distinct = {"copies": 1, "few distinct": 5, "random": 300}[kind]
@@ -148,6 +150,66 @@ def test_order_of_the_points_does_not_matter_without_ties(memory_limit):
     shuffled_centres = shuffle[shuffled.indices.sort().values[0]]
     cluster = centres[assign(points, peaks, memory_limit)[0]]
     assert torch.equal(cluster[shuffle], shuffled_centres[assign(points[:, shuffle], shuffled, memory_limit)[0]])
+
+
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(
+    sizes=st.lists(st.integers(1, 150), min_size=1, max_size=4),
+    share=st.floats(0, 1),
+    neighbors=st.integers(1, 9),
+    copies=st.sampled_from([0.0, 0.2]),
+    zeros=st.sampled_from([0.0, 0.1]),
+    memory_limit=st.sampled_from([TINY, 256]),
+    fixed=st.booleans(),
+    seed=st.integers(0, 10**6),
+)
+def test_sets_of_different_sizes(sizes, share, neighbors, copies, zeros, memory_limit, fixed, seed):
+    """Batched with padding, and with fixed shapes: as each set by itself, to the bit, unless there is a doubt."""
+    parts = [with_copies(unit(1, size, 24, seed=seed + i), seed, copies, zeros) for i, size in enumerate(sizes)]
+    counts = [max(1, int(share * size)) for size in sizes]
+    padded = torch.full((len(sizes), max(sizes), 24), 0.3)
+    for i, part in enumerate(parts):
+        padded[i, : sizes[i]] = part[0]
+    doubts = Doubts() if fixed else None
+    peaks = density_peaks(padded, counts, neighbors, memory_limit, sizes=sizes, doubts=doubts)
+    cluster = assign(padded, peaks, memory_limit, doubts=doubts)
+    if doubts is not None and doubts.any():
+        return
+    for i, part in enumerate(parts):
+        alone = density_peaks(part, counts[i], neighbors)
+        assert torch.equal(peaks.indices[i, : counts[i]], alone.indices[0])
+        assert torch.equal(peaks.scores[i, : counts[i]], alone.scores[0])
+        assert (peaks.indices[i, counts[i] :] == max(sizes)).all() and (peaks.scores[i, counts[i] :] == -1).all()
+        assert torch.equal(cluster[i, : sizes[i]], assign(part, alone)[0])
+
+
+@pytest.mark.parametrize("memory_limit", [TINY, 256])
+def test_fixed_shapes_are_enough_for_points_in_general_position(memory_limit):
+    """And not for equal distances to many centres, which is a doubt, never a wrong result."""
+    doubts = Doubts()
+    points = smooth_tracks(30, 12, 64)
+    peaks = density_peaks(points, 40, 7, memory_limit, doubts=doubts)
+    assert torch.equal(assign(points, peaks, memory_limit, doubts=doubts), assign(points, peaks))
+    assert torch.equal(peaks.indices, density_peaks(points, 40).indices)
+    assert not doubts.any()
+    member = next(i for i in range(points.shape[1]) if i not in peaks.indices)
+    points[0, member] = 0  # as far from every centre
+    assign(points, peaks, memory_limit, doubts=doubts)
+    assert doubts.any()
+
+
+@pytest.mark.parametrize("dim", [64, 896])
+def test_products_of_halves(monkeypatch, dim):
+    """What a GPU multiplies, here with sums in fp32: within the bound, and far better than bfloat16 alone."""
+    points = unit(300, dim)
+    exact = points.double() @ points.double().T
+    bound = product_error(points)
+    monkeypatch.setattr(tango.neighbors, "splits", lambda device: True)
+    multiply = torch.mm
+    monkeypatch.setattr(torch, "mm", lambda a, b, out_dtype: multiply(a.to(out_dtype), b.to(out_dtype)))
+    error = (tango.neighbors.products(points, points).double() - exact).abs().max()
+    assert error < 3 * 2.0**-18 + bound < product_error(points)
+    assert error < (points.bfloat16().double() @ points.bfloat16().double().T - exact).abs().max() / 20
 
 
 def test_peak_limits():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from oracle import Oracle
 
-from tango.selection import candidates, select
+from tango.selection import select
 
 
 def unit(*shape, seed=0):
@@ -12,25 +12,42 @@ def unit(*shape, seed=0):
     return points / points.norm(dim=-1, keepdim=True)
 
 
-def both(saliency, vectors, count, expansion=1.5, neighbors=7):
-    """candidates() and select() together: places in the whole set (G, count)."""
-    pool = candidates(saliency, count, expansion)
-    near = vectors.gather(1, pool[..., None].expand(-1, -1, vectors.shape[2]))
-    return pool.gather(1, select(saliency.gather(1, pool), near, count, neighbors))
+def chosen_of(saliency, vectors, counts, expansion=1.5, neighbors=7, members=None):
+    """The places that select() chooses of each set."""
+    members = torch.ones_like(saliency, dtype=torch.bool) if members is None else members
+    counts = [counts] * len(saliency) if isinstance(counts, int) else counts
+    mask = select(
+        saliency,
+        members,
+        members.sum(1).tolist(),
+        counts,
+        lambda sets, places: vectors[sets[:, None], places],
+        vectors.shape[2],
+        expansion,
+        neighbors,
+    )
+    assert not (mask & ~members).any()
+    return [row.nonzero()[:, 0].tolist() for row in mask]
 
 
 def test_candidates_ties_go_to_the_lower_index():
+    """With no more candidates than asked for, they are the selection."""
     saliency = torch.tensor([[0.5, 0.1, 0.5, 0.5, 0.9, 0.1]])
-    assert candidates(saliency, 2, 1.0).tolist() == [[0, 4]]
-    assert candidates(saliency, 2, 1.5).tolist() == [[0, 2, 4]]
-    assert candidates(saliency, 5, 1.0).tolist() == [[0, 1, 2, 3, 4]]
-    assert candidates(saliency, 5, 9.0).tolist() == [[0, 1, 2, 3, 4, 5]]
-    assert candidates(torch.zeros(2, 4), 1, 3.0).tolist() == [[0, 1, 2]] * 2
+    for count, expected in ((1, [4]), (2, [0, 4]), (3, [0, 2, 4]), (5, [0, 1, 2, 3, 4]), (6, list(range(6)))):
+        assert chosen_of(saliency, unit(1, 6, 4), count, 1.0) == [expected]
 
 
-@pytest.mark.parametrize("count, size", [(1, 1), (2, 3), (7, 10), (13, 19)])
-def test_candidate_pool_is_the_whole_part(count, size):
-    assert candidates(torch.rand(1, 40), count, 1.5).shape[1] == size
+def test_every_set_has_its_own_members_and_count():
+    generator = torch.Generator().manual_seed(7)
+    saliency, vectors = torch.rand(5, 24, generator=generator), unit(5, 24, 20)
+    members = torch.rand(5, 24, generator=generator) < 0.6
+    members[3], members[4] = True, False
+    counts = [3, 0, 6, 16, 0]
+    chosen = chosen_of(saliency, vectors, counts, members=members)
+    for group, count in enumerate(counts):
+        places = members[group].nonzero()[:, 0]
+        expected = Oracle().select(vectors[group, places], saliency[group, places], count)
+        assert chosen[group] == places[expected].tolist()
 
 
 @pytest.mark.parametrize("count", [0, 1, 5, 11, 16, 24, 30])
@@ -39,15 +56,10 @@ def test_equals_the_oracle_in_batch(count, expansion):
     vectors = unit(6, 24, 20)
     saliency = torch.rand(6, 24, generator=torch.Generator().manual_seed(1)).mul(8).floor() / 8  # with ties
     count = min(count, 24)
-    chosen = both(saliency, vectors, count, expansion)
-    assert chosen.shape == (6, count)
+    chosen = chosen_of(saliency, vectors, count, expansion)
     oracle = Oracle(expansion=expansion)
     for group in range(6):
-        assert chosen[group].tolist() == oracle.select(vectors[group], saliency[group], count).tolist()
-
-
-def test_more_than_there_are_keeps_all():
-    assert select(torch.rand(2, 3), unit(2, 3, 4), 5).tolist() == [[0, 1, 2]] * 2
+        assert chosen[group] == oracle.select(vectors[group], saliency[group], count).tolist()
 
 
 def test_the_most_salient_of_each_cluster():
@@ -56,9 +68,9 @@ def test_the_most_salient_of_each_cluster():
     points = centres.repeat_interleave(4, 0) + 0.05 * unit(12, 6)
     points = (points / points.norm(dim=-1, keepdim=True))[None]
     saliency = torch.tensor([[1, 2, 3, 4, 9, 8, 7, 6, 1, 5, 5, 1.0]])
-    assert select(saliency, points, 3, 3).tolist() == [[3, 4, 9]]
+    assert chosen_of(saliency, points, 3, 9.0, 3) == [[3, 4, 9]]
 
 
 @pytest.mark.parametrize("points", [torch.zeros(1, 9, 4), unit(1, 1, 4).expand(1, 9, 4)])
 def test_equal_tokens_never_give_a_duplicate(points):
-    assert select(torch.ones(1, 9), points, 6).tolist() == [[0, 1, 2, 3, 4, 5]]
+    assert chosen_of(torch.ones(1, 9), points, 6) == [[0, 1, 2, 3, 4, 5]]

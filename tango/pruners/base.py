@@ -19,6 +19,7 @@ from torch import Tensor
 
 from tango.pruners.budget import fit
 from tango.pruners.trace import Fates, is_asked, record
+from tango.ragged import on_device
 
 if TYPE_CHECKING:
     from torch import nn
@@ -248,15 +249,19 @@ def check_features(features: Tensor, grid: tuple[int, int] | None) -> None:
     check_finite("features", features)
 
 
-def check_saliency(saliency: Tensor | None, features: Tensor) -> Tensor:
-    """Return the saliency in fp32 on the device of features; ValueError unless it is finite and of shape (F, L)."""
+def check_saliency(saliency: Tensor | None, features: Tensor, finite: bool = True) -> Tensor:
+    """Return the saliency in fp32 on the device of features; ValueError unless it is finite and of shape (F, L).
+
+    finite: False leaves the look at its values, for which a GPU is waited for, to the caller.
+    """
     if saliency is None:
         raise ValueError("saliency is missing: this method needs one number a token, shape (frames, tokens)")
     check_tensor("saliency", saliency)
     if tuple(saliency.shape) != tuple(features.shape[:2]):
         raise ValueError(f"saliency must have shape {tuple(features.shape[:2])}, got {tuple(saliency.shape)}")
-    check_finite("saliency", saliency)
-    return saliency.detach().to(features.device, torch.float32)
+    if finite:
+        check_finite("saliency", saliency)
+    return on_device(saliency.detach(), features.device).float()
 
 
 def check_vectors(name: str, vectors: Tensor, features: Tensor) -> Tensor:
@@ -268,8 +273,11 @@ def check_vectors(name: str, vectors: Tensor, features: Tensor) -> Tensor:
     return vectors.detach().to(features.device)
 
 
-def check_timestamps(timestamps: Tensor | Sequence[float] | None, features: Tensor) -> Tensor:
-    """Return the timestamps in fp32 on the device of features; ValueError unless they are F finite numbers."""
+def check_timestamps(timestamps: Tensor | Sequence[float] | None, features: Tensor, finite: bool = True) -> Tensor:
+    """Return the timestamps in fp32 on the device of features; ValueError unless they are F finite numbers.
+
+    finite: see check_saliency().
+    """
     if timestamps is None:
         raise ValueError("timestamps are missing: this method needs the time of each frame in seconds")
     try:
@@ -277,10 +285,11 @@ def check_timestamps(timestamps: Tensor | Sequence[float] | None, features: Tens
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"timestamps must be numbers, one a frame: {error}") from error
     check_tensor("timestamps", times)
-    times = times.detach().to(features.device, torch.float32)
+    times = on_device(times.detach(), features.device).float()
     if tuple(times.shape) != (features.shape[0],):
         raise ValueError(f"timestamps must have shape ({features.shape[0]},), one a frame, got {tuple(times.shape)}")
-    check_finite("timestamps", times)
+    if finite:
+        check_finite("timestamps", times)
     return times
 
 
@@ -319,9 +328,7 @@ def zero_sinks(saliency: Tensor, sink_tokens: Sequence[int] | None) -> Tensor:
         return saliency
     if max(sink_tokens) >= saliency.shape[1]:
         raise ValueError(f"sink_tokens {tuple(sink_tokens)}: a frame has positions 0 to {saliency.shape[1] - 1} only")
-    saliency = saliency.clone()
-    saliency[:, list(sink_tokens)] = 0.0
-    return saliency
+    return saliency.index_fill(1, on_device(sink_tokens, saliency.device), 0.0)
 
 
 def token_budget(count: int, ratio: float) -> int:

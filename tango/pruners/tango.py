@@ -12,11 +12,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tango.merging import PLACEMENTS, merge, segment_sums
+from tango.merging import PLACEMENTS, merge, plan_merging, segment_sums
 from tango.pruners.base import (
     Given,
     Pruned,
     Pruner,
+    check_finite,
     check_saliency,
     check_timestamps,
     check_vectors,
@@ -25,16 +26,18 @@ from tango.pruners.base import (
 )
 from tango.pruners.budget import apportion
 from tango.pruners.in_llm import LayerPruning, check_layer, prefill_ratio
+from tango.pruners.plan import Kept, Plan
 from tango.pruners.trace import Fates
-from tango.rope import rope_sections, rotate
-from tango.segmentation import fastvid, holitom, neighbour_similarity
-from tango.selection import candidates, select
+from tango.ragged import Doubts, on_device, true_places
+from tango.rope import Rotated, rope_sections
+from tango.segmentation import fastvid, holitom, neighbour_similarity, static_places
+from tango.selection import select
 
 SEGMENTATIONS = ("holitom", "fastvid", "none")
 SELECTIONS = ("diversity", "topk")
 MERGINGS = ("st_rope", "cosine")
-SIMILARITY_BYTES = 32 << 20  # larger blocks are not faster
-ROTATE_BYTES = 32 << 20
+BLOCK_BYTES = 32 << 20  # on a CPU larger blocks for similarities and rotations are not faster
+FIXED_SHAPES = ("cuda",)  # devices that are not asked for a number on the way, see tango.ragged
 
 
 @dataclass
@@ -144,8 +147,8 @@ class Tango(Pruner):
         if grid is None:
             raise ValueError("grid is missing: this method needs the rows and columns of a frame's tokens, (H, W)")
         rope_sections(features.shape[2])
-        saliency = zero_sinks(check_saliency(video.saliency, features), self.sink_tokens)
-        times = check_timestamps(video.timestamps, features)
+        saliency = check_saliency(video.saliency, features, finite=False)
+        times = check_timestamps(video.timestamps, features, finite=False)
         if vectors is not None:
             vectors = check_vectors("segment_features", vectors, features)
         with full_precision(features.device):
@@ -160,54 +163,41 @@ class Tango(Pruner):
         frame_vectors: Tensor | None,
         fates: Fates | None,
     ) -> Pruned:
-        frames, tokens, dim = features.shape
-        device = features.device
-        block = int(self.memory_limit * 2**20)
-        similarity = neighbour_similarity(features, min(block, SIMILARITY_BYTES))
+        frames, tokens, _ = features.shape
+        device, block = features.device, self._block_bytes(features.device)
+        weights = zero_sinks(saliency, self.sink_tokens)
+        similarity = neighbour_similarity(features, block)
+        # One transfer: from here on the host knows every shape, and need not ask the device for one.
+        small = torch.cat([similarity.flatten(), saliency.flatten(), times]).cpu()
+        similar, scores, seconds = torch.split(small, [similarity.numel(), saliency.numel(), frames])
+        check_finite("saliency", scores.view(frames, tokens))
+        check_finite("timestamps", seconds)
+        similar = similar.view(frames - 1, tokens)
         threshold = self._threshold()
         if self.segmentation == "holitom":
-            sizes = holitom(similarity, threshold)
+            sizes = holitom(similar, threshold)
         elif self.segmentation == "none":
             sizes = torch.tensor([frames])
         else:
             if frame_vectors is None:
                 frame_vectors = features.mean(1, dtype=torch.float32)
             sizes = fastvid(frame_vectors, threshold)
-        starts = sizes.cumsum(0) - sizes
+        static = static_places(similar, sizes, self.static_threshold)
+        plan = Plan.of(sizes, static, self._budgets(sizes, static.sum(1), tokens), self.context_ratio)
 
-        cells = torch.cartesian_prod(torch.arange(grid[0]), torch.arange(grid[1])).to(device, torch.float32)
-        positions = torch.cat([times[:, None, None].expand(-1, tokens, 1), cells.expand(frames, -1, -1)], dim=2)
-
-        static = torch.stack([
-            (similarity[start : start + size - 1] > self.static_threshold).all(0) & (size > 1)
-            for start, size in zip(starts.tolist(), sizes.tolist(), strict=True)
-        ])  # fmt: skip
+        cells = torch.cartesian_prod(torch.arange(float(grid[0])), torch.arange(float(grid[1])))
+        cells = on_device(cells, device).expand(frames, -1, -1)
+        positions = torch.cat([times[:, None, None].expand(-1, tokens, 1), cells], dim=2).flatten(0, 1)
+        doubts = Doubts() if device.type in FIXED_SHAPES else None
+        kept = self._keep(features, weights, positions, plan, doubts)
+        if doubts is not None and doubts.any():
+            kept = self._keep(features, weights, positions, plan, None)
         if fates is not None:
-            fates.tell_static(static.repeat_interleave(sizes.to(device), 0))
-        budgets = self._budgets(sizes, static.sum(1).cpu(), tokens)
-
-        kept: list[tuple[Tensor, Tensor]] = []
-        # Single frames are sets of one size: compressed together, as many as the memory limit lets be copied.
-        step = max(1, block // (16 * tokens * dim))
-        for budget in sorted(set(budgets[sizes == 1, 1].tolist()) - {0}):
-            for chosen in torch.split(starts[(sizes == 1) & (budgets[:, 1] == budget)].to(device), step):
-                count = len(chosen)
-                table, places = features[chosen].reshape(-1, dim), positions[chosen].reshape(-1, 3)
-                rows = torch.arange(count * tokens, device=device).view(count, tokens)
-                told = fates and fates.part((chosen[:, None] * tokens + rows[0]).flatten())
-                indices, values = self._compress(table, table, rows, places, saliency[chosen], budget, told)
-                moved = (chosen - torch.arange(count, device=device)) * tokens
-                kept.append(((indices + moved[:, None]).flatten(), values.flatten(0, 1)))
-        for start, size, still, shares in zip(starts.tolist(), sizes.tolist(), static, budgets.tolist(), strict=True):
-            if size > 1:
-                part = slice(start, start + size)
-                told = fates and fates.part(torch.arange(start * tokens, (start + size) * tokens, device=device))
-                inputs = features[part], saliency[part], positions[part], still, told
-                for indices, values in self._segment(*inputs, *shares):
-                    kept.append((indices + start * tokens, values))
-        indices, order = torch.cat([indices for indices, _ in kept]).sort()
-        values = torch.cat([values for _, values in kept])[order]
-        return self.exactly(Pruned(indices, values.to(features.dtype), sizes), features, saliency)
+            fates.tell_static(static.repeat_interleave(sizes, 0))
+            kept.tell(fates, plan)
+        indices, order = kept.indices.sort()
+        pruned = Pruned(indices, kept.values[order].to(features.dtype), sizes)
+        return self.exactly(pruned, features, weights)
 
     def _budgets(self, sizes: Tensor, static: Tensor, tokens: int) -> Tensor:
         """Tokens to keep of each segment's static and dynamic part, (S, 2) int64; a single frame is all dynamic.
@@ -229,126 +219,78 @@ class Tango(Pruner):
         least = torch.stack([static.clamp(max=1), (sizes == 1).long()], 1)
         return shares.ceil().long().maximum(least) * frames
 
-    def _segment(
-        self,
-        features: Tensor,
-        saliency: Tensor,
-        positions: Tensor,
-        static: Tensor,
-        fates: Fates | None,
-        of_static: int,
-        of_dynamic: int,
-    ) -> list[tuple[Tensor, Tensor]]:
-        """Prune a segment of N > 1 frames: (indices, features) of its static, salient and context tokens (step 3).
-
-        of_static, of_dynamic: tokens to keep of its S static places and of the other places in all frames.
-        """
-        frames, tokens, dim = features.shape
-        table, positions = features.reshape(-1, dim), positions.reshape(-1, 3)
-        still, moving = static.nonzero()[:, 0], (~static).nonzero()[:, 0]
-        offsets = tokens * torch.arange(frames, device=static.device)[:, None]
-        count = len(still)
-        kept = []
-        if of_static:
-            places = torch.arange(count, device=still.device)
-            copies = (still + offsets).flatten()
-            means = segment_sums(table, copies, places.repeat(frames), count, self.memory_limit) / frames
-            scores = saliency[:, still].mean(0)[None]
-            told = fates and fates.part((still + offsets).T)
-            chosen, values = self._compress(
-                means, table[still], places[None], positions[still], scores, of_static, told
-            )
-            kept.append((still[chosen[0]], values[0]))
-        if of_dynamic:
-            salient = int(of_dynamic / frames * (1 - self.context_ratio))
-            context = of_dynamic - frames * salient
-            rows = moving + offsets
-            scores = saliency[:, moving]
-            chosen = self._candidates(scores, salient)
-            if chosen.shape[1] > salient:
-                vectors = self._rotate(table, positions, rows.gather(1, chosen))
-                chosen = chosen.gather(1, self._select(scores.gather(1, chosen), vectors, salient))
-            selected = rows.gather(1, chosen).flatten()
-            kept.append((selected, table[selected].float()))
-            if fates is not None:
-                fates.tell_salient(selected)
-            if context:
-                rest = rows.gather(1, _others(rows, chosen)).view(1, -1)
-                vectors = self._rotate(table, self._merging_positions(positions), rest)
-                merged, values = self._merge(table, rest, vectors, context, fates)
-                kept.append((merged[0], values[0]))
-        return kept
-
-    def _compress(
-        self,
-        table: Tensor,
-        origins: Tensor,
-        rows: Tensor,
-        positions: Tensor,
-        saliency: Tensor,
-        budget: int,
-        fates: Fates | None,
-    ) -> tuple[Tensor, Tensor]:
-        """Compress G sets of n tokens to `budget` each (step 4).
+    def _keep(self, features: Tensor, saliency: Tensor, positions: Tensor, plan: Plan, doubts: Doubts | None) -> Kept:
+        """Steps 3 to 6: select in every set of the plan, merge what is left of every pool of it.
 
         Args:
-            table: (T, D) what is kept or averaged; origins (T, D) and positions (T, 3): what it is compared by.
-            rows: (G, n) rows of the table; saliency: (G, n).
-
-        Returns:
-            kept rows of the table (G, K), ascending, and their features (G, K, D).
+            features: (F, L, D); saliency: (F, L); positions: (F * L, 3).
+            doubts: see density_peaks().
         """
-        salient = int(budget * (1 - self.context_ratio))
-        vectors = self._rotate(origins, positions, rows)
-        chosen = self._candidates(saliency, salient)
-        chosen = chosen.gather(1, self._select(saliency.gather(1, chosen), _gather(vectors, chosen), salient))
-        selected, rest = rows.gather(1, chosen), _others(rows, chosen)
+        frames, tokens, dim = features.shape
+        device, table = features.device, features.reshape(-1, dim)
+        bases = self.time_base, self.space_base, self._block_bytes(device)
+        rotated = unrotated = Rotated(table, positions, *bases)
         if self.merging == "cosine":
-            vectors = self._rotate(origins, self._merging_positions(positions), rows)
-        if fates is not None:
-            fates.tell_salient(selected)
-        merged, values = self._merge(table, rows.gather(1, rest), _gather(vectors, rest), budget - salient, fates)
-        indices, order = torch.cat([selected, merged], dim=1).sort(dim=1)
-        return indices, _gather(torch.cat([table[selected].float(), values], dim=1), order)
+            unrotated = Rotated(table, torch.zeros_like(positions), *bases)  # at the origin nothing is rotated
+        members, first = on_device(plan.members, device), on_device(plan.first, device)
+        scores, means = saliency, table[:0].float()
+        if len(plan.frames):
+            scores = torch.cat([scores, self._means(saliency, plan.frame_rows, plan.frame_of, plan.frames)])
+            means = self._means(table, plan.rows, plan.mean_of, plan.mean_frames)
 
-    def _rotate(self, table: Tensor, positions: Tensor, rows: Tensor) -> Tensor:
-        """ST-RoPE of rows (G, n) of the table (T, D): (G, n, D), by blocks so that nothing else of its size is made."""
-        dim = table.shape[1]
-        vectors = torch.empty(rows.numel(), dim, device=table.device)
-        step = max(1, int(min(self.memory_limit * 2**20, ROTATE_BYTES)) // (16 * dim))
-        for start in range(0, len(vectors), step):
-            part = rows.flatten()[start : start + step]
-            vectors[start : start + step] = rotate(table[part], positions[part], self.time_base, self.space_base)
-        return vectors.view(*rows.shape, dim)
+        chosen = select(
+            scores,
+            members,
+            plan.sizes,
+            plan.salient,
+            lambda sets, places: rotated(first[sets][:, None] + places),
+            dim,
+            self.expansion if self.selection == "diversity" else 1.0,
+            self.num_neighbors,
+            self.memory_limit,
+            doubts,
+        )
+        # Places in all sets, one set behind the other: those of frames are also flat indices of the video.
+        selected = true_places(chosen.flatten(), sum(plan.salient))
+        rest = true_places((members & ~chosen).flatten(), sum(plan.pools))
+        merging = plan_merging(
+            len(rest),
+            plan.pools,
+            plan.context,
+            lambda places: unrotated(first[rest[places] // tokens] + rest[places] % tokens),
+            dim,
+            device,
+            self.num_neighbors,
+            self.placement,
+            self.memory_limit,
+            doubts,
+        )
+        # Of frames come rows of the video, of still places behind them rows of their means.
+        mean = on_device(plan.mean, device)
+        split, cut, merged = plan.of_frames()
+        settings = self.anchor_weight, self.memory_limit
+        values = [
+            table[selected[:split]].float(),
+            means[mean[selected[split:] - frames * tokens]],
+            merge(table, rest[:cut], merging.anchors[:merged], merging.clusters[:cut], *settings),
+        ]
+        if len(plan.frames):
+            rows, anchors = mean[rest[cut:] - frames * tokens], merging.anchors[merged:] - cut
+            values.append(merge(means, rows, anchors, merging.clusters[cut:] - merged, *settings))
+        places = torch.cat([selected, rest[merging.places]])
+        return Kept(first[places // tokens] + places % tokens, torch.cat(values), selected, rest, merging)
 
-    def _merging_positions(self, positions: Tensor) -> Tensor:
-        """Positions to merge by; at the origin nothing is rotated."""
-        return positions if self.merging == "st_rope" else torch.zeros_like(positions)
+    def _means(self, table: Tensor, rows: Tensor, means: Tensor, counts: Tensor) -> Tensor:
+        """Means of table rows: rows[i] counts towards mean means[i] of counts[j] rows each; indices on the host."""
+        rows, means = on_device(rows, table.device), on_device(means, table.device)
+        divisors = on_device(counts, table.device)[:, None]
+        return segment_sums(table, rows, means, len(divisors), self.memory_limit) / divisors
 
-    def _candidates(self, saliency: Tensor, count: int) -> Tensor:
-        return candidates(saliency, count, self.expansion if self.selection == "diversity" else 1.0)
-
-    def _select(self, saliency: Tensor, vectors: Tensor, count: int) -> Tensor:
-        return select(saliency, vectors, count, self.num_neighbors, self.memory_limit)
-
-    def _merge(
-        self, table: Tensor, rows: Tensor, vectors: Tensor, count: int, fates: Fates | None
-    ) -> tuple[Tensor, Tensor]:
-        settings = self.num_neighbors, self.anchor_weight, self.placement, self.memory_limit
-        return merge(table, rows, vectors, count, *settings, joined=fates.tell_merged if fates is not None else None)
+    def _block_bytes(self, device: torch.device) -> int:
+        block = int(self.memory_limit * 2**20)
+        return min(block, BLOCK_BYTES) if device.type == "cpu" else block
 
     def _threshold(self) -> float:
         if self.similarity_threshold is not None:
             return self.similarity_threshold
         return 0.65 if self.retention_ratio <= 0.1 else 0.8
-
-
-def _gather(values: Tensor, index: Tensor) -> Tensor:
-    """values (G, n, D), index (G, k) -> (G, k, D)."""
-    return values.gather(1, index[..., None].expand(-1, -1, values.shape[2]))
-
-
-def _others(rows: Tensor, chosen: Tensor) -> Tensor:
-    """Places (G, n - k), ascending, of the rows (G, n) that are not among the k chosen places (G, k) of each set."""
-    left = torch.ones_like(rows, dtype=torch.bool).scatter_(1, chosen, False)
-    return left.nonzero()[:, 1].view(rows.shape[0], rows.shape[1] - chosen.shape[1])

@@ -1,0 +1,291 @@
+"""Exact nearest points of sets too large for all their distances at once, from blocks of matrix products.
+
+For clustering.py, whose docstring says why products only propose neighbours. Closeness below is -distance^2 / 2 as a
+product gives it, but for a constant where all points have the same length (see Search).
+
+There are two ways, with the same outcome. The one leaves out what earlier blocks show to be needless, so its shapes
+depend on the data. The other, for a GPU, has fixed shapes and never waits for the device (see ragged.Doubts).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from tango.ragged import Doubts
+
+# Neighbours kept beyond those asked for, so that rounding of products seldom leaves open which are the nearest. With
+# fixed shapes nothing can be looked at again where it does, and the products of a GPU are less exact.
+SPARE, SPARE_FIXED = 4, 8
+HEAD = 128  # directions of the screening product
+SCREEN_BLOCKS = 4  # sets of fewer blocks are not worth screening
+QUERIES = 4  # with fixed shapes, the share of points, 1 in so many, whose nearest denser point may be far
+
+
+def distances(points: Tensor, others: Tensor) -> Tensor:
+    """Euclidean distances from differences: symmetric, 0 for equal points, the same bits in every block.
+
+    Args:
+        points: (p, D) fp32.
+        others: (p, q, D) fp32, q points to compare with each.
+
+    Returns:
+        (p, q) fp32.
+    """
+    return torch.cdist(points[:, None], others, compute_mode="donot_use_mm_for_euclid_dist")[:, 0]
+
+
+def recheck(points: Tensor, rows: Tensor, others: Tensor) -> Tensor:
+    """Distances from differences between points[rows] and points[others]; points (T, D), rows (p,), others (p, q)."""
+    result = torch.empty(others.shape, device=points.device)
+    step = distance_rows(points, others.shape[1])
+    for start in range(0, len(rows), step):
+        part = slice(start, start + step)
+        gathered = points.index_select(0, others[part].flatten())
+        own = points.index_select(0, rows[part])
+        result[part] = distances(own, gathered.view(*others[part].shape, points.shape[1]))
+    return result
+
+
+def distance_rows(points: Tensor, count: int) -> int:
+    """How many points to compare at a time with `count` others each: the copies of those stay in a CPU's cache."""
+    elements = 1 << 19 if points.device.type == "cpu" else 1 << 24
+    return max(1, elements // max(1, count * points.shape[-1]))
+
+
+def spares(doubts: Doubts | None) -> int:
+    return SPARE if doubts is None else SPARE_FIXED
+
+
+def open_ends(close: Tensor, lengths: Tensor, count: int, slack: Tensor) -> Tensor:
+    """Which points (..) may have one of their `count` nearest others outside of their list of neighbours.
+
+    Args:
+        close: (.., c) closeness by product of the neighbours in a list, closest first, -inf where there are no more.
+        lengths: (.., c) their distances; those to copies are 0, and none outside of the list can be less.
+        slack: what two products must differ by to tell.
+    """
+    if count == 0:
+        return torch.zeros(close.shape[:-1], dtype=torch.bool, device=close.device)
+    return (close[..., count - 1] - close[..., -1] <= slack) & (lengths.amax(-1) > 0)
+
+
+def distances_to_all(points: Tensor, asked: Tensor, size: int | None = None) -> Tensor:
+    """(p, n) distances from the p points (n, D) asked for, (n,) bool, to all others of the first `size`; else inf."""
+    rows, everyone = asked.nonzero()[:, 0], torch.arange(len(points), device=points.device)
+    result = recheck(points, rows, everyone.expand(len(rows), -1)).scatter_(1, rows[:, None], torch.inf)
+    result[:, len(points) if size is None else size :] = torch.inf
+    return result
+
+
+def distance_to_denser(points: Tensor, asked: Tensor, rank: Tensor) -> Tensor:
+    """(p,) distances from the p points (n, D) asked for, (n,) bool, to the nearest of lower rank (n,)."""
+    return distances_to_all(points, asked).masked_fill_(rank >= rank[asked][:, None], torch.inf).amin(1)
+
+
+def half_squares(points: Tensor) -> Tensor:
+    return points.square().sum(-1) / 2
+
+
+def splits(device: torch.device) -> bool:
+    """Whether products are faster from halves of bfloat16: on GPUs with matrix units for it (Ampere and later)."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def products(points: Tensor, others: Tensor, out: Tensor | None = None) -> Tensor:
+    """Inner products (.., p, q) of fp32 (.., p, D) and (.., q, D), in `out` where one is given and it can be used.
+
+    On a GPU each number is split into the sum of two bfloat16 numbers, and of the four products of those the smallest
+    is left out: one product of three times the width on matrix units that are more than ten times as fast as fp32.
+    """
+    if not splits(points.device):
+        return torch.matmul(points, others.mT, out=out)
+    high, low = _halves(points)
+    other_high, other_low = _halves(others)
+    left, right = torch.cat([high, high, low], -1), torch.cat([other_high, other_low, other_high], -1)
+    multiply = torch.mm if left.dim() == 2 else torch.bmm
+    return multiply(left, right.mT, out_dtype=torch.float32)
+
+
+def _halves(values: Tensor) -> tuple[Tensor, Tensor]:
+    high = values.bfloat16()
+    return high, (values - high).bfloat16()
+
+
+def product_error(points: Tensor) -> Tensor:
+    """Bound, 0-dimensional, of the rounding error of products(), generous for any order of summation in use."""
+    width, eps = points.shape[-1], torch.finfo(torch.float32).eps
+    relative = 4 * math.sqrt(width) * eps
+    if splits(points.device):
+        # What the halves leave out, and sums that are cut off, not rounded, after every 16 products.
+        relative += 3 * 2.0**-18 + 3 * width / 16 * eps
+    return relative * points.square().sum(-1).amax()
+
+
+class Search:
+    """A large set of points, and which of them are near each other.
+
+    Args:
+        points: (n, D) fp32.
+        edge: side of a block of closenesses.
+        doubts: where given, all shapes are fixed, and doubts go there.
+    """
+
+    def __init__(self, points: Tensor, edge: int, doubts: Doubts | None = None) -> None:
+        self.points, self.edge, self.doubts = points, edge, doubts
+        self.half = half_squares(points)
+        self.error = product_error(points)
+        self.fixed = doubts is not None
+        # Between points of the same length, as unit vectors are, the product alone tells which is closer: two passes
+        # over every block less. What is given up so is within the rounding of products.
+        self.same = not self.fixed and bool(self.half.amax() - self.half.amin() <= self.error / 2)
+        self.buffer = None if splits(points.device) else points.new_empty(edge * edge)
+
+    def distance(self, close: Tensor) -> Tensor:
+        """Lower bounds of distances whose closeness is at most `close`."""
+        square = -2 * close if not self.same else 4 * self.half.amin() - 2 * close
+        return (square - 6 * self.error).clamp_(min=0).sqrt_()
+
+    def _blocks(self, size: int) -> list[slice]:
+        return [slice(start, min(start + self.edge, size)) for start in range(0, size, self.edge)]
+
+    def _closeness(self, rows: slice | Tensor, columns: slice | Tensor, points: Tensor | None = None) -> Tensor:
+        """Closenesses (rows, columns), of other vectors where given; valid until the next use where a buffer is."""
+        points = self.points if points is None else points
+        left, right = points[rows], points[columns]
+        shape = len(left), len(right)
+        out = None if self.buffer is None else self.buffer[: shape[0] * shape[1]].view(shape)
+        close = products(left, right, out)
+        if self.same:
+            return close
+        return close.sub_(self.half[rows, None]).sub_(self.half[columns])
+
+    def nearest(self, count: int) -> tuple[Tensor, Tensor]:
+        """Closeness and index (n, count), closest first, of each point's nearest others.
+
+        Each block of the symmetric matrix above the diagonal serves its rows and its columns. Blocks nearest the
+        diagonal come first: tokens close in time are close in angle, so that later blocks hold little of interest, and
+        a product of their heads alone (see heads) tells which rows and columns can be left out.
+        """
+        points = self.points
+        size, dim = points.shape
+        best = points.new_full((size, count), -torch.inf)
+        index = torch.zeros(size, count, dtype=torch.int64, device=points.device)
+        blocks = self._blocks(size)
+        screened = not self.fixed and len(blocks) >= SCREEN_BLOCKS and dim >= 4 * HEAD
+        heads = self.heads() if screened else None
+        screen_from = 1
+        for offset in range(len(blocks)):
+            asked = total = 0
+            for rows, columns in zip(blocks, blocks[offset:], strict=False):
+                if heads is not None and offset >= screen_from:
+                    bound = self._closeness(rows, columns, heads)
+                    few_rows = rows.start + (bound.amax(1) > best[rows, -1]).nonzero()[:, 0]
+                    few_columns = columns.start + (bound.amax(0) > best[columns, -1]).nonzero()[:, 0]
+                    few, all_of = len(few_rows) + len(few_columns), sum(bound.shape)
+                    asked += few
+                    total += all_of
+                    if 2 * few < all_of:
+                        self._offer(best, index, few_rows, self._closeness(few_rows, columns), columns.start)
+                        self._offer(best, index, few_columns, self._closeness(few_columns, rows), rows.start)
+                        continue
+                close = self._closeness(rows, columns)
+                if offset == 0:
+                    close.fill_diagonal_(-torch.inf)
+                else:
+                    self._offer(best, index, columns, close.T, rows.start)
+                self._offer(best, index, rows, close, columns.start)
+            if 2 * asked > total:
+                screen_from = 2 * offset  # nothing gained so near the diagonal: try again farther out
+        return best, index
+
+    def heads(self) -> Tensor:
+        """(n, HEAD + 1) vectors whose inner products are upper bounds of those of the points.
+
+        A head is a point's share in the few directions in which the points differ most, with the length of the rest
+        behind it: x . y = head . head + rest . rest, and rest . rest is at most the product of the lengths. The
+        directions only need to be orthonormal for the bound to hold; power iteration on a sample finds good ones.
+        """
+        points = self.points
+        size, dim = points.shape
+        # Any orthonormal directions will do, so a fixed seed; drawn on the CPU, the same on every device.
+        generator = torch.Generator().manual_seed(0)
+        sample = points[torch.randint(size, (8 * HEAD,), generator=generator).to(points.device)]
+        basis = torch.randn(dim, HEAD, generator=generator).to(points.device)
+        for _ in range(3):
+            basis = torch.linalg.qr(sample.T @ (sample @ basis)).Q
+        heads = points.new_empty(size, HEAD + 1)
+        torch.mm(points, basis, out=heads[:, :HEAD])
+        # Rounding must not make the bound too low: lengthen the rests by more than the products can be off.
+        rest = 2 * self.half - heads[:, :HEAD].square().sum(1)
+        heads[:, HEAD] = rest.clamp_(min=0).add_(8 * self.error).sqrt_()
+        return heads
+
+    def nearest_denser(self, order: Tensor, rank: Tensor, unknown: Tensor, separation: Tensor) -> Tensor:
+        """Distances (n,) to the nearest denser point: `separation` with those filled in that are unknown.
+
+        Args:
+            order: (n,) points from the densest on; rank: (n,) how many points are denser than each.
+            unknown: (n,) bool; none that has no denser point.
+        """
+        if self.fixed:
+            capacity = -(-len(rank) // QUERIES)
+            self._doubt(unknown.sum() > capacity)
+            queries = unknown.to(torch.uint8).sort(descending=True, stable=True).indices[:capacity]
+            found = self._nearest_denser(order, rank, queries)
+            return separation.index_copy(0, queries, torch.where(unknown[queries], found, separation[queries]))
+        queries = order[unknown[order]]
+        separation[queries] = self._nearest_denser(order, rank, queries)
+        return separation
+
+    def _nearest_denser(self, order: Tensor, rank: Tensor, queries: Tensor) -> Tensor:
+        """Distance of each query to its nearest denser point; unless shapes are fixed, in descending density."""
+        points, size = self.points, len(rank)
+        result = points.new_empty(len(queries))
+        for part in self._blocks(len(queries)):
+            asked = queries[part]
+            places = rank[asked]
+            first, last = (0, size) if self.fixed else (int(places[0]), int(places[-1]))
+            best = points.new_full((len(asked), min(spares(self.doubts), last)), -torch.inf)
+            index = torch.zeros(best.shape, dtype=torch.int64, device=points.device)
+            for keys in self._blocks(last):
+                close = self._closeness(asked, order[keys])
+                if keys.stop > first:
+                    hidden = torch.arange(keys.start, keys.stop, device=points.device) >= places[:, None]
+                    close.masked_fill_(hidden, -torch.inf)
+                self._offer(best, index, slice(0, len(asked)), close, keys.start)
+            lengths = recheck(points, asked, order[index]).masked_fill_(best == -torch.inf, torch.inf)
+            result[part] = lengths.amin(1)
+            unsure = open_ends(best, lengths, 1, 2 * self.error) & (last > best.shape[1])
+            result[part] = self._settled(result[part], asked, unsure, rank)
+        return result
+
+    def _settled(self, found: Tensor, asked: Tensor, unsure: Tensor, rank: Tensor) -> Tensor:
+        """found (p,) for the points asked (p,), with the unsure ones found among all distances."""
+        if self.doubts is not None:
+            self.doubts.add(unsure.any())
+        elif len(again := asked[unsure]):
+            mask = torch.zeros(len(rank), dtype=torch.bool, device=rank.device).index_fill_(0, again, True)
+            found[unsure] = distance_to_denser(self.points, mask, rank)[mask.cumsum(0)[again] - 1]
+        return found
+
+    def _offer(self, best: Tensor, index: Tensor, rows: slice | Tensor, close: Tensor, first: int) -> None:
+        """Update the lists of `rows` with a block of closenesses (rows, columns) whose first column is `first`."""
+        count = min(best.shape[1], close.shape[1])
+        if not self.fixed:
+            hit = (close.amax(1) > best[rows, -1]).nonzero()[:, 0] if len(close) else close.new_empty(0)
+            if len(hit) == 0:
+                return
+            close = close.index_select(0, hit)
+            rows = rows.start + hit if isinstance(rows, slice) else rows[hit]
+        values, columns = close.topk(count, dim=1, sorted=False)
+        values = torch.cat([best[rows], values], dim=1)
+        columns = torch.cat([index[rows], columns + first], dim=1)
+        best[rows], places = values.topk(best.shape[1], dim=1)
+        index[rows] = columns.gather(1, places)
+
+    def _doubt(self, flag: Tensor) -> None:
+        if self.doubts is not None:
+            self.doubts.add(flag)
