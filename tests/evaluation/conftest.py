@@ -1,6 +1,7 @@
 """A tiny model, a tiny benchmark, and the environment to run lmms-eval on them."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,17 @@ def benchmark(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("benchmark") / "tiny"
     write_benchmark(folder)
     return folder
+
+
+@pytest.fixture
+def nothing_left_over(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No method chosen in this process, and lmms-eval's plugin as it was."""
+    from tango_lmms_eval import hooks
+
+    for name in ("WRAPPER", "TANGO_CONFIG", "TANGO_ARGS"):
+        monkeypatch.delenv(name, raising=False)
+    yield
+    hooks.RUN = hooks.Run()
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """The lmms-eval plugin in this process: whose models win, what arguments mean, prompts, failures, and the task."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +27,7 @@ from tango.pruners import REGISTRY
 TEXT = {"type": "text", "text": "What?"}
 
 
-@pytest.fixture(autouse=True)
-def nothing_left_over(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for name in ("WRAPPER", "TANGO_CONFIG", "TANGO_ARGS"):
-        monkeypatch.delenv(name, raising=False)
-    yield
-    hooks.RUN = hooks.Run()
+pytestmark = pytest.mark.usefixtures("nothing_left_over")
 
 
 @pytest.mark.parametrize("force_simple", [False, True])

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ from lmms_eval.api.instance import Instance
 from lmms_eval.models import get_model
 from PIL import Image
 from qwen_vl_utils import vision_process
-from tango_lmms_eval import hooks
 from tango_lmms_eval.models import FAILED, ArgumentError, LlavaOnevision
 from tango_lmms_eval.qwen import Qwen3VL, Qwen3VLChat, Qwen25VL, Qwen25VLChat, frame_indices
 from tiny import REPOSITORY, save_qwen, write_video
@@ -24,12 +22,7 @@ from tango.evaluation.video import read_video
 SIZE = {"min_pixels": 24 * 24, "max_pixels": 24 * 24}  # of the tiny checkpoints: 3 x 3 tokens
 
 
-@pytest.fixture(autouse=True)
-def nothing_left_over(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for name in ("WRAPPER", "TANGO_CONFIG", "TANGO_ARGS"):
-        monkeypatch.delenv(name, raising=False)
-    yield
-    hooks.RUN = hooks.Run()
+pytestmark = pytest.mark.usefixtures("nothing_left_over")
 
 
 @pytest.fixture(scope="module")
