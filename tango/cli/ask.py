@@ -28,6 +28,7 @@ from tango.cli.common import (
     stdout_for_json,
     steps,
 )
+from tango.cli.inference import STAGES, attached, conversation, frames_for, label, start
 
 if TYPE_CHECKING:
     from tango.evaluation.runner import Answer
@@ -61,24 +62,8 @@ def ask(
         raise InputError(f"a question about {video!r} is missing: tango ask VIDEO QUESTION")
     answers: dict[str, Answer] = {}
     with stdout_for_json(as_json), steps(2 + 2 * (1 + len(set(method)))) as step:
-        step("starting up")
-        from tango.cli.inference import (
-            attached,
-            check_fit,
-            check_video,
-            choose_pruners,
-            conversation,
-            frames_for,
-            label,
-            load,
-        )
-
-        path = check_video(video)
+        path, checkpoint, pruners = start(step, video, model, method, ratio, config, fields, device, dtype)
         question = shipped_question(path) if question is None else question
-        pruners = choose_pruners(method, ratio, config, fields or [])
-        step("loading the model")
-        checkpoint = load(model, device, dtype)
-        check_fit(checkpoint, pruners)
         for pruner in (None, *pruners):
             with attached(checkpoint, pruner, frames_for(frames, model)) as chat:
                 messages = conversation(path, question)
@@ -111,8 +96,6 @@ def as_dict(answer: Answer) -> dict[str, Any]:
 
 def table(answers: dict[str, Answer]) -> Table:
     """A column for each way of answering."""
-    from tango.cli.inference import STAGES
-
     shown = Table(show_header=True)
     shown.add_column("")
     for name in answers:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,6 +103,32 @@ def load(model: str | None, device: str | None, dtype: str) -> Checkpoint:
             raise
         first = str(error).strip().split("\n")[0]
         raise InputError(first if source in first else f"{source}: {first}") from error
+
+
+def start(
+    step: Callable[[str], None],
+    video: str | None,
+    model: str | None,
+    methods: Sequence[str],
+    ratio: float,
+    config: str | None,
+    fields: Sequence[str] | None,
+    device: str | None,
+    dtype: str,
+) -> tuple[str, Checkpoint, list[Pruner]]:
+    """The video, the model and the methods that options of `tango ask` and `tango profile` name, in two steps: first
+    all that can be told without the model.
+
+    Raises:
+        InputError: any of them cannot be, or they do not fit each other.
+    """
+    step("starting up")
+    path = check_video(video)
+    pruners = choose_pruners(methods, ratio, config, fields or [])
+    step("loading the model")
+    checkpoint = load(model, device, dtype)
+    check_fit(checkpoint, pruners)
+    return path, checkpoint, pruners
 
 
 def frames_for(frames: int | None, model: str | None) -> int:

@@ -27,6 +27,7 @@ from tango.cli.common import (
     stdout_for_json,
     steps,
 )
+from tango.cli.inference import STAGES, attached, conversation, frames_for, label, start
 
 if TYPE_CHECKING:
     from tango.evaluation.checkpoints import Checkpoint
@@ -64,14 +65,7 @@ def profile(
     series: dict[str, dict[str, list[float]]] = {}
     tokens: dict[str, dict[str, float]] = {}
     with stdout_for_json(as_json), steps(2 + (1 + len(set(method))) * (warmup + repeats)) as step:
-        step("starting up")
-        from tango.cli.inference import check_fit, check_video, choose_pruners, frames_for, label, load
-
-        path = check_video(video)
-        pruners = choose_pruners(method, ratio, config, fields or [])
-        step("loading the model")
-        checkpoint = load(model, device, dtype)
-        check_fit(checkpoint, pruners)
+        path, checkpoint, pruners = start(step, video, model, method, ratio, config, fields, device, dtype)
         for turn in range(warmup + repeats):
             for pruner in (None, *pruners):
                 name = label(pruner)
@@ -93,8 +87,6 @@ def run(
     checkpoint: Checkpoint, pruner: Pruner | None, video: str, question: str, frames: int, new_tokens: int
 ) -> tuple[dict[str, float], dict[str, float]]:
     """One answer from the file on: seconds of each stage and peak memory in GiB; and its tokens."""
-    from tango.cli.inference import STAGES, attached, conversation
-
     length = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens}
     with attached(checkpoint, pruner, frames) as chat:
         counted = reset_peak()
@@ -144,8 +136,6 @@ def spread(series: dict[str, list[float]]) -> dict[str, Any]:
 
 def table(series: dict[str, dict[str, list[float]]], tokens: dict[str, dict[str, float]], title: str) -> Table:
     """Stages as rows, ways as columns, each beside how many times faster than unpruned it is."""
-    from tango.cli.inference import STAGES
-
     shown = Table(title=title, title_justify="left")
     shown.add_column("")
     first, *others = series

@@ -21,6 +21,7 @@ from tango.cli.common import (
     progress,
     stdout_for_json,
 )
+from tango.cli.inference import check_video, choose_pruners, frames_for, input_errors, load
 
 EXAMPLES = (
     "tango visualize",
@@ -45,7 +46,6 @@ def visualize(
     """Draw which tokens of a video each method keeps, drops and merges: a page with sliders and one picture each."""
     with stdout_for_json(as_json), progress() as show:
         show("starting up", 0, 1)
-        from tango.cli.inference import check_video, choose_pruners, frames_for, input_errors, load
         from tango.visualize import visualize as draw
 
         path = check_video(video)
