@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
-# LLaVA-Video-7B, with pruning inside the language model, on the paper's benchmarks; flags and variables are those of run_eval.sh.
-source "$(dirname "${BASH_SOURCE[0]}")/run_eval.sh"
-sweep lmms-lab/LLaVA-Video-7B-Qwen2 llava_video --frames 64 --pooling-head "$@"
+# LLaVA-Video-7B, with pruning inside the language model, on the paper's benchmarks, as configs/sweeps/llava_video.yaml says;
+# flags and variables are those of scripts/sweep.sh.
+source "$(dirname "${BASH_SOURCE[0]}")/../scripts/sweep.sh"
+sweep llava_video "$@"

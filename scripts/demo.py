@@ -17,6 +17,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from tango.cli.plan import impossible
 from tango.evaluation import settings
 from tango.evaluation.cells import Evaluation
 from tango.evaluation.frameworks import FRAMEWORKS, LMMS_EVAL
@@ -31,20 +32,6 @@ BASELINES = ("random", "topk")  # at the smallest ratio: is Tango's choice bette
 ABLATED = 0.1  # the ratio of the ablations
 REPEATED = (settings.VANILLA, "tango")  # in the second framework
 DATA, TASK, DATASET = Path("data/motionqa"), "motionqa", "MotionQA_8frame"
-
-
-def impossible(method: str, ratio: float | None, config: str, layers: int | None) -> str | None:
-    """Why a method cannot keep a share of the tokens in a language model of so many layers; None if it can."""
-    if ratio is None or layers is None:
-        return None
-    chosen = {"WRAPPER": method, "TANGO_CONFIG": config, "TANGO_ARGS": f"retention_ratio={ratio:g}"}
-    pruner = settings.from_environment(chosen).pruner
-    try:
-        if pruner is not None:
-            pruner.in_llm(layers)
-    except ValueError as error:
-        return str(error)
-    return None
 
 
 def main() -> int:
@@ -95,7 +82,10 @@ def main() -> int:
     layers = json.loads((Path(args.checkpoint) / "config.json").read_text(encoding="utf-8"))
     layers = layers.get("text_config", {}).get("num_hidden_layers")
     for cell in list(grid):
-        if reason := impossible(*cell[:3], layers):
+        method, ratio, config, _ = cell
+        chosen = {"WRAPPER": method, "TANGO_CONFIG": config, "TANGO_ARGS": f"retention_ratio={ratio}"}
+        pruner = None if ratio is None else settings.from_environment(chosen).pruner
+        if pruner is not None and (reason := impossible(pruner, layers)):
             console.print(f"left out: {reason}", soft_wrap=True)
             grid.remove(cell)
     data = [questions, *sorted((args.data / "videos").iterdir())]

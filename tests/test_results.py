@@ -158,6 +158,15 @@ def test_settings_that_differ_are_told(cells: list[dict[str, Any]]) -> None:
     assert remarks == ["Tango 10 % was not run with the same alpha everywhere"]
 
 
+def test_a_score_that_the_framework_weighs_otherwise_is_told(cells: list[dict[str, Any]]) -> None:
+    cells[1]["reported"], cells[2]["reported"] = 68.4, 80.0
+    _, remarks = arrange(cells)
+    assert remarks == [
+        "Tango 10 % on MotionQA: lmms-eval itself reports 68.4 %, since it weighs questions otherwise; 70.0 % of the "
+        "answers are right"
+    ]
+
+
 def test_speed_ups_only_on_the_same_machine() -> None:
     cells = [
         made_up("vanilla", None, [1], 512, ttft=30.0),

@@ -2,6 +2,7 @@
 
 import io
 import json
+import runpy
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,7 @@ import pytest
 from made_up import made_up, write_sweep
 from rich.console import Console
 
-from tango.results import ResultsError, report, summary, write_results
-from tango.results.__main__ import main
+from tango.results import ResultsError, report, summaries, write_results
 
 FILES = {"accuracy.csv", "accuracy.tex", "benchmarks.csv", "kinds.csv", "comparisons.csv", "efficiency.csv"}
 FILES |= {"efficiency.tex", "README.md", "accuracy.png", "time.png", "parts.png"}
@@ -81,7 +81,7 @@ def test_both_frameworks_in_one_table(tmp_path: Path, cells: list[dict[str, Any]
     assert "gave the same" not in readme and "the kept tokens of unknown differ" in readme
     assert "Tango 10 % on MotionQA: of 40 questions, 1 answers, 0 scores and the kept tokens of 1 differ" in readme
     console = Console(file=io.StringIO(), width=100, record=True)
-    console.print(summary(cells + other))
+    console.print(*summaries(cells + other))
     text = console.export_text()
     assert "VLMEvalKit" in text and "10.2" in text and "-10.0 [" in text and "87.5 [" in text
     write_results(cells, tmp_path, "x")
@@ -120,7 +120,7 @@ def test_a_folder_of_several_models_and_benchmarks(tmp_path: Path, cells: list[d
     assert published.loc["Avg_Total_TTFT", ["VLMEvalKit", "published"]].tolist() == [10, 562.8]
     readme = (folder / "README.md").read_text()
     assert "562.80 (8 x A800, lmms-eval)" in readme and "of MLVU" in readme and "## MVBench by kind" in readme
-    assert f"made by: python -m tango.results {tmp_path / 'in'} --output {tmp_path / 'out'}" in readme
+    assert f"made by: tango results {tmp_path / 'in'} --output {tmp_path / 'out'}" in readme
     assert "8 x A800" in (folder / "published.tex").read_text()
 
 
@@ -170,8 +170,13 @@ def test_the_command(
 ) -> None:
     write_sweep(tmp_path / "sweep", cells)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["results", "sweep", "--output", "out"])
-    assert main() == 0 and "written: out/tiny_8frame_float32/" in capsys.readouterr().out
+
+    def run(*words: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["python -m tango.results", *words])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_module("tango.results", run_name="__main__")
+        return int(end.value.code)
+
+    assert run("sweep", "--output", "out") == 0 and "written: out/tiny_8frame_float32/" in capsys.readouterr().out
     assert json.loads((tmp_path / "sweep" / "cells" / "00" / "cell.json").read_text()) == cells[0]
-    monkeypatch.setattr(sys, "argv", ["results", "nowhere"])
-    assert main() == 2 and capsys.readouterr().err == "error: there is no folder 'nowhere'\n"
+    assert run("nowhere") == 2 and capsys.readouterr().err == "tango: there is no folder 'nowhere'\n"

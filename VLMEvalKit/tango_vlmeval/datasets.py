@@ -23,12 +23,12 @@ from vlmeval.dataset.video_base import VideoBaseDataset
 from vlmeval.smp import LMUDataRoot, dump, get_intermediate_file_path, load
 from vlmeval.smp.file import INFER_FAIL_MSG
 
+from tango.evaluation.frameworks import VLMEVALKIT
 from tango.evaluation.motionqa import INSTRUCTION, LETTERS
 from tango.evaluation.scoring import parse_choice
 
 MOTIONQA = Path(__file__).resolve().parents[2] / "data" / "motionqa"
 BY_RULE = "exact_matching"  # upstream's name of the judge that is none
-FRAMES = (8, 16, 32, 64)
 
 Message = list[dict[str, Any]]
 
@@ -217,7 +217,7 @@ def register() -> None:
         vlmeval.dataset.DATASET_CLASSES.append(MotionQA)
     supported_video_datasets["MotionQA"] = partial(MotionQA, nframe=8)
     for name, (cls, upstream) in CLASSES.items():
-        for frames in FRAMES:
+        for frames in VLMEVALKIT.frames or ():
             supported_video_datasets[f"{name}_{frames}frame"] = partial(cls, dataset=upstream, nframe=frames)
     # By these upstream tells the files of one data set from those of another whose name starts alike.
     known = vlmeval.dataset.SUPPORTED_DATASETS

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import atexit
 import functools
-import json
 import logging
 import os
 import sys
@@ -22,6 +21,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from tango.evaluation.sweep import write_json
 
 TASKS = Path(__file__).parent / "tasks"
 UNFINISHED = "an evaluation ended before its results were saved; see the error above"
@@ -121,13 +122,6 @@ def _save_results(original: Any, self: Any, results: dict[str, Any], *args: Any,
         RUN.problems.append(f"{summary['n_failed']} of {summary['n_samples']} samples failed and were not scored")
     if RUN.report is not None:
         RUN.report(summary)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write a file whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
 
 
 def begin(report: Callable[[dict[str, Any]], None]) -> None:

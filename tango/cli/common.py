@@ -99,7 +99,7 @@ def shipped(name: str) -> str:
 
 def console() -> Console:
     """For tables on stdout; wide where nobody looks, so that files and pipes get whole lines."""
-    return Console(width=None if sys.stdout.isatty() else 160)
+    return Console(width=None if sys.stdout.isatty() else 200)
 
 
 def print_json(content: Any) -> None:

@@ -14,7 +14,7 @@ import sys
 import tomllib
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from importlib import import_module, metadata
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated
 
@@ -23,6 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tango.cli.common import DATA, FAILED, MODEL, OK, Json, checkout, console, print_json, stdout_for_json, steps
+from tango.evaluation.frameworks import FRAMEWORKS, QUESTIONS
 
 EXAMPLES = ("tango doctor", "tango doctor --model Qwen/Qwen2.5-VL-7B-Instruct", "tango doctor --json")
 WELL, MISSING, LITTLE = "ok", "missing", "too little"
@@ -180,14 +181,14 @@ def benchmarks() -> Iterator[Finding]:
         yield Finding(
             group, "MotionQA", MISSING, "no checkout", "run this in a checkout; there: make data", needed=True
         )
-    try:
-        known = import_module("tango_vlmeval.benchmarks").BENCHMARKS
-    except ImportError:  # the plugin is on the list as missing
-        return
-    for name, one in known.items():
-        problem = missing_dataset(one.repository, one.pattern)
-        found = f"{one.repository}, {one.questions} questions"
-        yield Finding(group, name, MISSING if problem else WELL, found, (problem or "").partition("; ")[2])
+    for framework in FRAMEWORKS.values():
+        for name, questions in QUESTIONS.items():
+            one = framework.benchmarks[name]
+            if one.repository is not None:
+                problem = missing_dataset(one.repository, one.pattern)
+                found = f"{one.repository}, {questions} questions"
+                advice = (problem or "").partition("; ")[2]
+                yield Finding(group, f"{name} in {framework.name}", MISSING if problem else WELL, found, advice)
 
 
 def resources(models: Iterable[str]) -> Iterator[Finding]:

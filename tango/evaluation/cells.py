@@ -53,11 +53,13 @@ class Evaluation:
 
     @property
     def environment(self) -> dict[str, str]:
-        """All variables of the settings are set, so that nothing of the caller's own environment reaches a cell."""
+        """All variables of the settings are set, so that nothing of the caller's own environment reaches a cell; the
+        hub is not asked where model and data are here.
+        """
         variables = dict.fromkeys(VARIABLES, "") | {"WRAPPER": self.method}
         if self.ratio is not None:
             variables |= {"TANGO_ARGS": f"retention_ratio={self.ratio:g}", "TANGO_CONFIG": self.config or ""}
-        if Path(self.pretrained).is_dir():
+        if Path(self.pretrained).is_dir() and self.data:
             variables |= dict.fromkeys(("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"), "1")
         return variables
 

@@ -1,17 +1,10 @@
-"""What an evaluation needs, looked for before anything is started: checkpoint, data set, pooling head, GPUs.
-
-    python -m tango.evaluation.preflight --model lmms-lab/.. --dataset lmms-lab/Video-MME=videomme/*.parquet
-
-prints what is missing and ends with status 2, else prints how many processes to start: NPROC, or the GPUs present.
-"""
+"""What an evaluation needs, looked for before anything is started: checkpoint, pooling head, data set, GPUs."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -57,13 +50,17 @@ def missing_dataset(repository: str, pattern: str) -> str | None:
     )
 
 
+def has_gpu() -> bool:
+    return torch.cuda.is_available()
+
+
 def processes(environ: Mapping[str, str] = os.environ) -> int:
     """How many processes to run: NPROC, by default one a GPU, one without a GPU.
 
     Raises:
         ValueError: NPROC is no positive number, or more than there are GPUs.
     """
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    gpus = torch.cuda.device_count() if has_gpu() else 0
     given = environ.get("NPROC", "").strip()
     if not given:
         return max(1, gpus)
@@ -76,33 +73,3 @@ def processes(environ: Mapping[str, str] = os.environ) -> int:
 
 def _cached(repository: str, name: str) -> bool:
     return isinstance(try_to_load_from_cache(repository, name), str)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--model", required=True, help="folder or hub id of the checkpoint")
-    parser.add_argument("--pooling-head", action="store_true", help="the pooling head of SigLIP is needed too")
-    parser.add_argument("--dataset", action="append", default=[], metavar="OWNER/NAME=PATTERN")
-    args = parser.parse_args(arguments)
-    found = [missing_checkpoint(args.model)]
-    if args.pooling_head and not Path(args.model).is_dir():
-        found.append(missing_pooling_head(args.model))
-    found += [missing_dataset(*entry.partition("=")[::2]) for entry in args.dataset]
-    problems = [problem for problem in found if problem is not None]
-    count = 1
-    try:
-        count = processes()
-    except ValueError as error:
-        problems.append(str(error))
-    for problem in problems:
-        print(f"missing: {problem}", file=sys.stderr)
-    if problems:
-        return 2
-    if not torch.cuda.is_available():
-        print("no GPU on this machine: the CPU is used, which takes days with a model of 7B", file=sys.stderr)
-    print(count)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -28,7 +28,6 @@ PACKAGES = ("torch", "transformers", "accelerate", "lmms-eval", "ms-vlmeval", "t
 SHOWN = ("WRAPPER", "TANGO_CONFIG", "TANGO_ARGS")
 # What can change an answer or its timing. Tables, plots and sweeps are made from answers and are not in it.
 CODE = ("*.py", "pruners/*.py", "models/*.py", "evaluation/chat.py", "evaluation/video.py", "evaluation/timing.py")
-NOT_CODE = ("viz.py", "cli.py")
 
 
 def provenance(device: torch.device | str, **extra: Any) -> dict[str, Any]:
@@ -119,7 +118,7 @@ def digest(*parts: Any) -> str:
 def code_fingerprint() -> str:
     """Hash of the source files of this package that can change an answer (CODE)."""
     root = Path(tango.__file__).parent
-    files = sorted({file for pattern in CODE for file in root.glob(pattern)} - {root / name for name in NOT_CODE})
+    files = sorted({file for pattern in CODE for file in root.glob(pattern)})
     return digest([(str(file.relative_to(root)), hashlib.sha256(file.read_bytes()).hexdigest()) for file in files])
 
 

@@ -1,14 +1,14 @@
 """Tables and plots from the finished cells of sweeps, whichever framework ran them.
 
-    python -m tango.results build/sweeps/motionqa --output results
+    tango results build/sweeps/motionqa --output results
 
 cells.py reads cells and puts them in order, statistics.py compares them, tables.py makes the numbers, layout.py and
 plots.py show them, report.py writes the files. Published figures (published.yaml) stand beside measured ones, in a
 column of their own.
 """
 
-from tango.results.cells import ResultsError, label
-from tango.results.layout import summary
+from tango.results.cells import ResultsError
+from tango.results.layout import summaries
 from tango.results.report import Report, report, write_results
 
-__all__ = ["Report", "ResultsError", "label", "report", "summary", "write_results"]
+__all__ = ["Report", "ResultsError", "report", "summaries", "write_results"]

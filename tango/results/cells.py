@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tango.evaluation.frameworks import MOTIONQA, QUESTIONS, benchmark_name
 from tango.evaluation.settings import VANILLA
 from tango.evaluation.timing import TITLES
 
@@ -16,12 +16,6 @@ LABELS = {
     VANILLA: "unpruned", "tango": "Tango", "topk": "top-k saliency", "visionzip": "VisionZip", "fastvid": "FastVID",
     "holitom": "HoliTom", "vidcom2": "VidCom2", "flashvid": "FlashVID", "dycoke": "DyCoke", "divprune": "DivPrune",
     "prunevid": "PruneVid", "fastv": "FastV",
-}  # fmt: skip
-# Each framework has its own names for a benchmark.
-BENCHMARKS = {
-    "videomme": "Video-MME", "mvbench": "MVBench", "longvideobench": "LongVideoBench",
-    "longvideobenchvalv": "LongVideoBench", "mlvu": "MLVU", "mlvudev": "MLVU", "mlvumcq": "MLVU",
-    "motionqa": "MotionQA",
 }  # fmt: skip
 PARTS = {
     "cell": ("framework", "model", "benchmark", "method", "ratio"),
@@ -118,8 +112,7 @@ def label(cell: Cell) -> str:
 
 def benchmark(cell: Cell) -> str:
     """The benchmark's own name, whatever the framework calls it; the number of frames is told elsewhere."""
-    given = re.sub(r"_\d+frame$", "", cell["cell"]["benchmark"])
-    return BENCHMARKS.get(re.sub(r"[^a-z0-9]", "", given.lower()), given)
+    return benchmark_name(cell["cell"]["benchmark"])
 
 
 def setting(cell: Cell) -> tuple[str, int, str]:
@@ -195,7 +188,7 @@ def arrange(cells: Sequence[Cell]) -> tuple[list[Row], list[str]]:
     for cell in _same_questions(_without_repeats(cells, remarks), remarks):
         key = _line(cell)
         rows.setdefault(key, Row(*key, label(cell))).cells[benchmark(cell)] = cell
-    remarks += _different_settings(list(rows.values()))
+    remarks += _different_settings(list(rows.values())) + _different_scores(list(rows.values()))
     methods = list(dict.fromkeys([VANILLA, "tango", *(row.method for row in rows.values())]))
 
     def place(row: Row) -> tuple[Any, ...]:
@@ -267,11 +260,34 @@ def _different_settings(rows: Sequence[Row]) -> list[str]:
     return remarks
 
 
+def _different_scores(rows: Sequence[Row]) -> list[str]:
+    """Cells whose framework came to another score than the share of right answers, which is what tables hold."""
+    remarks = []
+    for name, row, cell in each_cell(rows):
+        reported, share = cell.get("reported"), accuracy(cell)
+        if reported is not None and abs(reported - share) >= 0.05:
+            remarks.append(
+                f"{row.name} on {name}: {row.framework} itself reports {reported:.1f} %, since it weighs questions "
+                f"otherwise; {share:.1f} % of the answers are right"
+            )
+    return remarks
+
+
+def accuracy(cell: Cell) -> float:
+    """Percent of a cell's questions that it got right."""
+    return 100 * sum(float(row["score"]) for row in cell["samples"]) / len(cell["samples"])
+
+
 def benchmarks(rows: Sequence[Row]) -> list[str]:
     """All benchmarks of some lines, in the paper's order."""
     found = {name for row in rows for name in row.cells}
-    known = list(dict.fromkeys(BENCHMARKS.values()))
+    known = [*QUESTIONS, MOTIONQA]
     return sorted(found, key=lambda name: (known.index(name) if name in known else len(known), name))
+
+
+def each_cell(rows: Sequence[Row]) -> Iterator[tuple[str, Row, Cell]]:
+    """All cells of some lines with their benchmark and line, benchmark by benchmark."""
+    return ((name, row, row.cells[name]) for name in benchmarks(rows) for row in rows if name in row.cells)
 
 
 def reference(rows: Sequence[Row], row: Row) -> Row | None:

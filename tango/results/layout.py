@@ -13,9 +13,10 @@ from tabulate import tabulate
 
 from tango.evaluation.settings import VANILLA
 from tango.evaluation.timing import TITLES
-from tango.results.cells import Cell, Row, arrange, benchmarks, frameworks
+from tango.evaluation.timing import efficiency_table as efficiency_of
+from tango.results.cells import Cell, Row, arrange, benchmarks, each_cell, frameworks
 from tango.results.statistics import Interval
-from tango.results.tables import SPEED_UPS, accuracy_table, efficiency_table, kind_table, published_table
+from tango.results.tables import SPEED_UPS, accuracy_table
 
 SHARE, DIFFERENCE = "share kept (%)", "difference (points)"
 VERSIONS = ("tango", "python", "torch", "transformers", "lmms-eval", "ms-vlmeval")
@@ -80,9 +81,9 @@ def _alignment(frame: pd.DataFrame) -> list[str]:
     return ["left" if name in ("", "framework", "benchmark", "kind", "quantity") else "right" for name in frame.columns]
 
 
-def shown_accuracy(rows: Sequence[Row]) -> pd.DataFrame:
-    """accuracy_table() as text."""
-    frame, names = accuracy_table(rows), benchmarks(rows)
+def shown_accuracy(rows: Sequence[Row], frame: pd.DataFrame) -> pd.DataFrame:
+    """accuracy_table() of some lines as text."""
+    names = benchmarks(rows)
     shown = _lines(frame, rows) | {"tokens kept (%)": _rounded(frame["tokens_kept"])}
     if len(names) == 1:
         shown["accuracy (%)"] = _rounded(frame[names[0]])
@@ -93,14 +94,13 @@ def shown_accuracy(rows: Sequence[Row]) -> pd.DataFrame:
     return pd.DataFrame(shown)
 
 
-def shown_kinds(rows: Sequence[Row], benchmark_frame: pd.DataFrame, name: str) -> pd.DataFrame:
+def shown_kinds(rows: Sequence[Row], scores: pd.DataFrame, kinds: pd.DataFrame, name: str) -> pd.DataFrame:
     """One benchmark by kind of question, as text.
 
     Args:
-        benchmark_frame: benchmark_table(rows). name: the benchmark.
+        scores, kinds: benchmark_table() and kind_table() of the lines. name: the benchmark.
     """
-    frame = benchmark_frame[benchmark_frame["benchmark"] == name]
-    kinds = kind_table(rows)
+    frame = scores[scores["benchmark"] == name]
     kinds = kinds[kinds["benchmark"] == name].pivot_table(
         index=["framework", "name"], columns="kind", values="accuracy", sort=False
     )
@@ -116,9 +116,8 @@ def shown_kinds(rows: Sequence[Row], benchmark_frame: pd.DataFrame, name: str) -
     return pd.DataFrame(shown)
 
 
-def shown_efficiency(rows: Sequence[Row]) -> pd.DataFrame:
-    """efficiency_table() as text; where it ran is named if that is more than one machine."""
-    frame = efficiency_table(rows)
+def shown_efficiency(rows: Sequence[Row], frame: pd.DataFrame) -> pd.DataFrame:
+    """efficiency_table() of some lines as text; where it ran is named if that is more than one machine."""
     shown = _lines(frame, rows)
     if frame["benchmark"].nunique() > 1:
         shown["benchmark"] = list(frame["benchmark"])
@@ -131,9 +130,8 @@ def shown_efficiency(rows: Sequence[Row]) -> pd.DataFrame:
     return pd.DataFrame(shown)
 
 
-def shown_published(rows: Sequence[Row]) -> pd.DataFrame:
-    """published_table() as text, the published figures in the last column; empty if there are none."""
-    frame = published_table(rows)
+def shown_published(rows: Sequence[Row], frame: pd.DataFrame) -> pd.DataFrame:
+    """published_table() of some lines as text, the published figures in the last column; empty if there are none."""
     if frame.empty:
         return frame
     units = {name: f"{name} ({unit})" for name, (unit, _) in TITLES.items()}
@@ -150,11 +148,29 @@ def shown_published(rows: Sequence[Row]) -> pd.DataFrame:
     return pd.DataFrame(shown)
 
 
-def summary(cells: Sequence[Cell]) -> RichTable:
-    """The accuracy table of one model for a terminal."""
+def summaries(cells: Sequence[Cell]) -> list[RichTable]:
+    """The accuracy table and the frameworks' efficiency table of one model, for a terminal.
+
+    Raises:
+        ResultsError: no cells, or cells of several models, numbers of frames or dtypes.
+    """
     rows, _ = arrange(cells)
+    return [accuracy_summary(shown_accuracy(rows, accuracy_table(rows))), efficiency_summary(rows)]
+
+
+def efficiency_summary(rows: Sequence[Row]) -> RichTable:
+    """The frameworks' efficiency table with a line a cell, for a terminal."""
+    several = [len(benchmarks(rows)) > 1, len(frameworks(rows)) > 1]
+    times = {}
+    for name, row, cell in each_cell(rows):
+        where = [text for text, told in zip((name, f"in {row.framework}"), several, strict=True) if told]
+        times[", ".join([row.name, *where])] = cell["efficiency"]
+    return efficiency_of(times)
+
+
+def accuracy_summary(shown: pd.DataFrame) -> RichTable:
+    """shown_accuracy() for a terminal."""
     table = RichTable(title="Accuracy, with 95 % intervals of the paired bootstrap")
-    shown = shown_accuracy(rows)
     for column in shown.columns:
         table.add_column(column, justify="left" if column in ("", "framework") else "right")
     for line in shown.itertuples(index=False):

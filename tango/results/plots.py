@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +13,25 @@ from matplotlib.figure import Figure
 
 from tango.evaluation.settings import VANILLA
 from tango.results.cells import LABELS, Row, benchmarks, frameworks
-from tango.results.tables import accuracy_table, benchmark_table, efficiency_table
 
 KEYS = ["benchmark", "framework", "name"]
 PARTS = {"Avg_ViT_Time (ms)": "ViT", "Avg_Other_Time (ms)": "other", "Avg_LLM_Prefill_Time (ms)": "prefill"}
 MARKERS = "osD^"  # one for each framework
 
 
-def plot_all(rows: Sequence[Row], folder: Path, title: str, lines: Sequence[str]) -> list[Path]:
+def plot_all(
+    rows: Sequence[Row], frames: Mapping[str, pd.DataFrame], folder: Path, title: str, lines: Sequence[str]
+) -> list[Path]:
     """Write accuracy.png, time.png and parts.png; their paths.
 
     Args:
+        frames: the tables of the lines (tango.results.tables): accuracy, benchmarks and efficiency are drawn.
         lines: where the numbers come from, for the files' description.
     """
-    scores, times = benchmark_table(rows), efficiency_table(rows)
+    scores, times = frames["benchmarks"], frames["efficiency"]
     panels = [(name, scores[scores["benchmark"] == name]) for name in benchmarks(rows)]
     if len(panels) > 1:
-        mean = accuracy_table(rows).assign(accuracy=lambda frame: frame["average"])
+        mean = frames["accuracy"].assign(accuracy=lambda frame: frame["average"])
         panels.append((f"mean of {len(panels)} benchmarks", mean.dropna(subset=["average"])))
     both = scores.merge(times[[*KEYS, "device", "machine", "Avg_Total_TTFT (ms)"]], on=KEYS).dropna(
         subset=["Avg_Total_TTFT (ms)"]

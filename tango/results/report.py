@@ -12,7 +12,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from tango.evaluation.timing import TITLES, efficiency_table
+from tango.evaluation.timing import TITLES
 from tango.results import layout, tables
 from tango.results.cells import Cell, Row, arrange, benchmarks, frameworks, read_folders, setting
 from tango.results.plots import plot_all
@@ -21,11 +21,11 @@ from tango.results.statistics import Interval
 
 @dataclass
 class Report:
-    """What was written. remarks: what was left out of it, or is to be known. summaries: for a terminal."""
+    """What was written. remarks: what was left out of it, or is to be known. summaries: its tables for a terminal."""
 
-    files: list[Path] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
     summaries: list[RichTable] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)
 
     def show(self, console: Console) -> None:
         """Print the summaries, the remarks and the files."""
@@ -48,7 +48,7 @@ def report(folders: Iterable[str | Path], output: str | Path) -> Report:
     """
     names = [str(folder) for folder in folders]
     cells, unread = read_folders(names)
-    command = shlex.join(["python", "-m", "tango.results", *names, "--output", str(output)])
+    command = shlex.join(["tango", "results", *names, "--output", str(output)])
     groups: dict[tuple[str, int, str], list[Cell]] = {}
     for cell in cells:
         groups.setdefault(setting(cell), []).append(cell)
@@ -91,23 +91,16 @@ def write_results(
         "published": tables.published_table(rows),
     }
     shown = {
-        "accuracy": layout.shown_accuracy(rows),
-        "efficiency": layout.shown_efficiency(rows),
-        "published": layout.shown_published(rows),
+        "accuracy": layout.shown_accuracy(rows, frames["accuracy"]),
+        "efficiency": layout.shown_efficiency(rows, frames["efficiency"]),
+        "published": layout.shown_published(rows, frames["published"]),
     }
     texts = {f"{name}.csv": "" if frame.empty else layout.csv(frame, lines) for name, frame in frames.items()}
     texts |= {f"{name}.tex": "" if frame.empty else layout.latex(frame, lines) for name, frame in shown.items()}
     texts["README.md"] = _readme(rows, frames, shown, lines, remarks, title)
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
-    times = {
-        ", ".join([row.name, *([name] if len(benchmarks(rows)) > 1 else []), *_in(row.framework, rows)]): cell[
-            "efficiency"
-        ]
-        for row in rows
-        for name, cell in row.cells.items()
-    }
-    made = Report(remarks=remarks, summaries=[layout.summary(used), efficiency_table(times)])
+    made = Report(remarks, [layout.accuracy_summary(shown["accuracy"]), layout.efficiency_summary(rows)])
     for name, text in texts.items():
         path = folder / name
         if text:
@@ -115,7 +108,7 @@ def write_results(
             made.files.append(path)
         else:
             path.unlink(missing_ok=True)  # of an earlier run, which had what this one lacks
-    made.files += plot_all(rows, folder, title, lines)
+    made.files += plot_all(rows, frames, folder, title, lines)
     return made
 
 
@@ -142,7 +135,7 @@ def _readme(
     if remarks:
         parts.append("**Left out, or to be noted:**\n\n" + "\n".join(f"- {remark}" for remark in remarks))
     for name in names:
-        by_kind = layout.shown_kinds(rows, frames["benchmarks"], name)
+        by_kind = layout.shown_kinds(rows, frames["benchmarks"], frames["kinds"], name)
         parts += [f"## {name} by kind of question", layout.markdown(by_kind)]
     parts += _agreement(frames["agreement"]) + _verdicts(frames["comparisons"])
     parts += ["## Efficiency", layout.markdown(shown["efficiency"]), *_efficiency_notes(rows, frames["efficiency"])]

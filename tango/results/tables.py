@@ -17,8 +17,10 @@ from tango.results.cells import (
     Cell,
     ResultsError,
     Row,
+    accuracy,
     benchmarks,
     device,
+    each_cell,
     frameworks,
     label,
     machine,
@@ -45,11 +47,6 @@ def paired_scores(one: Cell, other: Cell) -> tuple[Scores, Scores]:
     return np.array([first[i] for i in ids]), np.array([second[i] for i in ids])
 
 
-def accuracy(cell: Cell) -> float:
-    """Percent of a cell's questions that it got right."""
-    return 100 * float(np.mean([row["score"] for row in cell["samples"]]))
-
-
 def accuracy_table(rows: Sequence[Row]) -> pd.DataFrame:
     """The paper's table, one row a line: accuracy in percent on each benchmark, their mean, and that against the
     unpruned model in the same framework.
@@ -71,30 +68,20 @@ def accuracy_table(rows: Sequence[Row]) -> pd.DataFrame:
 def benchmark_table(rows: Sequence[Row]) -> pd.DataFrame:
     """One row a cell: what accuracy_table says, for each benchmark alone, with questions and unparsed replies."""
     table = []
-    for name in benchmarks(rows):
-        for row in rows:
-            if name not in row.cells:
-                continue
-            cell = row.cells[name]
-            line = {"benchmark": name} | _who(row) | {"questions": len(cell["samples"]), "accuracy": accuracy(cell)}
-            line |= {"tokens_kept": tokens_kept(cell)} | _against(row, reference(rows, row), [name])
-            table.append(line | {"unparsed": sum(answer["prediction"] is None for answer in cell["samples"])})
+    for name, row, cell in each_cell(rows):
+        line = {"benchmark": name} | _who(row) | {"questions": len(cell["samples"]), "accuracy": accuracy(cell)}
+        line |= {"tokens_kept": tokens_kept(cell)} | _against(row, reference(rows, row), [name])
+        table.append(line | {"unparsed": sum(answer["prediction"] is None for answer in cell["samples"])})
     return pd.DataFrame(table)
 
 
 def kind_table(rows: Sequence[Row]) -> pd.DataFrame:
     """One row a cell and kind of question: benchmark, framework, name, .., kind, questions, accuracy in percent."""
     table = []
-    for name in benchmarks(rows):
-        for row in rows:
-            if name in row.cells:
-                samples = pd.DataFrame(row.cells[name]["samples"]).groupby("kind")["score"]
-                table += [
-                    {"benchmark": name}
-                    | _who(row)
-                    | {"kind": kind, "questions": len(score), "accuracy": 100 * score.mean()}
-                    for kind, score in samples
-                ]
+    for name, row, cell in each_cell(rows):
+        who = {"benchmark": name} | _who(row)
+        for kind, score in pd.DataFrame(cell["samples"]).groupby("kind")["score"]:
+            table.append(who | {"kind": kind, "questions": len(score), "accuracy": 100 * score.mean()})
     return pd.DataFrame(table)
 
 
@@ -161,20 +148,16 @@ def efficiency_table(rows: Sequence[Row]) -> pd.DataFrame:
     """
     columns = {name: f"{name} ({unit})" for name, (unit, _) in TITLES.items()}
     table = []
-    for name in benchmarks(rows):
-        for row in rows:
-            if name not in row.cells:
-                continue
-            cell = row.cells[name]
-            line = {"benchmark": name} | _who(row) | {"device": device(cell), "machine": machine(cell)}
-            line |= {title: _number(cell["efficiency"][key]) for key, title in columns.items()}
-            unpruned = reference(rows, row)
-            base = None if unpruned is None else unpruned.cells.get(name)
-            for key in SPEED_UPS:
-                times = [np.nan if one is None else _number(one["efficiency"][key]) for one in (base, cell)]
-                same = base is not None and machine(base) == machine(cell)
-                line[f"{key} speed-up"] = times[0] / times[1] if same and times[1] else np.nan
-            table.append(line)
+    for name, row, cell in each_cell(rows):
+        line = {"benchmark": name} | _who(row) | {"device": device(cell), "machine": machine(cell)}
+        line |= {title: _number(cell["efficiency"][key]) for key, title in columns.items()}
+        unpruned = reference(rows, row)
+        base = None if unpruned is None else unpruned.cells.get(name)
+        for key in SPEED_UPS:
+            times = [np.nan if one is None else _number(one["efficiency"][key]) for one in (base, cell)]
+            same = base is not None and machine(base) == machine(cell)
+            line[f"{key} speed-up"] = times[0] / times[1] if same and times[1] else np.nan
+        table.append(line)
     return pd.DataFrame(table)
 
 

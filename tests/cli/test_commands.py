@@ -11,11 +11,13 @@ from made_up import made_up, write_sweep
 from safetensors.torch import load_file
 
 from tango.cli import demo, doctor, main, profile
+from tango.cli.plan import LMMS_MODELS
 from tango.evaluation.cells import Evaluation
 from tango.evaluation.chat import Chat
 from tango.evaluation.checkpoints import load
 from tango.evaluation.sweep import Cell
 from tango.evaluation.timing import TITLES
+from tango.models import FAMILIES
 from tango.pruners import REGISTRY
 
 ROOT = Path(__file__).parents[2]
@@ -166,9 +168,29 @@ def test_sweep_prints_its_commands(capsys: Captured) -> None:
 
 def test_sweep_names_what_is_missing(capsys: Captured) -> None:
     words = ["sweep", "--framework", "VLMEvalKit", "--benchmark", "MVBench", "--model", "owner/name", "--dry-run"]
-    found = told(capsys, *words, code=2)
+    found = told(capsys, *words)
     assert len(found["cells"]) == 4 and all("owner/name" in cell["command"] for cell in found["cells"])
     assert [line.partition(":")[0] for line in found["missing"]] == ["owner/name", "OpenGVLab/MVBench"]
+
+
+def test_sweep_knows_models_and_benchmarks_in_both_frameworks(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert set(LMMS_MODELS) == set(FAMILIES)
+    monkeypatch.setenv("NPROC", "2")
+    words = ["sweep", "--framework", "lmms-eval", "--framework", "VLMEvalKit", "--frames", "16", "--ratio", "0.1"]
+    words += ["--model", "Qwen/Qwen2.5-VL-7B-Instruct", "--model", "lmms-lab/LLaVA-Video-7B-Qwen2", "--limit", "5"]
+    found = told(capsys, *words, "--benchmark", "mlvu_dev", "--benchmark", "MVBench", "--dry-run")
+    lines = [" ".join(cell["command"]) for cell in found["cells"]]
+    assert len(lines) == 16 and all("--nproc-per-node=2 -m " in line for line in lines)
+    for model, lmms in (("Qwen2.5-VL", "qwen2_5_vl"), ("LLaVA-Video", "llava_vid")):
+        ours = [line for line in lines if "pretrained=" in line and model in line]
+        frames = "max_num_frames=16" if lmms == "qwen2_5_vl" else "max_frames_num=16"
+        assert all(f"--model {lmms} " in line and frames in line for line in ours)
+        assert [line.partition("--tasks ")[2].split()[0] for line in ours] == ["mlvu_dev"] * 2 + ["mvbench"] * 2
+    assert [line.partition("--data ")[2].split()[0] for line in lines[4:8:2]] == ["MLVU_MCQ_16frame", "MVBench_16frame"]
+    needed = [line.partition(":")[0] for line in found["missing"]]
+    assert "google/siglip-so400m-patch14-384" in needed and "sy1998/MLVU_dev" in needed and "MLVU/MVLU" in needed
 
 
 def test_sweep_runs_its_cells(capsys: Captured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -35,6 +35,32 @@ with Lossy("local", gpus=0, workers=2) as cluster:
     Sweep(folder, cells, console=quiet(), machine=cluster).run()
 """
 
+# `tango sweep --ray` of two cells, one of which fails, instead of a model's. argv: folder, this one.
+COMMAND = """
+import sys
+from pathlib import Path
+sys.path[:0] = [sys.argv[2], str(Path(sys.argv[2]).parent)]
+from dataclasses import replace
+from made_up import made_up
+from test_sweep import cell
+from tango.cli import main, sweep
+folder = Path(sys.argv[1])
+result = made_up("tango", 0.1, [1, 2]) | {"tokens": {}}
+cells = [replace(cell(folder / "m", "a", 2), collect=lambda run: result), cell(folder / "m", "bad", status=3)]
+sweep.make_plan = lambda grid: sweep.Plan({"m": cells}, [], [])
+sys.exit(main(["sweep", "--ray", "local", "--gpus", "0", "--output", str(folder), "--json"]))
+"""
+
+
+def test_the_command_hands_its_cells_to_ray(tmp_path: Path, environment: dict[str, str]) -> None:
+    words = [sys.executable, "-c", COMMAND, str(tmp_path), str(Path(__file__).parent)]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1, done.stderr
+    told = json.loads(done.stdout)
+    assert [one["method"] for one in told["cells"]] == ["tango"] and list(told["failed"]) == ["m/bad"]
+    assert "exit status 3" in told["failed"]["m/bad"]
+    assert (tmp_path / "m" / "cells" / "a" / "cell.json").is_file()
+
 
 def answered(folder: Path) -> int:
     journal = folder / "cells" / "a" / "run" / "journal" / "r-rank0.jsonl"

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import pandas as pd
 import psutil
 import pytest
 from tiny import REPOSITORY, write_benchmark
@@ -16,6 +17,7 @@ from tango.evaluation.cells import Evaluation
 from tango.evaluation.lmms_cells import lmms_cell
 from tango.evaluation.sweep import Sweep
 from tango.evaluation.vlmeval_cells import vlmeval_cell
+from tango.results import report
 
 TINY = REPOSITORY / "checkpoints" / "tango-tiny"
 DATA = REPOSITORY / "data" / "motionqa"
@@ -130,11 +132,18 @@ def test_scripts_print_their_commands_and_name_what_is_missing(
 
 
 @pytest.mark.skipif(not (TINY / "model.safetensors").is_file(), reason="checkpoints/tango-tiny is not there")
-def test_a_sweep_of_a_script(environment: dict[str, str], tmp_path: Path) -> None:
-    given = ("--benchmarks", "MotionQA", "--limit", "2", "--frames", "8", "--methods")
-    variables = {"MODEL": str(TINY), "OUTPUT": str(tmp_path), "COLUMNS": "200"}
-    run = script("VLMEvalKit/run_eval_ov.sh", environment, *given, **variables)
+def test_the_efficiency_table_comes_out_of_run_profile(environment: dict[str, str], tmp_path: Path) -> None:
+    given = ("--benchmark", "MotionQA", "--limit", "3", "--ratio", "0.1", "--config", "configs/tango_tiny.yaml")
+    variables = {"MODEL": str(TINY), "OUTPUT": str(tmp_path / "logs"), "FRAMES": "8"}
+    run = script("lmms-eval/run_profile.sh", environment, *given, **variables)
     assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-2000:]
     assert "unpruned" in run.stdout and "Avg_Total_TTFT" in run.stdout
-    again = script("VLMEvalKit/run_eval_ov.sh", environment, *given, **variables)
-    assert again.returncode == 0 and "1 of 1 cells are finished already" in again.stdout
+    again = script("lmms-eval/run_profile.sh", environment, *given, **variables)
+    assert again.returncode == 0 and "2 of 2 cells are finished already" in again.stderr
+    made = report([tmp_path / "logs"], tmp_path / "tables")
+    (file,) = (file for file in made.files if file.name == "efficiency.csv")
+    table = pd.read_csv(file, comment="#").set_index("name")
+    parts = table.loc["Tango 10 %", ["Avg_ViT_Time (ms)", "Avg_Other_Time (ms)", "Avg_LLM_Prefill_Time (ms)"]]
+    assert parts.sum() == pytest.approx(table.loc["Tango 10 %", "Avg_Total_TTFT (ms)"], abs=1e-3)
+    times = table["Avg_Total_TTFT (ms)"]
+    assert table.loc["Tango 10 %", "Avg_Total_TTFT speed-up"] == pytest.approx(times.iloc[0] / times.iloc[1], abs=1e-3)
