@@ -18,10 +18,8 @@ from transformers import Qwen2Tokenizer
 from tango.evaluation import motionqa
 from tango.evaluation.motionqa import Spec, caption, questions, render, sample_spec
 
-TRAIN_SEED, VALIDATION_SEED = (
-    1_000_000,
-    500_000,
-)  # first seed of each split; the test split starts at 0, they never meet
+# First seed of each split; the test split starts at 0, and they never meet.
+TRAIN_SEED, VALIDATION_SEED = 1_000_000, 500_000
 PATCH, GRID = 8, motionqa.SIZE // 8
 IMAGE, VIDEO, TURN, END, PAD = "<image>", "<video>", "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 CHAT_TEMPLATE = (

@@ -1,4 +1,4 @@
-"""Reading the recorded outputs of published code in tests/golden/<method>/."""
+"""Reading the recorded outputs of published code: in tests/golden/ Tango's, in tests/golden/<method>/ the others'."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from safetensors import safe_open
 
 
-def cases(method: str) -> list[Path]:
+def cases(method: str = "") -> list[Path]:
     return sorted((Path(__file__).with_name("golden") / method).glob("case_*.safetensors"))
 
 

@@ -6,32 +6,20 @@ the two merged rows it joins. For these two rows, and no others, the outcome of 
 other side) is allowed as well.
 """
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
+from golden_cases import cases, read
 from oracle import Oracle
-from safetensors import safe_open
 
 from tango import Tango
 from tango.rope import rope_sections, rotate
 
-CASES = sorted(Path(__file__).with_name("golden").glob("case_*.safetensors"))
+CASES = cases()
 FIELDS = (
     "retention_ratio", "context_ratio", "similarity_threshold", "static_threshold", "expansion", "num_neighbors",
     "anchor_weight", "time_base", "space_base", "segmentation", "sink_tokens",
 )  # fmt: skip
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-6}
-
-
-def read(path):
-    with safe_open(path, "pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        parameters = json.loads(file.metadata()["parameters"])
-    tensors["features"] = tensors["features"].float()
-    grid = parameters["grid_height"], parameters["grid_width"]
-    return tensors, parameters, grid, {name: parameters[name] for name in FIELDS}
 
 
 def test_all_cases_are_here():
@@ -41,7 +29,8 @@ def test_all_cases_are_here():
 @pytest.mark.parametrize("placement, expected", [("anchor", "kept_features"), ("published", "kept_features_published")])
 @pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
 def test_case(path, placement, expected):
-    tensors, _, grid, settings = read(path)
+    tensors, parameters, grid = read(path)
+    settings = {name: parameters[name] for name in FIELDS}
     inputs = tensors["features"], tensors["saliency"], grid, tensors["timestamps"]
     pruned = Tango(**settings, placement=placement).prune(*inputs)
     assert torch.equal(pruned.indices, tensors["kept_indices"])
@@ -58,7 +47,7 @@ def test_case(path, placement, expected):
 
 @pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
 def test_rotated_vectors(path):
-    tensors, parameters, (height, width), _ = read(path)
+    tensors, parameters, (height, width) = read(path)
     frames, tokens, dim = tensors["features"].shape
     assert list(rope_sections(dim)) == parameters["rope_sections"]
     positions = torch.tensor(
@@ -76,7 +65,8 @@ def test_rotated_vectors(path):
 
 @pytest.mark.parametrize("path", CASES[:8], ids=lambda path: path.stem)
 def test_the_oracle_meets_the_cases_too(path):
-    tensors, _, grid, settings = read(path)
+    tensors, parameters, grid = read(path)
+    settings = {name: parameters[name] for name in FIELDS}
     for distance in ("difference", "product"):
         indices, _, sizes = Oracle(**settings, distance=distance).prune(
             tensors["features"], tensors["saliency"], grid, tensors["timestamps"]
@@ -88,7 +78,8 @@ def test_the_oracle_meets_the_cases_too(path):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_in_and_out(dtype):
     """Half-precision input is upcast once and the result is cast once: the fp32 result, rounded."""
-    tensors, _, grid, settings = read(CASES[4])
+    tensors, parameters, grid = read(CASES[4])
+    settings = {name: parameters[name] for name in FIELDS}
     features = tensors["features"].to(dtype)
     half = Tango(**settings).prune(features, tensors["saliency"], grid, tensors["timestamps"])
     full = Tango(**settings).prune(features.float(), tensors["saliency"], grid, tensors["timestamps"])

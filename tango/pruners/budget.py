@@ -1,7 +1,8 @@
-"""Exact numbers of tokens, for `exact_budget`: shares that sum to a total, and a last token added or dropped.
+"""Exact numbers of tokens: shares that sum to a total, and a last token added or dropped.
 
-A method that spreads a budget over frames or segments makes its own shares whole with apportion(). One whose count is
-what comes out of its steps has its result brought to the count with fit(), through Pruner.exactly(). Pure functions.
+A method that spreads a budget over frames or segments makes its own shares whole with apportion() or evenly(). One
+whose count is what comes out of its steps has its result brought to the count with fit(), through Pruner.exactly().
+Pure functions.
 """
 
 from __future__ import annotations
@@ -51,6 +52,11 @@ def apportion(shares: Tensor, caps: Tensor, total: int) -> Tensor:
     remainder = (exact - whole).masked_fill_(full, -torch.inf)
     whole[remainder.sort(descending=True, stable=True).indices[:missing]] += 1
     return whole
+
+
+def evenly(total: int, frames: int) -> Tensor:
+    """Shares of frames that differ by 1 at most: frame f of F gets floor((f + 1) B / F) - floor(f B / F) of B; (F,)."""
+    return torch.diff(torch.arange(frames + 1) * total // frames)
 
 
 def fit(pruned: Pruned, features: Tensor, ranking: Tensor, count: int) -> Pruned:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tango.clustering import distances
 from tango.pruners.base import Given, Pruned, Pruner, full_precision, keep
+from tango.pruners.budget import evenly
 
 SCOPES = ("video", "frame")
 BLOCK_ELEMENTS = 1 << 22  # of cosines at once, for the first pick
@@ -56,7 +57,7 @@ class DivPrune(Pruner):
         else:
             budgets = torch.full((frames,), self.budget(1, tokens))
             if self.exact_budget:
-                budgets = torch.diff(torch.arange(frames + 1) * self.budget(frames, tokens) // frames)
+                budgets = evenly(self.budget(frames, tokens), frames)
             sets = features
         with full_precision(features.device):
             picks = most_diverse(sets, int(budgets.max()))

@@ -44,8 +44,8 @@ class FlashVID(Pruner):
     Published quirks that are kept: a tree's sum is divided by 1 + the number of its root's own children, too little
     for long chains (tree_mean "exact" divides by the tree's size); in a segment of one frame the merged tokens are
     clusters of all of its tokens, salient ones included, so an index may occur twice, the salient token first (indices
-    ascend otherwise). Not kept: v2's selection may pick
-    a token again, and a budget of all tokens fails; here every token is picked once, and a full budget keeps all.
+    ascend otherwise). Not kept: v2's selection may pick a token again, and a budget of all tokens fails; here every
+    token is picked once, and a full budget keeps all.
 
     Args:
         retention_ratio, saliency_weights: see Pruner. 1 keeps every token as it is. The ratio is the mean over the

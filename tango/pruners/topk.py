@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 
 from tango.pruners.base import Given, Pruned, Pruner, check_saliency, keep, token_budget, zero_sinks
+from tango.pruners.budget import evenly
 
 SCOPES = ("frame", "video")
 
@@ -50,7 +51,7 @@ class TopK(Pruner):
             ranked = saliency.flatten().sort(descending=True, stable=True).indices
             indices = ranked[:budget].sort().values
         else:
-            shares = torch.diff(torch.arange(frames + 1) * budget // frames).to(saliency.device)
+            shares = evenly(budget, frames).to(saliency.device)
             ranked = saliency.sort(dim=1, descending=True, stable=True).indices
             kept = torch.zeros_like(ranked, dtype=torch.bool)
             kept.scatter_(1, ranked, torch.arange(tokens, device=saliency.device) < shares[:, None])

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tango.merging import segment_sums
 from tango.pruners.base import Given, Pruned, Pruner, check_finite, check_saliency, check_tensor, full_precision
+from tango.pruners.budget import evenly
 from tango.pruners.trace import Fates
 from tango.similarity import most_similar
 
@@ -72,7 +73,7 @@ class VisionZip(Pruner):
             raise ValueError(f"VisionZip.tokens_per_frame = {total}: a frame of this video has only {tokens} tokens")
         totals = torch.full((frames,), total)
         if self.exact_budget:
-            totals = torch.diff(torch.arange(frames + 1) * self.budget(frames, tokens) // frames)
+            totals = evenly(self.budget(frames, tokens), frames)
         kept, values = [], []
         with full_precision(features.device):
             for total in set(totals.tolist()):

@@ -3,15 +3,7 @@
 import pytest
 import torch
 from golden_cases import read
-from videos import made_up
-
-
-def with_signals(method, features, saliency, grid, seed=0):
-    """prune() with the signals that a method asks for beyond saliency, made up."""
-    generator = torch.Generator().manual_seed(seed)
-    made = {"keys": torch.randn(*features.shape[:2], 5, generator=generator),
-            "frame_vectors": torch.randn(features.shape[0], 6, generator=generator)}  # fmt: skip
-    return method.prune(features, saliency, grid, **{name: made[name] for name in made if name in method.signals})
+from videos import made_up, prune
 
 
 def same(pruned, indices, values, sizes=None, features=None):
@@ -48,18 +40,18 @@ def check_properties(make, most, video, ratio, unique=True):
     """
     features, saliency, grid, _ = made_up(**video)
     frames, tokens, dim = features.shape
-    pruned = with_signals(make(ratio), features, saliency, grid)
+    pruned = prune(make(ratio), (features, saliency, grid, None))
     assert 1 <= len(pruned.indices) <= most(frames, tokens, ratio)
     assert int(pruned.indices.min()) >= 0 and int(pruned.indices.max()) < frames * tokens
     assert not unique or len(pruned.indices.unique()) == len(pruned.indices)
     assert pruned.features.shape == (len(pruned.indices), dim) and pruned.features.isfinite().all()
     assert int(pruned.segment_sizes.sum()) == frames
-    again = with_signals(make(ratio), features.bfloat16(), saliency, grid)
-    wide = with_signals(make(ratio), features.bfloat16().float(), saliency, grid)
+    again = prune(make(ratio), (features.bfloat16(), saliency, grid, None))
+    wide = prune(make(ratio), (features.bfloat16().float(), saliency, grid, None))
     assert again.features.dtype == torch.bfloat16
     assert torch.equal(again.indices, wide.indices)
     assert torch.equal(again.features, wide.features.bfloat16())
-    whole = with_signals(make(1.0), features, saliency, grid)
+    whole = prune(make(1.0), (features, saliency, grid, None))
     assert torch.equal(whole.indices, torch.arange(frames * tokens))
     assert torch.equal(whole.features, features.flatten(0, 1))
 
@@ -80,7 +72,7 @@ def check_refusals(method, settings):
     ]
     for (x, s, g), message in cases:
         with pytest.raises(ValueError, match=message):
-            with_signals(method, x, s, g)
+            prune(method, (x, s, g, None))
     for field, value in settings:
         with pytest.raises(ValueError, match=rf"{type(method).__name__}\.{field} = "):
             type(method)(**{field: value})

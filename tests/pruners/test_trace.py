@@ -1,18 +1,14 @@
 """Traces: prune() stays what it is, and what they tell of salient, merged and static tokens is what was computed."""
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
-from safetensors import safe_open
+from golden_cases import cases, read
 from videos import made_up, prune
 
 from tango import Tango
 from tango.pruners import REGISTRY
 from tango.pruners.trace import CONTEXT, GONE, KEPT, SALIENT, traced
 
-GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("case_*.safetensors"))
 VARIANTS = [
     {},
     {"placement": "published"},
@@ -86,14 +82,12 @@ def check(method, features, saliency, grid, times):
     return trace
 
 
-@pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", cases(), ids=lambda path: path.stem)
 def test_members_make_the_golden_tokens(path):
-    with safe_open(path, "pt") as file:
-        features, saliency, times = (file.get_tensor(name) for name in ("features", "saliency", "timestamps"))
-        known = json.loads(file.metadata()["parameters"])
+    tensors, known, grid = read(path)
     names = ("retention_ratio", "context_ratio", "similarity_threshold", "static_threshold", "segmentation")
     method = Tango(**{name: known[name] for name in names}, anchor_weight=known["anchor_weight"])
-    check(method, features.float(), saliency, (known["grid_height"], known["grid_width"]), times)
+    check(method, tensors["features"], tensors["saliency"], grid, tensors["timestamps"])
 
 
 @pytest.mark.parametrize("settings", VARIANTS, ids=str)
