@@ -13,6 +13,7 @@ import argparse
 import json
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -22,7 +23,7 @@ from tango.evaluation import settings
 from tango.evaluation.cells import Evaluation
 from tango.evaluation.frameworks import FRAMEWORKS, LMMS_EVAL
 from tango.evaluation.lmms_cells import lmms_cell
-from tango.evaluation.sweep import Sweep, SweepError
+from tango.evaluation.sweep import Cell, Sweep, SweepError
 from tango.evaluation.vlmeval_cells import vlmeval_cell
 from tango.pruners import REGISTRY
 from tango.results import write_results
@@ -54,52 +55,10 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=Path("results/motionqa"), help="folder of tables and plot")
     args = parser.parse_args()
     console = Console()
-
-    questions = args.data / "test.json"
-    for needed in (questions, Path(args.checkpoint) / "config.json", Path(args.config)):
-        if not needed.is_file():
-            console.print(
-                f"[red]{needed} is missing[/]; run this from the repository's root, or name what to use instead"
-            )
-            return 2
-    if args.data.resolve() != DATA.resolve():
-        for framework, option, default in zip(FRAMEWORKS, ("task", "dataset"), (TASK, DATASET), strict=True):
-            if framework in args.frameworks and getattr(args, option) == default:
-                console.print(
-                    f"[red]{framework}'s {default} does not read {args.data}[/]; name with --{option} what does"
-                )
-                return 2
-    unknown = {*args.methods, *args.baselines} - {"all", *REGISTRY}
-    if unknown:
-        console.print(f"[red]unknown methods: {', '.join(sorted(unknown))}[/]; there are {', '.join(REGISTRY)}")
+    if (problem := wrong(args)) is not None:
+        console.print(f"[red]{problem}[/]", soft_wrap=True)
         return 2
-    methods = list(REGISTRY) if "all" in args.methods else ["tango", *args.methods]
-    grid: list[tuple[str, float | None, str, str | None]] = [("vanilla", None, args.config, None)]
-    grid += [(method, ratio, args.config, None) for method in dict.fromkeys(methods) for ratio in args.ratios]
-    grid += [(m, min(args.ratios), args.config, None) for m in args.baselines if m not in methods]
-    if args.ablations is not None:
-        grid += [("tango", ABLATED, str(file), file.stem) for file in sorted(args.ablations.glob("*.yaml"))]
-    layers = json.loads((Path(args.checkpoint) / "config.json").read_text(encoding="utf-8"))
-    layers = layers.get("text_config", {}).get("num_hidden_layers")
-    for cell in list(grid):
-        method, ratio, config, _ = cell
-        chosen = {"WRAPPER": method, "TANGO_CONFIG": config, "TANGO_ARGS": f"retention_ratio={ratio}"}
-        pruner = None if ratio is None else settings.from_environment(chosen).pruner
-        if pruner is not None and (reason := impossible(pruner, layers)):
-            console.print(f"left out: {reason}", soft_wrap=True)
-            grid.remove(cell)
-    data = [questions, *sorted((args.data / "videos").iterdir())]
-    count = len(json.loads(questions.read_text(encoding="utf-8")))
-    cells = []
-    for framework in dict.fromkeys(args.frameworks):
-        for method, ratio, config, variant in grid:
-            if framework != args.frameworks[0] and (method not in REPEATED or variant is not None):
-                continue
-            one = Evaluation(args.checkpoint, count, data, method, ratio, config, variant, args.limit)
-            if framework == LMMS_EVAL.name:
-                cells.append(lmms_cell(args.work, one, task=args.task, include_path=args.include_path))
-            else:
-                cells.append(vlmeval_cell(args.work, one, dataset=args.dataset))
+    cells = cells_of(args, possible(grid_of(args), console))
     sweep = Sweep(args.work, cells, args.jobs, console)
     try:
         failures = sweep.run()
@@ -117,6 +76,63 @@ def main() -> int:
     for name, reason in failures.items():
         console.print(f"[red]{name}[/]: {reason}", soft_wrap=True)
     return 1 if failures else 0
+
+
+def wrong(args: argparse.Namespace) -> str | None:
+    """What of the arguments cannot be; None if all can."""
+    for needed in (args.data / "test.json", Path(args.checkpoint) / "config.json", Path(args.config)):
+        if not needed.is_file():
+            return f"{needed} is missing; run this from the repository's root, or name what to use instead"
+    if args.data.resolve() != DATA.resolve():
+        for framework, option, default in zip(FRAMEWORKS, ("task", "dataset"), (TASK, DATASET), strict=True):
+            if framework in args.frameworks and getattr(args, option) == default:
+                return f"{framework}'s {default} does not read {args.data}; name with --{option} what does"
+    if unknown := {*args.methods, *args.baselines} - {"all", *REGISTRY}:
+        return f"unknown methods: {', '.join(sorted(unknown))}; there are {', '.join(REGISTRY)}"
+    return None
+
+
+def grid_of(args: argparse.Namespace) -> list[Evaluation]:
+    """What to evaluate in the first framework."""
+    file = args.data / "test.json"
+    count = len(json.loads(file.read_text(encoding="utf-8")))
+    vanilla = Evaluation(args.checkpoint, count, [file, *sorted((args.data / "videos").iterdir())], limit=args.limit)
+    methods = list(REGISTRY) if "all" in args.methods else list(dict.fromkeys(["tango", *args.methods]))
+    chosen = [(method, ratio) for method in methods for ratio in args.ratios]
+    chosen += [(method, min(args.ratios)) for method in args.baselines if method not in methods]
+    grid = [replace(vanilla, method=method, ratio=ratio, config=args.config) for method, ratio in chosen]
+    for settings_file in sorted(args.ablations.glob("*.yaml")) if args.ablations is not None else []:
+        name, config = settings_file.stem, str(settings_file)
+        grid.append(replace(vanilla, method="tango", ratio=ABLATED, config=config, variant=name))
+    return [replace(vanilla, config=args.config), *grid]
+
+
+def possible(grid: list[Evaluation], console: Console) -> list[Evaluation]:
+    """Without what a method cannot do in this language model, which is said."""
+    text = json.loads((Path(grid[0].pretrained) / "config.json").read_text(encoding="utf-8")).get("text_config", {})
+    kept = []
+    for one in grid:
+        pruner = settings.from_environment(one.environment).pruner
+        reason = None if pruner is None else impossible(pruner, text.get("num_hidden_layers"))
+        if reason is None:
+            kept.append(one)
+        else:
+            console.print(f"left out: {reason}", soft_wrap=True)
+    return kept
+
+
+def cells_of(args: argparse.Namespace, grid: list[Evaluation]) -> list[Cell]:
+    """All of the grid in the first framework, in the second what is repeated there."""
+    cells = []
+    for framework in dict.fromkeys(args.frameworks):
+        for one in grid:
+            if framework != args.frameworks[0] and (one.method not in REPEATED or one.variant is not None):
+                continue
+            if framework == LMMS_EVAL.name:
+                cells.append(lmms_cell(args.work, one, task=args.task, include_path=args.include_path))
+            else:
+                cells.append(vlmeval_cell(args.work, one, dataset=args.dataset))
+    return cells
 
 
 if __name__ == "__main__":

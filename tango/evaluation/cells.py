@@ -99,7 +99,8 @@ def framework_cell(
         provenance.code_fingerprint(),
         {package: version for package, version in provenance.versions().items() if package in kept},
     )
-    what = {"framework": framework.name, "model": Path(evaluation.pretrained).name, "benchmark": benchmark}
+    what: dict[str, Any] = {"framework": framework.name, "model": Path(evaluation.pretrained).name}
+    what |= {"benchmark": benchmark}
     what |= {"method": evaluation.method, "ratio": evaluation.ratio, "variant": evaluation.variant}
     samples = evaluation.samples
     if evaluation.limit is not None:
