@@ -58,7 +58,7 @@ def test_the_command_hands_its_cells_to_ray(tmp_path: Path, environment: dict[st
     assert done.returncode == 1, done.stderr
     told = json.loads(done.stdout)
     assert [one["method"] for one in told["cells"]] == ["tango"] and list(told["failed"]) == ["m/bad"]
-    assert "exit status 3" in told["failed"]["m/bad"]
+    assert "it went wrong" in told["failed"]["m/bad"]
     assert (tmp_path / "m" / "cells" / "a" / "cell.json").is_file()
 
 
