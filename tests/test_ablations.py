@@ -86,7 +86,8 @@ def test_the_whole_grid_and_each_single_change_are_shipped():
     assert grid <= stems
     changed = {stem.rsplit("-", 1)[0] for stem in stems - grid}
     assert changed == {
-        "anchor_weight", "context_ratio", "expansion", "num_neighbors", "placement", "space_base", "time_base"
+        "anchor_weight", "context_ratio", "expansion", "keep_positions", "num_neighbors", "placement", "space_base",
+        "static_threshold", "time_base",
     }  # fmt: skip
 
 

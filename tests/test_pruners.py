@@ -107,6 +107,7 @@ def test_rows_are_the_inputs_own_bits(method, dtype):
         (lambda: Random(seed=0.5), "Random.seed = 0.5"),
         (lambda: Uniform(0.0), "Uniform.retention_ratio = 0.0"),
         (lambda: Uniform(exact_budget=1), "Uniform.exact_budget = 1: expected True or False"),
+        (lambda: Uniform(keep_positions="yes"), "Uniform.keep_positions = 'yes': expected True or False"),
     ],
 )
 def test_settings_out_of_range_are_named(make, message):

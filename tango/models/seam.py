@@ -286,7 +286,7 @@ class Seam:
             embeddings, columns = self.family.lay_out(video, pruned)
             visual = torch.isin(columns, self.family.token_columns(video).to(columns.device))
             edits.append(Edit(video.row, video.columns, columns, embeddings, visual))
-        prompt = shorten(self.family, inputs, edits, side, self.pruner.keeps_positions)
+        prompt = shorten(self.family, inputs, edits, side, self.pruner.keep_positions)
         self._arm(prompt)
         return prompt
 

@@ -76,20 +76,20 @@ class Pruner(ABC):
             takes the family's default.
         exact_budget: keep exactly budget() tokens of every video, a number known before it is encoded; False leaves
             each method the rounding, and the dependence on content, that it was published with.
+        keep_positions: the language model sees kept tokens, and all text, at the positions they had in the unpruned
+            prompt, also in a model family that numbers a pruned prompt without gaps. prune() gives the same either way.
 
     Raises:
         ValueError: a field is out of its range; the message names the field, the value and the range.
     """
 
     name: ClassVar[str]
-    # Whether the language model sees kept tokens, and all text, at the positions they had in the unpruned prompt, also
-    # in a model family that numbers a pruned prompt without gaps.
-    keeps_positions: ClassVar[bool] = False
 
     retention_ratio: float = 0.1
     saliency: str | None = None
     saliency_weights: str | None = None
     exact_budget: bool = False
+    keep_positions: bool = False
 
     def __post_init__(self) -> None:
         self._number("retention_ratio", above=0, most=1)
@@ -97,6 +97,7 @@ class Pruner(ABC):
         if self.saliency_weights is not None and not isinstance(self.saliency_weights, str):
             self._reject("saliency_weights", "a path or a hub id as text, or None")
         self._flag("exact_budget")
+        self._flag("keep_positions")
 
     @property
     def signals(self) -> frozenset[str]:

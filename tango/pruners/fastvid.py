@@ -38,6 +38,7 @@ class FastVID(Pruner):
         retention_ratio, saliency, saliency_weights: see Pruner. 1 keeps every token as it is.
         exact_budget: see Pruner. The least salient of the kept tokens go, or the most salient of the others come back,
             unmerged, until the number is right.
+        keep_positions: see Pruner; True as published.
         min_segments: segments to cut the video into at least, where it has as many frames.
         similarity_threshold: neighbouring frames less similar than that are cut apart; 0.9 for LLaVA-OneVision (0.84
             was published for Qwen2.5-VL).
@@ -45,15 +46,13 @@ class FastVID(Pruner):
         anchor_interval: frames from one anchor frame to the next.
         anchor_weight: least weight of the anchor in a merged token.
 
-    The language model sees kept tokens, and all text, at the positions they had in the whole prompt.
-
     Raises:
         ValueError: a field is out of its range.
     """
 
     name: ClassVar[str] = "fastvid"
-    keeps_positions: ClassVar[bool] = True
 
+    keep_positions: bool = True
     min_segments: int = 8
     similarity_threshold: float = 0.9
     context_ratio: float = 0.4

@@ -19,10 +19,6 @@ class Keen(Spy):
         super().__init__(*args, wanted=self.wanted, **settings)
 
 
-class Gaps(Spy):
-    keeps_positions = True
-
-
 def given(family, saliency="received_attention", attention="sdpa", dtype=torch.float32):
     """What a pruner is given for one video of 4 frames, the model, and the video."""
     model, spy, inputs = family.model(dtype, attention), Keen(saliency=saliency), family.pixels(1, dtype=dtype)
@@ -137,7 +133,7 @@ def test_positions_with_gaps(attention):
     with attach(model, Spy(indices)):
         closed = model(**inputs).logits
     assert (closed - logits).abs().max() > 1e-3  # positions matter here
-    with attach(model, Gaps(indices)):
+    with attach(model, Spy(indices, keep_positions=True)):
         torch.testing.assert_close(model(**inputs).logits, logits, atol=1e-4, rtol=1e-4)
         without_mask = {name: value for name, value in inputs.items() if name != "attention_mask"}
         for more in ({}, {"use_cache": False}):
