@@ -182,11 +182,11 @@ def benchmarks() -> Iterator[Finding]:
             group, "MotionQA", MISSING, "no checkout", "run this in a checkout; there: make data", needed=True
         )
     for framework in FRAMEWORKS.values():
-        for name, questions in QUESTIONS.items():
+        for name, count in QUESTIONS.items():
             one = framework.benchmarks[name]
             if one.repository is not None:
                 problem = missing_dataset(one.repository, one.pattern)
-                found = f"{one.repository}, {questions} questions"
+                found = f"{one.repository}, {count} questions"
                 advice = (problem or "").partition("; ")[2]
                 yield Finding(group, f"{name} in {framework.name}", MISSING if problem else WELL, found, advice)
 
