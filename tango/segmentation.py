@@ -75,6 +75,11 @@ def holitom(similarity: Tensor, threshold: float, max_window: int | None = None)
     return torch.tensor(sizes[::-1], dtype=torch.int64)
 
 
+def holitom_threshold(retention_ratio: float) -> float:
+    """The similarity threshold that HoliTom (arXiv 2505.21334) and Tango were published with at a retention ratio."""
+    return 0.65 if retention_ratio <= 0.1 else 0.8
+
+
 def static_places(similarity: Tensor, sizes: Tensor, threshold: float) -> Tensor:
     """Places whose similarity is above the threshold for every pair of neighbours in a segment.
 

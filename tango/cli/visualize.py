@@ -43,7 +43,7 @@ def visualize(
     dtype: Dtype = "auto",
     as_json: Json = False,
 ) -> None:
-    """Draw which tokens of a video each method keeps, drops and merges: a page with sliders and one picture each."""
+    """Draw which tokens of a video each method keeps, drops and merges: a page with sliders and a contact sheet."""
     with stdout_for_json(as_json), progress() as show:
         show("starting up", 0, 1)
         from tango.visualize import visualize as draw

@@ -15,7 +15,7 @@ from tango.pruners.base import Given, Pruned, Pruner, check_saliency, full_preci
 from tango.pruners.budget import fit
 from tango.pruners.in_llm import LayerPruning, check_layer
 from tango.pruners.trace import Fates
-from tango.segmentation import holitom, neighbour_similarity
+from tango.segmentation import holitom, holitom_threshold, neighbour_similarity
 
 
 @dataclass
@@ -100,7 +100,7 @@ class HoliTom(Pruner):
         frames, tokens, dim = features.shape
         threshold = self.similarity_threshold
         if threshold is None:
-            threshold = 0.65 if self.retention_ratio <= 0.1 else 0.8
+            threshold = holitom_threshold(self.retention_ratio)
         similarity = neighbour_similarity(features)
         sizes = holitom(similarity, threshold, self.max_window)
         starts = (sizes.cumsum(0) - sizes).tolist()

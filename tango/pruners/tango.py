@@ -30,7 +30,7 @@ from tango.pruners.plan import Kept, Plan
 from tango.pruners.trace import Fates
 from tango.ragged import Doubts, on_device, true_places
 from tango.rope import Rotated, rope_sections
-from tango.segmentation import fastvid, holitom, neighbour_similarity, static_places
+from tango.segmentation import fastvid, holitom, holitom_threshold, neighbour_similarity, static_places
 from tango.selection import select
 
 SEGMENTATIONS = ("holitom", "fastvid", "none")
@@ -293,4 +293,4 @@ class Tango(Pruner):
     def _threshold(self) -> float:
         if self.similarity_threshold is not None:
             return self.similarity_threshold
-        return 0.65 if self.retention_ratio <= 0.1 else 0.8
+        return holitom_threshold(self.retention_ratio)
