@@ -68,7 +68,7 @@ def _panels(count: int, width: float, height: float) -> tuple[Figure, list[Axes]
 
 
 def _scatter(panels: Sequence[tuple[str, pd.DataFrame]], column: str, axis: str, names: Sequence[str]) -> Figure:
-    """Accuracy against a column: a line for each method, variants as dots, the unpruned model as a dashed line."""
+    """Accuracy against a column: a line for each method, variants as crosses, the unpruned model as a dashed line."""
     methods = list(dict.fromkeys(method for _, frame in panels for method in frame["method"]))
     figure, panel_axes = _panels(len(panels), *((6, 4.3) if len(methods) < 8 else (8, 6)))
     for (name, frame), axes in zip(panels, panel_axes, strict=True):
@@ -80,7 +80,7 @@ def _scatter(panels: Sequence[tuple[str, pd.DataFrame]], column: str, axis: str,
             called += f" ({framework})" if len(names) > 1 else ""
             # One colour a method, one marker a framework: where both agree, the open one is seen around the other.
             second = names.index(framework)
-            style: dict[str, Any] = {"color": _colour(methods.index(method), varied)}
+            style: dict[str, Any] = {"color": _colour(methods.index(method))}
             if method == VANILLA:
                 style = {"color": "grey", "linestyle": ("--", ":", "-.")[second % 3]}
                 axes.axhline(float(points["accuracy"].iloc[0]), label=called, **style)
@@ -88,12 +88,12 @@ def _scatter(panels: Sequence[tuple[str, pd.DataFrame]], column: str, axis: str,
                     axes.plot(points[column], points["accuracy"], marker=MARKERS[second % len(MARKERS)], color="grey")
                 continue
             style |= {
-                "marker": MARKERS[second % len(MARKERS)],
+                "marker": "x" if varied else MARKERS[second % len(MARKERS)],
                 "linestyle": "none" if varied else ("-", ":")[second > 0],
             }
             style |= {"markerfacecolor": "none", "markersize": 9} if second else {}
             errors = None
-            if "difference" in points:
+            if "difference" in points and not varied:  # variants lie close together
                 # The interval of the difference, around the accuracy: does it reach the dashed line?
                 ends = ("difference_low", "difference_high")
                 errors = [(points[end] - points["difference"]).abs() for end in ends]
@@ -126,6 +126,6 @@ def _bars(panels: Sequence[tuple[str, pd.DataFrame]], names: Sequence[str]) -> F
     return figure
 
 
-def _colour(number: int, varied: bool) -> Any:
-    palette = colormaps["tab20"]
-    return palette((2 * number + (1 if varied else 0)) % 20 if number < 10 else (2 * number + 1) % 20)
+def _colour(number: int) -> Any:
+    """The dark colours of the palette first, then the light ones."""
+    return colormaps["tab20"]((2 * number + number // 10) % 20)
