@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from tango.ragged import Doubts
+from tango.screening import WIDE, Heads, sampled_products
 
 # Neighbours kept beyond those asked for, so that rounding of products seldom leaves open which are the nearest. With
 # fixed shapes nothing can be looked at again where it does, and the products of a GPU are less exact.
 SPARE, SPARE_FIXED = 4, 8
-HEAD = 128  # directions of the screening product
 SCREEN_BLOCKS = 4  # sets of fewer blocks are not worth screening
+MOST_PAIRS = 1 / 12  # share of a block's pairs above which to take all its products is faster
 QUERIES = 4  # with fixed shapes, the share of points, 1 in so many, whose nearest denser point may be far
 
 
@@ -167,29 +168,25 @@ class Search:
 
         Each block of the symmetric matrix above the diagonal serves its rows and its columns. Blocks nearest the
         diagonal come first: tokens close in time are close in angle, so that later blocks hold little of interest, and
-        a product of their heads alone (see heads) tells which rows and columns can be left out.
+        upper bounds of their products tell what can be left out (see screening.py). Where too little can, the rest of
+        the blocks as far from the diagonal is not tried.
         """
         points = self.points
-        size, dim = points.shape
+        size = len(points)
         best = points.new_full((size, count), -torch.inf)
         index = torch.zeros(size, count, dtype=torch.int64, device=points.device)
         blocks = self._blocks(size)
-        screened = not self.fixed and len(blocks) >= SCREEN_BLOCKS and dim >= 4 * HEAD
-        heads = self.heads() if screened else None
-        screen_from = 1
+        screened = points.device.type == "cpu" and len(blocks) >= SCREEN_BLOCKS and points.shape[1] >= 2 * WIDE
+        heads = Heads.of(points, self.half, self.error) if screened else None
         for offset in range(len(blocks)):
-            asked = total = 0
+            narrow = wide = heads is not None and offset > 0
             for rows, columns in zip(blocks, blocks[offset:], strict=False):
-                if heads is not None and offset >= screen_from:
-                    bound = self._closeness(rows, columns, heads)
-                    few_rows = rows.start + (bound.amax(1) > best[rows, -1]).nonzero()[:, 0]
-                    few_columns = columns.start + (bound.amax(0) > best[columns, -1]).nonzero()[:, 0]
-                    few, all_of = len(few_rows) + len(few_columns), sum(bound.shape)
-                    asked += few
-                    total += all_of
-                    if 2 * few < all_of:
-                        self._offer(best, index, few_rows, self._closeness(few_rows, columns), columns.start)
-                        self._offer(best, index, few_columns, self._closeness(few_columns, rows), rows.start)
+                if heads is not None:
+                    narrow = narrow and self._offer_few(best, index, rows, columns, heads)
+                    if narrow:
+                        continue
+                    wide = wide and self._offer_some(best, index, rows, columns, heads)
+                    if wide:
                         continue
                 close = self._closeness(rows, columns)
                 if offset == 0:
@@ -197,31 +194,53 @@ class Search:
                 else:
                     self._offer(best, index, columns, close.T, rows.start)
                 self._offer(best, index, rows, close, columns.start)
-            if 2 * asked > total:
-                screen_from = 2 * offset  # nothing gained so near the diagonal: try again farther out
         return best, index
 
-    def heads(self) -> Tensor:
-        """(n, HEAD + 1) vectors whose inner products are upper bounds of those of the points.
+    def _offer_few(self, best: Tensor, index: Tensor, rows: slice, columns: slice, heads: Heads) -> bool:
+        """Update lists with a block of which few rows and columns matter; nothing, and False, if it is not so."""
+        bound = self._closeness(rows, columns, heads.narrow)
+        few_rows = rows.start + (bound.amax(1) > best[rows, -1]).nonzero()[:, 0]
+        few_columns = columns.start + (bound.amax(0) > best[columns, -1]).nonzero()[:, 0]
+        if 2 * (len(few_rows) + len(few_columns)) > sum(bound.shape):
+            return False
+        for few, others in ((few_rows, columns), (few_columns, rows)):
+            if len(few) == 0:
+                continue
+            pairs = self._closer(few, others, best[few, -1:], heads)
+            if pairs is None:
+                self._offer(best, index, few, self._closeness(few, others), others.start)
+            else:
+                place, other, close = pairs
+                self._offer_pairs(best, index, few[place], others.start + other, close)
+        return True
 
-        A head is a point's share in the few directions in which the points differ most, with the length of the rest
-        behind it: x . y = head . head + rest . rest, and rest . rest is at most the product of the lengths. The
-        directions only need to be orthonormal for the bound to hold; power iteration on a sample finds good ones.
+    def _offer_some(self, best: Tensor, index: Tensor, rows: slice, columns: slice, heads: Heads) -> bool:
+        """Update lists with a block of which few pairs matter; nothing, and False, if it is not so."""
+        pairs = self._closer(rows, columns, torch.minimum(best[rows, -1:], best[columns, -1]), heads)
+        if pairs is None:
+            return False
+        row, column, close = pairs[0] + rows.start, pairs[1] + columns.start, pairs[2]
+        self._offer_pairs(best, index, row, column, close)
+        hit = (close > best[column, -1]).nonzero()[:, 0]
+        hit = hit[column[hit].argsort(stable=True)]
+        self._offer_pairs(best, index, column[hit], row[hit], close[hit])
+        return True
+
+    def _closer(
+        self, rows: slice | Tensor, columns: slice, least: Tensor, heads: Heads
+    ) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Places in `rows` and in `columns`, and closeness, (k,) each, of all pairs closer than `least` and some more.
+
+        They are in order of rows. None if there may be so many that a product of all is faster; least: (p, 1 or q).
         """
-        points = self.points
-        size, dim = points.shape
-        # Any orthonormal directions will do, so a fixed seed; drawn on the CPU, the same on every device.
-        generator = torch.Generator().manual_seed(0)
-        sample = points[torch.randint(size, (8 * HEAD,), generator=generator).to(points.device)]
-        basis = torch.randn(dim, HEAD, generator=generator).to(points.device)
-        for _ in range(3):
-            basis = torch.linalg.qr(sample.T @ (sample @ basis)).Q
-        heads = points.new_empty(size, HEAD + 1)
-        torch.mm(points, basis, out=heads[:, :HEAD])
-        # Rounding must not make the bound too low: lengthen the rests by more than the products can be off.
-        rest = 2 * self.half - heads[:, :HEAD].square().sum(1)
-        heads[:, HEAD] = rest.clamp_(min=0).add_(8 * self.error).sqrt_()
-        return heads
+        bound = self._closeness(rows, columns, heads.wide)
+        row, column = (bound > least).nonzero().T.contiguous()
+        if len(row) > MOST_PAIRS * bound.numel():
+            return None
+        close = sampled_products(self.points[rows], self.points[columns], row, column)
+        if not self.same:
+            close -= self.half[rows][row] + self.half[columns][column]
+        return row, column, close
 
     def nearest_denser(self, order: Tensor, rank: Tensor, unknown: Tensor, separation: Tensor) -> Tensor:
         """Distances (n,) to the nearest denser point: `separation` with those filled in that are unknown.
@@ -285,6 +304,20 @@ class Search:
         columns = torch.cat([index[rows], columns + first], dim=1)
         best[rows], places = values.topk(best.shape[1], dim=1)
         index[rows] = columns.gather(1, places)
+
+    def _offer_pairs(self, best: Tensor, index: Tensor, rows: Tensor, others: Tensor, close: Tensor) -> None:
+        """Update the lists of rows (k,), ascending, with the closeness (k,) of one other point each time it occurs."""
+        hit = close > best[rows, -1]
+        rows, places, counts = torch.unique_consecutive(rows[hit], return_inverse=True, return_counts=True)
+        if len(rows) == 0:
+            return
+        nth = torch.arange(len(places)) - (counts.cumsum(0) - counts)[places]
+        shape = len(rows), int(counts.max())
+        values = close.new_full(shape, -torch.inf).index_put_((places, nth), close[hit])
+        found = index.new_zeros(shape).index_put_((places, nth), others[hit])
+        values, found = torch.cat([best[rows], values], 1), torch.cat([index[rows], found], 1)
+        best[rows], order = values.topk(best.shape[1], dim=1)
+        index[rows] = found.gather(1, order)
 
     def _doubt(self, flag: Tensor) -> None:
         if self.doubts is not None:

@@ -1,5 +1,8 @@
 """Density peaks and assignment against the plain dense definitions, with ties, copies and blocks."""
 
+import warnings
+from collections import Counter
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,6 +13,7 @@ import tango.neighbors
 from tango.clustering import Peaks, assign, density_peaks, distances
 from tango.neighbors import Search, product_error
 from tango.ragged import Doubts
+from tango.screening import WIDE, Heads, sampled_products
 
 TINY = 1e-6  # MiB: blocks of 64 x 64
 
@@ -86,27 +90,71 @@ def smooth_tracks(frames, tokens, dim, seed=0, replaced=0.02):
     return points / points.norm(dim=-1, keepdim=True)
 
 
-def test_screened_blocks_change_nothing(monkeypatch):
-    points = smooth_tracks(60, 20, 4 * tango.neighbors.HEAD)
-    offered = []
-    offer = Search._offer
-    monkeypatch.setattr(Search, "_offer", lambda *a: (offered.append(len(a[4])), offer(*a))[1])
+@pytest.mark.parametrize("most_pairs", [tango.neighbors.MOST_PAIRS, 0])
+def test_screened_blocks_change_nothing(monkeypatch, most_pairs):
+    """Whether few rows, few pairs or all of a block are looked at; every way occurs."""
+    points = smooth_tracks(60, 20, 2 * WIDE)
+    products, ways = [], Counter()
+
+    def watched(name):
+        method = getattr(Search, name)
+
+        def watch(*args):
+            result = method(*args)
+            ways[name, result not in (False, None)] += 1
+            return result
+
+        return watch
+
+    for name in ("_offer_few", "_offer_some", "_closer"):
+        monkeypatch.setattr(Search, name, watched(name))
+    multiply = tango.neighbors.products
+
+    def counted(points, others, *out):
+        products.append(points.shape[0] * others.shape[0] * others.shape[1])
+        return multiply(points, others, *out)
+
+    monkeypatch.setattr(tango.neighbors, "products", counted)
+    monkeypatch.setattr(tango.neighbors, "MOST_PAIRS", most_pairs)
     screened = density_peaks(points, 80, 7, TINY)
-    asked = sum(offered)
-    offered.clear()
+    taken = sum(products)
+    products.clear()
     monkeypatch.setattr(tango.neighbors, "SCREEN_BLOCKS", 10**9)
     full = density_peaks(points, 80, 7, TINY)
-    assert asked < 0.7 * sum(offered)  # screening did leave blocks out
+    assert taken < 0.7 * sum(products)  # screening did leave products out
+    done = [name for name, success in ways if success]
+    assert done == ["_offer_few"] if most_pairs == 0 else sorted(done) == ["_closer", "_offer_few", "_offer_some"]
+    assert all(ways[name, False] for name in ("_offer_few", "_offer_some", "_closer"))
     assert torch.equal(screened.indices, full.indices)
     assert torch.equal(screened.scores, full.scores)
     assert torch.equal(screened.indices, dense(points, 80, 7)[0])
-    head = Search(points[0], 64).heads()
-    assert (head.double() @ head.double().T >= points[0].double() @ points[0].double().T).all()
+
+
+def test_heads_bound_products_from_above():
+    points = smooth_tracks(60, 20, 2 * WIDE)[0] * torch.rand(1200, 1)
+    search = Search(points, 64)
+    heads = Heads.of(points, search.half, search.error)
+    exact = points.double() @ points.double().T
+    loose, tight = (x.double() @ x.double().T - exact for x in (heads.narrow, heads.wide))
+    assert loose.min() >= 0
+    assert tight.min() >= 0
+    assert tight.mean() < loose.mean() / 2
+
+
+def test_sampled_products_are_products():
+    points, others = unit(30, 50), unit(40, 50, seed=1)
+    rows, columns = (torch.rand(30, 40, generator=torch.Generator().manual_seed(0)) < 0.1).nonzero().T.contiguous()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = sampled_products(points, others, rows, columns)
+    assert torch.allclose(found, (points @ others.T)[rows, columns], atol=1e-6)
+    nothing = torch.empty(0, dtype=torch.int64)
+    assert sampled_products(points, others, nothing, nothing).shape == (0,)
 
 
 @pytest.mark.parametrize("kind", ["zero", "copies", "few distinct", "random"])
 def test_screening_survives_degenerate_sets(kind):
-    dim = 4 * tango.neighbors.HEAD
+    dim = 2 * WIDE
     points = torch.zeros(1, 300, dim)
     if kind != "zero":
         distinct = {"copies": 1, "few distinct": 5, "random": 300}[kind]
