@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 CACHE_ELEMENTS = 1 << 22  # on a CPU larger blocks only leave the cache
+CACHED_POINTS = 1 << 20  # numbers of the points of a batch, likewise
+FIXED_COSTS = 1 << 23  # multiplications that a CPU does in less time than what a batch costs whatever its size
 
 
 class Doubts:
@@ -48,8 +50,8 @@ def true_places(mask: Tensor, count: int) -> Tensor:
 def batches(sizes: Sequence[int], width: int, device: torch.device, memory_limit: float) -> list[list[int]]:
     """Which sets to work on together, the largest first; a set too large for the memory limit is alone.
 
-    On a CPU only sets of the same size share a batch, for padding costs arithmetic. On a GPU it saves launches, each
-    of which takes about as long as the arithmetic of a whole batch of ordinary sets.
+    Padding costs arithmetic and saves launches. On a GPU these take about as long as the arithmetic of a whole batch of
+    ordinary sets; on a CPU only sets of about the same size, or small ones, share a batch.
 
     Args:
         sizes: points of each set.
@@ -59,13 +61,16 @@ def batches(sizes: Sequence[int], width: int, device: torch.device, memory_limit
     Returns:
         lists of places in `sizes` that hold each place once.
     """
-    pairs, points = pairs_at_once(device, memory_limit), int(memory_limit * 2**20) // (8 * width)
+    elements, points = pairs_at_once(device, memory_limit), int(memory_limit * 2**20) // (8 * width)
+    if device.type == "cpu":
+        points = min(points, CACHED_POINTS // width)
     result: list[list[int]] = []
     for place in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
         if result:
             largest, count = sizes[result[-1][0]], len(result[-1]) + 1
-            fits = count * largest**2 <= pairs and count * largest <= points
-            if fits and (device.type != "cpu" or sizes[place] == largest):
+            fits = count * largest**2 <= elements and count * largest <= points
+            padding = (largest**2 - sizes[place] ** 2) * width
+            if fits and (device.type != "cpu" or padding <= FIXED_COSTS):
                 result[-1].append(place)
                 continue
         result.append([place])
