@@ -1,11 +1,12 @@
 """The vision tower: how near to its floor, what saliency adds to it, and whether pooling could come sooner.
 
     python3 benchmarks/vision.py --output results/performance/vision.md                                     # on a GPU
-    python benchmarks/vision.py --device cpu --frames 2 --repeats 3 --output results/performance/vision_cpu.md
+    python benchmarks/vision.py --device cpu --frames 4 --repeats 3 --output results/performance/vision_cpu.md
     python benchmarks/vision.py --device cpu --toy --frames 2 --repeats 1                                   # seconds
 
 Whole towers at their true sizes with random weights; of the language model one layer and few words, which are not run.
-Checked first: with saliency the tower runs as many fused attentions (scaled_dot_product_attention) as without.
+Checked first: with saliency the tower runs as many fused attentions (scaled_dot_product_attention) as without. For
+Qwen these are fewer than in the tower as it comes (tango/models/segments.py), which is measured beside it.
 
 LLaVA's projector is linear, GELU, linear, and pooling follows. Pooling is linear and its weights sum to 1, so in real
 numbers it could stand before the second linear layer, which then sees a quarter of the rows. In floating point that
@@ -35,6 +36,7 @@ from tango import Tango  # noqa: E402
 from tango.models import family_of  # noqa: E402
 from tango.models.pooling_head import load_pooling_head  # noqa: E402
 from tango.models.qwen_vl import mean_query_saliency, recorded_queries  # noqa: E402
+from tango.models.segments import segments_together  # noqa: E402
 from tango.models.siglip import recorded_states  # noqa: E402
 from tango.pruners import REGISTRY  # noqa: E402
 
@@ -50,7 +52,7 @@ def fused_attentions(model: Any, inputs: dict[str, Tensor], method: Any) -> int:
 
 
 def stages(shape: Shape, model: Any, inputs: dict[str, Tensor]) -> tuple[Callable[[], Any], Callable[[], Any], Tensor]:
-    """Calls that run the tower, and the saliency of its states; and the tower's last hidden states."""
+    """Calls that run the tower as it comes, and the saliency of its states; and the tower's last hidden states."""
     if shape.llava:
         tower, frames = model.model.vision_tower, inputs["pixel_values_videos"].flatten(0, 1)
         head = load_pooling_head(tower, model.config._name_or_path, None, with_output=False)
@@ -101,9 +103,13 @@ def measure(shape: Shape, args: argparse.Namespace, dtype: torch.dtype, top: cos
         extra = costs.mean_query(config.vision_config, frames, rows, columns)
     weights = costs.weight_bytes(*family_of(model).vision_modules(model))
     floor = top.floor(costs.Cost(flops, bytes=weights + inputs["pixel_values_videos"].nbytes))
-    of_tower = costs.median_seconds(tower, device, args.repeats)
+    of_tower, alone = costs.median_seconds(tower, device, args.repeats), ""
+    if not shape.llava:
+        alone = f"{1e3 * of_tower:.1f}"
+        with segments_together(model.model.visual):
+            of_tower = costs.median_seconds(tower, device, args.repeats)
     of_saliency = costs.median_seconds(saliency, device, args.repeats)
-    row = [shape.name, str(args.frames), str(counts[0]), f"{1e3 * of_tower:.1f}", f"{of_tower / floor:.2f}"]
+    row = [shape.name, str(args.frames), str(counts[0]), alone, f"{1e3 * of_tower:.1f}", f"{of_tower / floor:.2f}"]
     row += [f"{1e3 * of_saliency:.2f}", f"{100 * of_saliency / of_tower:.2f} %", f"{100 * extra / flops:.4f} %"]
     if not shape.llava:
         return [*row, "", "", "", ""]
@@ -131,7 +137,7 @@ def main() -> None:
     top = costs.ceilings(device, dtype, 512 if args.toy else None)
     sizes = "toy widths: numbers mean nothing" if args.toy else "true widths"
     layers = "all layers" if args.layers is None else f"{args.layers} layers"
-    columns = ["model", "frames", "fused attentions", "tower, ms", "x floor"]
+    columns = ["model", "frames", "fused attentions", "tower as it comes, ms", "tower, ms", "x floor"]
     columns += ["saliency, ms", "of the tower", "of its FLOPs"]
     columns += ["projector and pooling, ms", "pooled sooner, ms", "would save", "features move by"]
     table = Table(

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tango.models.attention import received_attention
 from tango.models.family import Family, Video, joined, placeholders
 from tango.models.prompt import take
+from tango.models.segments import segments_together
 from tango.pruners.base import full_precision
 
 if TYPE_CHECKING:
@@ -179,7 +180,9 @@ class QwenVL(Family):
         recording: AbstractContextManager[dict[str, Tensor]] = (
             recorded_queries(attention) if wanted else contextlib.nullcontext({})
         )
-        with recording as states:
+        # Where the result must equal the model's own to the bit, its own loop over frames and windows.
+        together = contextlib.nullcontext() if self.patches_per_call is None else segments_together(self.tower)
+        with recording as states, together:
             output = self.core.get_video_features(pixels, grids, return_dict=True)
         shapes = self._token_grids(grids)
         tokens = torch.split(self._tokens(output), [t * h * w for t, h, w in shapes])

@@ -1,5 +1,6 @@
 """What only the Qwen-VL families have: packed videos of any shape, the saliency of their last vision block, times."""
 
+import itertools
 import math
 
 import pytest
@@ -10,6 +11,7 @@ from tiny_qwen import END, START, VIDEO, build_model, video_inputs
 
 from tango.models import attach
 from tango.models.qwen2_5_vl import window_order
+from tango.models.segments import NAME, attend_within_segments, segments_together
 
 QWEN = ("qwen2_5_vl", "qwen3_vl")
 GRIDS = [(4, 6, 6), (3, 4, 10), (1, 2, 2), (2, 20, 2)]  # patches; portrait, strips, a single token
@@ -246,3 +248,78 @@ def test_interleaved_rotation_is_the_models_own(tmp_path):
         with torch.no_grad(), attach(model, Spy([2, 11, 30])):
             logits = model(**inputs).logits
         torch.testing.assert_close(logits, by_hand(family, model, inputs, family.columns(row, [2, 11, 30])))
+
+
+@pytest.fixture
+def attentions(monkeypatch):
+    """Shapes of the queries of every call of scaled_dot_product_attention."""
+    calls, real = [], torch.nn.functional.scaled_dot_product_attention
+
+    def counted(query, *args, **kwargs):
+        calls.append(query.shape)
+        return real(query, *args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", counted)
+    return calls
+
+
+@torch.no_grad()
+def test_segments_of_one_length_in_one_call(family, attentions):
+    tower, inputs = family.model().model.visual, several(family)
+    pixels, grids = inputs["pixel_values_videos"], inputs["video_grid_thw"]
+    expected = tower(pixels, grid_thw=grids).pooler_output
+    lengths = {shape[2] for shape in attentions}
+    alone = len(attentions)
+    attentions.clear()
+    with segments_together(tower):
+        found = tower(pixels, grid_thw=grids).pooler_output
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert {shape[2] for shape in attentions} == lengths
+    assert len(lengths) > 1
+    assert len(attentions) <= len(lengths) * len(tower.blocks) < alone / 2
+    attentions.clear()
+    assert torch.equal(tower(pixels, grid_thw=grids).pooler_output, expected)  # the tower is as it was
+    assert len(attentions) == alone
+
+
+@pytest.mark.parametrize("ratio", [0.3, 1.0])
+def test_the_tower_of_a_pruned_model(family, attentions, ratio):
+    """Segments together, but at a ratio of 1 the model's own loop: to the bit its own result."""
+    grid = (6, 6, 6)
+    model, inputs = family.model(), family.prompt([5, *video(family, grid), 8]) | video_inputs(grid)
+    tower = model.model.visual
+    with torch.no_grad():
+        tower(inputs["pixel_values_videos"], grid_thw=inputs["video_grid_thw"])
+        alone = len(attentions)
+        attentions.clear()
+        with attach(model, make_pruner("topk", ratio)):
+            model(**inputs)
+    of_tower = len(attentions) - model.config.text_config.num_hidden_layers
+    assert of_tower == alone if ratio == 1 else of_tower < alone / 2
+
+
+def test_only_sdpa_is_replaced_and_only_for_a_while(family):
+    tower = family.model(attention="eager").model.visual
+    with segments_together(tower):
+        assert tower.config._attn_implementation == "eager"
+    tower = family.model().model.visual
+    with pytest.raises(KeyError), segments_together(tower):
+        with segments_together(tower):
+            assert tower.config._attn_implementation == NAME
+        assert tower.config._attn_implementation == NAME
+        raise KeyError
+    assert tower.config._attn_implementation == "sdpa"
+
+
+def test_attention_within_segments_of_any_length():
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = torch.randn(3, 1, 2, 14, 8, generator=generator)
+    bounds = torch.tensor([0, 4, 5, 9, 12, 13, 14], dtype=torch.int32)
+    for _ in range(2):
+        found, nothing = attend_within_segments(None, query, key, value, None, scaling=0.3, cu_seq_lens_q=bounds)
+        assert nothing is None
+        assert found.shape == (1, 14, 2, 8)
+        for start, end in itertools.pairwise(bounds.tolist()):
+            part = slice(start, end)
+            weights = (0.3 * query[0, :, part] @ key[0, :, part].mT).softmax(-1)
+            torch.testing.assert_close(found[0, part], (weights @ value[0, :, part]).transpose(0, 1))
