@@ -138,8 +138,9 @@ def assign(
     # A copy of a denser point has score 0. All points with higher scores are then centres too, the original among
     # them, at a lower index: no point but itself may join it.
     closed = peaks.scores.gather(1, order) <= 0
-    half = half_squares(near).masked_fill_(closed, torch.inf)
-    slack = 2 * product_error(points)
+    half = half_squares(points)
+    slack = 2 * product_error(points, half)
+    half = half.gather(1, centres.clamp(max=size - 1)).masked_fill_(closed, torch.inf)
     cluster = torch.empty(groups, size + 1, dtype=torch.int64, device=points.device)
     elements = pairs_at_once(points.device, memory_limit)
     for group in range(0, groups, step := max(1, elements // (size * count))):
@@ -236,7 +237,8 @@ def _scores_dense(
     flat = points.reshape(-1, dim)
     base = (torch.arange(groups, device=points.device) * width)[:, None, None]
     rows = torch.arange(groups * width, device=points.device)
-    half, slack, spare = half_squares(points), 2 * product_error(points), spares(doubts)
+    half, spare = half_squares(points), spares(doubts)
+    slack = 2 * product_error(points, half)
     there = None if sizes is None else first_places(sizes, width, points.device)
     if there is not None:
         half = half.masked_fill_(~there, torch.inf)

@@ -5,6 +5,7 @@ Tango, arXiv 2604.09547, spatio-temporal rotary embedding (step 1). Pure functio
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -46,15 +47,10 @@ def rotate(features: Tensor, positions: Tensor, time_base: float = 10000.0, spac
     """
     sections = rope_sections(features.shape[-1])
     vectors = torch.nn.functional.normalize(features.float(), dim=-1)
-    # On the CPU first: the same frequencies, to the bit, on every device.
-    frequencies = [
-        1.0 / base ** (torch.arange(0, width, 2, dtype=torch.float32) / max(width, 1))
-        for width, base in zip(sections, (time_base, space_base, space_base), strict=True)
-    ]
-    halves = [len(part) for part in frequencies]
+    halves = [width // 2 for width in sections]
     positions = positions.float()
     angles = torch.cat([positions[..., i : i + 1].expand(*positions.shape[:-1], halves[i]) for i in range(3)], dim=-1)
-    angles = angles * on_device(torch.cat(frequencies), features.device)
+    angles = angles * _frequencies(sections, time_base, space_base, features.device)
     cos, sin = angles.cos(), angles.sin_()
     rotated = torch.empty_like(vectors)
     start = 0
@@ -65,6 +61,18 @@ def rotate(features: Tensor, positions: Tensor, time_base: float = 10000.0, spac
         torch.mul(second, part_cos, out=rotated[..., middle:end]).add_(first * part_sin)
         start = end
     return rotated
+
+
+@functools.lru_cache(maxsize=32)
+def _frequencies(sections: tuple[int, int, int], time_base: float, space_base: float, device: torch.device) -> Tensor:
+    """(D / 2,) of the sections, one behind the other."""
+    with torch.inference_mode(False):  # they outlive the call
+        # On the CPU first: the same frequencies, to the bit, on every device.
+        parts = [
+            1.0 / base ** (torch.arange(0, width, 2, dtype=torch.float32) / max(width, 1))
+            for width, base in zip(sections, (time_base, space_base, space_base), strict=True)
+        ]
+        return on_device(torch.cat(parts), device)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from oracle import Oracle
 
 import tango.neighbors
 from tango.clustering import Peaks, assign, density_peaks, distances
-from tango.neighbors import Search, product_error
+from tango.neighbors import Search, half_squares, product_error
 from tango.ragged import Doubts
 from tango.screening import WIDE, Heads, sampled_products
 
@@ -251,12 +251,12 @@ def test_products_of_halves(monkeypatch, dim):
     """What a GPU multiplies, here with sums in fp32: within the bound, and far better than bfloat16 alone."""
     points = unit(300, dim)
     exact = points.double() @ points.double().T
-    bound = product_error(points)
+    bound = product_error(points, half_squares(points))
     monkeypatch.setattr(tango.neighbors, "splits", lambda device: True)
     multiply = torch.mm
     monkeypatch.setattr(torch, "mm", lambda a, b, out_dtype: multiply(a.to(out_dtype), b.to(out_dtype)))
     error = (tango.neighbors.products(points, points).double() - exact).abs().max()
-    assert error < 3 * 2.0**-18 + bound < product_error(points)
+    assert error < 3 * 2.0**-18 + bound < product_error(points, half_squares(points))
     assert error < (points.bfloat16().double() @ points.bfloat16().double().T - exact).abs().max() / 20
 
 
