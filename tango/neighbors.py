@@ -87,7 +87,8 @@ def distance_to_denser(points: Tensor, asked: Tensor, rank: Tensor) -> Tensor:
 
 
 def half_squares(points: Tensor) -> Tensor:
-    return points.square().sum(-1) / 2
+    lengths: Tensor = torch.linalg.vector_norm(points, dim=-1)
+    return lengths.square_() / 2
 
 
 def splits(device: torch.device) -> bool:
@@ -133,7 +134,7 @@ class Search:
 
     Args:
         points: (n, D) fp32.
-        edge: side of a block of closenesses.
+        edge: side of a block of closenesses, even.
         doubts: where given, all shapes are fixed, and doubts go there.
     """
 
@@ -152,8 +153,9 @@ class Search:
         square = -2 * close if not self.same else 4 * self.half.amin() - 2 * close
         return (square - 6 * self.error).clamp_(min=0).sqrt_()
 
-    def _blocks(self, size: int) -> list[slice]:
-        return [slice(start, min(start + self.edge, size)) for start in range(0, size, self.edge)]
+    def _blocks(self, size: int, edge: int | None = None) -> list[slice]:
+        edge = edge or self.edge
+        return [slice(start, min(start + edge, size)) for start in range(0, size, edge)]
 
     def _closeness(self, rows: slice | Tensor, columns: slice | Tensor, points: Tensor | None = None) -> Tensor:
         """Closenesses (rows, columns), of other vectors where given; valid until the next use where a buffer is."""
@@ -181,8 +183,13 @@ class Search:
         blocks = self._blocks(size)
         screened = points.device.type == "cpu" and len(blocks) >= SCREEN_BLOCKS and points.shape[1] >= 2 * WIDE
         heads = Heads.of(points, self.half, self.error) if screened else None
-        for offset in range(len(blocks)):
-            narrow = wide = heads is not None and offset > 0
+        # On the diagonal, half blocks: above it only, they leave out a quarter of the products.
+        halves = self._blocks(size, self.edge // 2)
+        for place, rows in enumerate(halves):
+            for columns in halves[place : place + 2 - place % 2]:
+                self._offer_all(best, index, rows, columns)
+        for offset in range(1, len(blocks)):
+            narrow = wide = heads is not None
             for rows, columns in zip(blocks, blocks[offset:], strict=False):
                 if heads is not None:
                     narrow = narrow and self._offer_few(best, index, rows, columns, heads)
@@ -191,13 +198,17 @@ class Search:
                     wide = wide and self._offer_some(best, index, rows, columns, heads)
                     if wide:
                         continue
-                close = self._closeness(rows, columns)
-                if offset == 0:
-                    close.fill_diagonal_(-torch.inf)
-                else:
-                    self._offer(best, index, columns, close.T, rows.start)
-                self._offer(best, index, rows, close, columns.start)
+                self._offer_all(best, index, rows, columns)
         return best, index
+
+    def _offer_all(self, best: Tensor, index: Tensor, rows: slice, columns: slice) -> None:
+        """Update lists with all of a block, which is on the diagonal or beside it."""
+        close = self._closeness(rows, columns)
+        if rows == columns:
+            close.fill_diagonal_(-torch.inf)
+        else:
+            self._offer(best, index, columns, close.T, rows.start)
+        self._offer(best, index, rows, close, columns.start)
 
     def _offer_few(self, best: Tensor, index: Tensor, rows: slice, columns: slice, heads: Heads) -> bool:
         """Update lists with a block of which few rows and columns matter; nothing, and False, if it is not so."""
@@ -300,8 +311,9 @@ class Search:
             hit = (close.amax(1) > best[rows, -1]).nonzero()[:, 0] if len(close) else close.new_empty(0)
             if len(hit) == 0:
                 return
-            close = close.index_select(0, hit)
-            rows = rows.start + hit if isinstance(rows, slice) else rows[hit]
+            if len(hit) < len(close):
+                close = close.index_select(0, hit)
+                rows = rows.start + hit if isinstance(rows, slice) else rows[hit]
         values, columns = close.topk(count, dim=1, sorted=False)
         values = torch.cat([best[rows], values], dim=1)
         columns = torch.cat([index[rows], columns + first], dim=1)
