@@ -7,8 +7,9 @@ The video is made up to be the worst case: one long segment without static posit
 Cost grows with the square of a segment's length, so a video that falls apart into several is another, easier problem.
 At the default threshold this one does from 256 frames on; the threshold is therefore set so that nothing is cut, and
 a size whose video is not one segment without static positions is refused, not measured.
-First the fast path must equal the oracle at two sizes; then each size is measured in a process of its own. Memory is
-what it grew by from before prune() to its highest point, the video itself not counted (Linux: /proc).
+First the fast path must equal the oracle at two sizes; then each size is measured in processes of its own, which take
+turns with those of the oracle, for a machine is not always equally fast. Memory is what a process grew by from before
+prune() to its highest point, the video itself not counted (Linux: /proc).
 
 On a GPU tokens are bfloat16 of D = 3584, as in a model of 7 billion parameters, and there is an ordinary video, too:
 scenes of 1 to 6 frames, half of their places static. Beside time and memory it counts what the host waits for.
@@ -139,6 +140,15 @@ def in_child(which: str, frames: int, runs: int) -> dict[str, Any]:
     return result
 
 
+def together(turns: list[dict[str, Any]] | None) -> dict[str, Any] | None:
+    """All seconds of several processes, and the most memory; the first error where there is one."""
+    if turns is None:
+        return None
+    if failed := [turn for turn in turns if "error" in turn]:
+        return failed[0]
+    return {"seconds": [x for turn in turns for x in turn["seconds"]], "mib": max(turn["mib"] for turn in turns)}
+
+
 def cell(result: dict[str, Any] | None) -> tuple[str, str]:
     if result is None:
         return "not run", ""
@@ -244,7 +254,8 @@ def main() -> None:
     parser.add_argument(
         "--oracle-frames", type=int, default=ORACLE_FRAMES, help="most frames that the oracle is measured with, too"
     )
-    parser.add_argument("--runs", type=int, default=3, help="timed runs of each size; one from 256 frames on")
+    parser.add_argument("--runs", type=int, default=3, help="timed runs of a process; one from 256 frames on")
+    parser.add_argument("--turns", type=int, default=3, help="processes of each size, tango and oracle in turns")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--output", type=Path, help="write the table to this file as well")
     parser.add_argument("--child", choices=("fast", "oracle"), help=argparse.SUPPRESS)
@@ -256,7 +267,8 @@ def main() -> None:
         on_cuda(max(args.runs, 20), args.output)
         return
     checked = [check(frames) for frames in (8, 32)]
-    options = f"--frames {' '.join(map(str, args.frames))} --runs {args.runs} --oracle-frames {args.oracle_frames}"
+    options = f"--frames {' '.join(map(str, args.frames))} --runs {args.runs} --turns {args.turns}"
+    options += f" --oracle-frames {args.oracle_frames}"
     lines = [
         "# Pruning on a CPU: time and memory against frames",
         "",
@@ -269,15 +281,21 @@ def main() -> None:
         f"- checked first: {'; '.join(checked)}",
         f"- oracle: plain dense version, matrix-product distances (tests/oracle.py), up to {args.oracle_frames} frames",
         "",
-        "| frames | tango, s (median, range) | tango, MiB | oracle, s | oracle, MiB |",
-        "|---:|---:|---:|---:|---:|",
+        "| frames | tango, s (median, range) | tango, MiB | oracle, s | oracle, MiB | times faster |",
+        "|---:|---:|---:|---:|---:|---:|",
     ]
     print("\n".join(lines), flush=True)
     for frames in args.frames:
-        runs = args.runs if frames < 256 else 1
-        fast = cell(in_child("fast", frames, runs))
-        oracle = cell(in_child("oracle", frames, runs) if frames <= args.oracle_frames else None)
-        lines.append(f"| {frames} | {fast[0]} | {fast[1]} | {oracle[0]} | {oracle[1]} |")
+        kinds = ["fast", "oracle"] if frames <= args.oracle_frames else ["fast"]
+        results: dict[str, list[dict[str, Any]]] = {kind: [] for kind in kinds}
+        for _ in range(args.turns if frames < 256 else 1):
+            for kind in kinds:
+                results[kind].append(in_child(kind, frames, args.runs if frames < 256 else 1))
+        fast, oracle = (together(results.get(kind)) for kind in ("fast", "oracle"))
+        both = [result and result.get("seconds") for result in (fast, oracle)]
+        factor = f"{statistics.median(both[1]) / statistics.median(both[0]):.1f}" if both[0] and both[1] else ""
+        cells = (*cell(fast), *cell(oracle), factor)
+        lines.append(f"| {frames} | {' | '.join(cells)} |")
         print(lines[-1], flush=True)
     write(lines, args.output)
 

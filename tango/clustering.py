@@ -98,7 +98,7 @@ def density_peaks(
             for g in range(0, groups, step)
         ])  # fmt: skip
     else:
-        edge = math.isqrt(elements) // 2 * 2
+        edge = math.isqrt(elements)
         scores = points.new_full((groups, width), -1, dtype=torch.float64)
         for group, size in enumerate(sizes or [width] * groups):
             part = points[group, :size]

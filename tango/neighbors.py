@@ -129,12 +129,19 @@ def product_error(points: Tensor, half: Tensor) -> Tensor:
     return relative * half.amax()
 
 
+def _rows(matrix: Tensor, rows: Tensor) -> Tensor:
+    """matrix[rows], contiguous; from a transposed matrix, too, without gathering along its columns."""
+    if matrix.is_contiguous():
+        return matrix.index_select(0, rows)
+    return matrix.mT.index_select(1, rows).mT.contiguous()
+
+
 class Search:
     """A large set of points, and which of them are near each other.
 
     Args:
         points: (n, D) fp32.
-        edge: side of a block of closenesses, even.
+        edge: side of a block of closenesses.
         doubts: where given, all shapes are fixed, and doubts go there.
     """
 
@@ -153,9 +160,8 @@ class Search:
         square = -2 * close if not self.same else 4 * self.half.amin() - 2 * close
         return (square - 6 * self.error).clamp_(min=0).sqrt_()
 
-    def _blocks(self, size: int, edge: int | None = None) -> list[slice]:
-        edge = edge or self.edge
-        return [slice(start, min(start + edge, size)) for start in range(0, size, edge)]
+    def _blocks(self, size: int) -> list[slice]:
+        return [slice(start, min(start + self.edge, size)) for start in range(0, size, self.edge)]
 
     def _closeness(self, rows: slice | Tensor, columns: slice | Tensor, points: Tensor | None = None) -> Tensor:
         """Closenesses (rows, columns), of other vectors where given; valid until the next use where a buffer is."""
@@ -183,13 +189,8 @@ class Search:
         blocks = self._blocks(size)
         screened = points.device.type == "cpu" and len(blocks) >= SCREEN_BLOCKS and points.shape[1] >= 2 * WIDE
         heads = Heads.of(points, self.half, self.error) if screened else None
-        # On the diagonal, half blocks: above it only, they leave out a quarter of the products.
-        halves = self._blocks(size, self.edge // 2)
-        for place, rows in enumerate(halves):
-            for columns in halves[place : place + 2 - place % 2]:
-                self._offer_all(best, index, rows, columns)
-        for offset in range(1, len(blocks)):
-            narrow = wide = heads is not None
+        for offset in range(len(blocks)):
+            narrow = wide = heads is not None and offset > 0
             for rows, columns in zip(blocks, blocks[offset:], strict=False):
                 if heads is not None:
                     narrow = narrow and self._offer_few(best, index, rows, columns, heads)
@@ -198,17 +199,13 @@ class Search:
                     wide = wide and self._offer_some(best, index, rows, columns, heads)
                     if wide:
                         continue
-                self._offer_all(best, index, rows, columns)
+                close = self._closeness(rows, columns)
+                if offset == 0:
+                    close.fill_diagonal_(-torch.inf)
+                else:
+                    self._offer(best, index, columns, close.T, rows.start)
+                self._offer(best, index, rows, close, columns.start)
         return best, index
-
-    def _offer_all(self, best: Tensor, index: Tensor, rows: slice, columns: slice) -> None:
-        """Update lists with all of a block, which is on the diagonal or beside it."""
-        close = self._closeness(rows, columns)
-        if rows == columns:
-            close.fill_diagonal_(-torch.inf)
-        else:
-            self._offer(best, index, columns, close.T, rows.start)
-        self._offer(best, index, rows, close, columns.start)
 
     def _offer_few(self, best: Tensor, index: Tensor, rows: slice, columns: slice, heads: Heads) -> bool:
         """Update lists with a block of which few rows and columns matter; nothing, and False, if it is not so."""
@@ -312,7 +309,7 @@ class Search:
             if len(hit) == 0:
                 return
             if len(hit) < len(close):
-                close = close.index_select(0, hit)
+                close = _rows(close, hit)
                 rows = rows.start + hit if isinstance(rows, slice) else rows[hit]
         values, columns = close.topk(count, dim=1, sorted=False)
         values = torch.cat([best[rows], values], dim=1)
