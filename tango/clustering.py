@@ -286,9 +286,20 @@ def _scores_blocked(search: Search, num_neighbors: int, itself: bool, strict: bo
     points, size = search.points, len(search.points)
     needed = num_neighbors - itself
     close, near = search.nearest(min(needed + spares(search.doubts), size - 1))
-    lengths = recheck(points, torch.arange(size, device=points.device), near)
-    density = _density(lengths, num_neighbors, itself)
+    lengths = close.new_full(close.shape, torch.inf)
+
+    def measure(asked: Tensor, columns: slice) -> None:
+        lengths[asked, columns] = recheck(points, asked, near[asked, columns])
+
+    # Spare neighbours are measured where they may matter; with fixed shapes nobody knows where, so all are.
+    first = close.shape[1] if search.fixed else max(1, min(needed, close.shape[1]))
+    measure(torch.arange(size, device=points.device), slice(0, first))
     complete = near.shape[1] == size - 1
+    spare = slice(first, None)
+    if first < close.shape[1]:
+        close_call = close[:, first - 1] - close[:, first] <= 2 * search.error
+        measure(close_call.nonzero()[:, 0], spare)
+    density = _density(lengths, num_neighbors, itself)
     if not complete:
         unsure = open_ends(close, lengths, needed, 2 * search.error)
         if _those(unsure[None], search.doubts):
@@ -296,6 +307,11 @@ def _scores_blocked(search: Search, num_neighbors: int, itself: bool, strict: bo
     order, rank = _rank(density, strict)
     # The nearest denser point is often among the neighbours known already: any point not among them is at least as
     # far as the last of them, less the error of products.
-    separation = lengths.masked_fill(rank[near] >= rank[:, None], torch.inf).amin(1)
+    denser = rank[near] < rank[:, None]
+    separation = lengths.masked_fill(~denser, torch.inf).amin(1)
+    if first < close.shape[1]:
+        nearer = denser[:, spare].any(1) & (separation > search.distance(close[:, first]))
+        measure(nearer.nonzero()[:, 0], spare)
+        separation = lengths.masked_fill(~denser, torch.inf).amin(1)
     known = (separation <= search.distance(close[:, -1])) | complete | (rank == 0)
     return _score(density, search.nearest_denser(order, rank, ~known, separation))

@@ -101,6 +101,6 @@ class Rotated:
         for start in range(0, len(flat), step):
             part = flat[start : start + step]
             vectors[start : start + step] = rotate(
-                self.table[part], self.positions[part], self.time_base, self.space_base
+                self.table.index_select(0, part), self.positions.index_select(0, part), self.time_base, self.space_base
             )
         return vectors.view(*rows.shape, self.width)
