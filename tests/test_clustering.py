@@ -130,8 +130,21 @@ def test_screened_blocks_change_nothing(monkeypatch, most_pairs):
     assert torch.equal(screened.indices, dense(points, 80, 7)[0])
 
 
+def test_screening_of_points_of_different_lengths(monkeypatch):
+    """There closeness is not the product alone."""
+    lengths = 0.9 + 0.2 * torch.rand(60, 1, generator=torch.Generator().manual_seed(1))
+    points = smooth_tracks(60, 20, 2 * WIDE) * lengths.repeat_interleave(20, 0)
+    screened = density_peaks(points, 80, 7, TINY)
+    assert not Search(points[0], 64).same
+    monkeypatch.setattr(tango.neighbors, "SCREEN_BLOCKS", 10**9)
+    full = density_peaks(points, 80, 7, TINY)
+    assert torch.equal(screened.indices, full.indices)
+    assert torch.equal(screened.scores, full.scores)
+    assert torch.equal(screened.indices, dense(points, 80, 7)[0])
+
+
 def test_heads_bound_products_from_above():
-    points = smooth_tracks(60, 20, 2 * WIDE)[0] * torch.rand(1200, 1)
+    points = smooth_tracks(60, 20, 2 * WIDE)[0] * torch.rand(1200, 1, generator=torch.Generator().manual_seed(2))
     search = Search(points, 64)
     heads = Heads.of(points, search.half, search.error)
     exact = points.double() @ points.double().T
