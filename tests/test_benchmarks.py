@@ -15,6 +15,7 @@ import clips  # noqa: E402
 import costs  # noqa: E402
 import long_videos  # noqa: E402
 import measure  # noqa: E402
+import pruning  # noqa: E402
 import scaling  # noqa: E402
 import shapes  # noqa: E402
 import ttft  # noqa: E402
@@ -171,4 +172,35 @@ def test_long_videos_and_vision(monkeypatch, tmp_path):
     output = tmp_path / "vision.md"
     run(vision, monkeypatch, "--toy", "--families", "llava_video", "qwen2_5_vl", "--frames", 2, "--repeats", 1,
         "--output", output)  # fmt: skip
-    assert [row[0] for row in table(output)[1:]] == ["LLaVA-Video-7B", "Qwen2.5-VL-7B"]
+    header, *rows = table(output)
+    assert [row[0] for row in rows] == ["LLaVA-Video-7B", "Qwen2.5-VL-7B"]
+    alone = header.index("tower as it comes, ms")
+    assert rows[0][alone] == "" and float(rows[1][alone]) > 0
+
+
+def test_pruning(monkeypatch, tmp_path):
+    """Tango and the oracle in turns; what a turn of either cannot do is told, and what is another problem refused."""
+    output = tmp_path / "pruning.md"
+    turns = []
+
+    def child(which, frames, runs):
+        turns.append((which, frames, runs))
+        fast = which == "fast"
+        return {"seconds": [1.0 + len(turns)] * runs, "mib": 10.0} if fast or frames < 9 else {"error": "too little"}
+
+    monkeypatch.setattr(pruning, "in_child", child)
+    monkeypatch.setattr(pruning, "check", lambda frames: f"{frames} frames checked")
+    sizes = ["--frames", 8, 9, 10, "--oracle-frames", 9, "--runs", 2, "--turns", 2]
+    run(pruning, monkeypatch, *sizes, "--output", output)
+    assert turns[:4] == [("fast", 8, 2), ("oracle", 8, 2)] * 2
+    _, both, failed, alone = table(output)
+    assert both == ["8", "3.00 (2.00 to 4.00)", "10", "4.00 (3.00 to 5.00)", "10", "1.3"]
+    assert failed[3:] == ["too little", "", ""] and alone[3:] == ["not run", "", ""]
+    with pytest.raises(SystemExit, match="not the worst case"):
+        pruning.refuse_easier(pruning.long_segment(8, dim=24), [4, 4])
+
+
+@pytest.mark.parametrize("which", ["fast", "oracle"])
+def test_a_turn_of_pruning(which):
+    result = pruning.in_child(which, 8, 1)
+    assert len(result["seconds"]) == 1 and result["seconds"][0] > 0 and result["mib"] >= 0
