@@ -93,6 +93,7 @@ def alive(pid: int) -> bool:
 
 def command_line(folder: Path) -> None:
     """`tango sweep` of a long cell, in a process of its own; what it says goes to files."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # where tests run in the background it is ignored
     os.dup2(os.open(folder / "stderr", os.O_WRONLY | os.O_CREAT), 2)
     os.dup2(os.open(folder / "stdout", os.O_WRONLY | os.O_CREAT), 1)
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
