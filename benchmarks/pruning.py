@@ -140,17 +140,24 @@ def in_child(which: str, frames: int, runs: int) -> dict[str, Any]:
     return result
 
 
-def together(turns: list[dict[str, Any]] | None) -> dict[str, Any] | None:
-    """All seconds of several processes, and the most memory; the first error where there is one."""
-    if turns is None:
-        return None
-    if failed := [turn for turn in turns if "error" in turn]:
-        return failed[0]
-    return {"seconds": [x for turn in turns for x in turn["seconds"]], "mib": max(turn["mib"] for turn in turns)}
+def together(turns: list[dict[str, Any]]) -> dict[str, Any]:
+    """All seconds of several processes, and the most memory; the first error where there is one; empty if none ran."""
+    for turn in turns:
+        if "error" in turn:
+            return turn
+    seconds = [x for turn in turns for x in turn["seconds"]]
+    return {"seconds": seconds, "mib": max(turn["mib"] for turn in turns)} if turns else {}
 
 
-def cell(result: dict[str, Any] | None) -> tuple[str, str]:
-    if result is None:
+def row(frames: int, fast: dict[str, Any], oracle: dict[str, Any]) -> str:
+    cells = [str(frames), *cell(fast), *cell(oracle), ""]
+    if "seconds" in fast and "seconds" in oracle:
+        cells[-1] = f"{statistics.median(oracle['seconds']) / statistics.median(fast['seconds']):.1f}"
+    return f"| {' | '.join(cells)} |"
+
+
+def cell(result: dict[str, Any]) -> tuple[str, str]:
+    if not result:
         return "not run", ""
     if "error" in result:
         return result["error"], ""
@@ -286,16 +293,14 @@ def main() -> None:
     ]
     print("\n".join(lines), flush=True)
     for frames in args.frames:
-        kinds = ["fast", "oracle"] if frames <= args.oracle_frames else ["fast"]
-        results: dict[str, list[dict[str, Any]]] = {kind: [] for kind in kinds}
-        for _ in range(args.turns if frames < 256 else 1):
-            for kind in kinds:
-                results[kind].append(in_child(kind, frames, args.runs if frames < 256 else 1))
-        fast, oracle = (together(results.get(kind)) for kind in ("fast", "oracle"))
-        both = [result and result.get("seconds") for result in (fast, oracle)]
-        factor = f"{statistics.median(both[1]) / statistics.median(both[0]):.1f}" if both[0] and both[1] else ""
-        cells = (*cell(fast), *cell(oracle), factor)
-        lines.append(f"| {frames} | {' | '.join(cells)} |")
+        once = frames >= 256
+        fast: list[dict[str, Any]] = []
+        oracle: list[dict[str, Any]] = []
+        for _ in range(1 if once else args.turns):
+            fast.append(in_child("fast", frames, 1 if once else args.runs))
+            if frames <= args.oracle_frames:
+                oracle.append(in_child("oracle", frames, 1 if once else args.runs))
+        lines.append(row(frames, together(fast), together(oracle)))
         print(lines[-1], flush=True)
     write(lines, args.output)
 

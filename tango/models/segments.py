@@ -2,7 +2,7 @@
 
 The towers of Qwen models attend within segments that lie one behind another. With scaled_dot_product_attention
 Transformers calls it for each of them, thousands of times for a video, and asks the GPU for their lengths in every
-layer. Here it is called once for each length that occurs, at most four.
+layer. Here it is called once for each length that occurs, at most four in a video.
 """
 
 import contextlib

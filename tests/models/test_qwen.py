@@ -282,6 +282,18 @@ def test_segments_of_one_length_in_one_call(family, attentions):
     assert len(attentions) == alone
 
 
+@torch.no_grad()
+def test_as_many_calls_for_any_number_of_frames(family, attentions):
+    tower, counts = family.model().model.visual, []
+    for frames in (1, 7):
+        inputs = video_inputs((frames, 6, 10))
+        attentions.clear()
+        with segments_together(tower):
+            tower(inputs["pixel_values_videos"], grid_thw=inputs["video_grid_thw"])
+        counts.append(len(attentions))
+    assert counts[0] == counts[1]
+
+
 @pytest.mark.parametrize("ratio", [0.3, 1.0])
 def test_the_tower_of_a_pruned_model(family, attentions, ratio):
     """Segments together, but at a ratio of 1 the model's own loop: to the bit its own result."""
