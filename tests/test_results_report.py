@@ -80,10 +80,11 @@ def test_both_frameworks_in_one_table(tmp_path: Path, cells: list[dict[str, Any]
     readme = (tmp_path / "README.md").read_text()
     assert "gave the same" not in readme and "the kept tokens of unknown differ" in readme
     assert "Tango 10 % on MotionQA: of 40 questions, 1 answers, 0 scores and the kept tokens of 1 differ" in readme
-    console = Console(file=io.StringIO(), width=100, record=True)
+    console = Console(file=io.StringIO(), width=80, record=True)
     console.print(*summaries(cells + other))
     text = console.export_text()
     assert "VLMEvalKit" in text and "10.2" in text and "-10.0 [" in text and "87.5 [" in text
+    assert "…" not in text  # all of it in a terminal of 80 columns
     write_results(cells, tmp_path, "x")
     assert not (tmp_path / "agreement.csv").exists()  # of what is not there any more
 

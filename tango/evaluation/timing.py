@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from rich import box
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -217,13 +218,20 @@ def efficiency(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def efficiency_table(rows: Mapping[str, Mapping[str, Any]], caption: str = "Efficiency") -> Table:
-    """A rich table with one row for each named efficiency()."""
-    table = Table(title=caption)
-    table.add_column("")
+    """A rich table with one row for each named efficiency(), its headings short enough for 80 columns of a terminal."""
+    table = terminal_table(caption)
     for name, (unit, _) in TITLES.items():
-        table.add_column(f"{name}\n({unit})", justify="right", overflow="fold")
+        words = [word for word in name.split("_") if word not in ("Avg", "Time", "Throughput")]
+        table.add_column("\n".join([*words, f"({unit})"]), justify="right", no_wrap=True)
     for name, row in rows.items():
         table.add_row(name, *("-" if row[title] is None else f"{row[title]:.2f}" for title in TITLES))
+    return table
+
+
+def terminal_table(caption: str) -> Table:
+    """A rich table as narrow as can be, with a first column for names, the only one to be broken into lines."""
+    table = Table(title=caption, box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), show_edge=False)
+    table.add_column("")
     return table
 
 

@@ -12,7 +12,7 @@ from rich.table import Table as RichTable
 from tabulate import tabulate
 
 from tango.evaluation.settings import VANILLA
-from tango.evaluation.timing import TITLES
+from tango.evaluation.timing import TITLES, terminal_table
 from tango.evaluation.timing import efficiency_table as efficiency_of
 from tango.results.cells import Cell, Row, arrange, benchmarks, each_cell, frameworks
 from tango.results.statistics import Interval
@@ -170,9 +170,11 @@ def efficiency_summary(rows: Sequence[Row]) -> RichTable:
 
 def accuracy_summary(shown: pd.DataFrame) -> RichTable:
     """shown_accuracy() for a terminal."""
-    table = RichTable(title="Accuracy, with 95 % intervals of the paired bootstrap")
-    for column in shown.columns:
-        table.add_column(column, justify="left" if column in ("", "framework") else "right")
+    table = terminal_table("Accuracy, with 95 % intervals of the paired bootstrap")
+    for column in shown.columns[1:]:
+        text = column == "framework"
+        heading = column if text else column.replace(" ", "\n")
+        table.add_column(heading, justify="left" if text else "right", no_wrap=True)
     for line in shown.itertuples(index=False):
         table.add_row(*line)
     return table
