@@ -27,7 +27,8 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +39,12 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from oracle import Oracle  # noqa: E402
 
-from tango import Tango, __version__  # noqa: E402
+from tango import Tango, __version__, fused  # noqa: E402
 from tango.segmentation import neighbour_similarity  # noqa: E402
 
 TOKENS, DIM, GRID = 196, 896, (14, 14)
 CUDA_DIM, CUDA_CASES = 3584, (("ordinary", 32), ("long", 32), ("ordinary", 256), ("long", 256), ("ordinary", 1024))
+CUDA = "cuda"
 ORACLE_FRAMES = 64  # its n x n distances take 0.6 GB a copy here, 2.4 GB at twice the frames
 Video = tuple[torch.Tensor, torch.Tensor, tuple[int, int], torch.Tensor]
 SETTINGS: dict[str, Any] = {"retention_ratio": 0.1, "similarity_threshold": -1.0}  # -1: never cut
@@ -192,10 +194,22 @@ def waits(run: Callable[[], Any]) -> int:
     return sum("synchroniz" in str(warning.message) for warning in caught)
 
 
+@contextmanager
+def without_kernels() -> Iterator[None]:
+    """The plain way, as where Triton is not installed."""
+    devices, fused.DEVICES = fused.DEVICES, ()
+    fused.kernels.cache_clear()
+    try:
+        yield
+    finally:
+        fused.DEVICES = devices
+        fused.kernels.cache_clear()
+
+
 def cuda_row(kind: str, frames: int, runs: int) -> str:
     """A row of the table of a GPU; raises SystemExit if what is kept is not what the oracle keeps."""
     features, saliency, grid, times = (long_segment if kind == "long" else ordinary)(frames, dim=CUDA_DIM)
-    video = features.to("cuda", torch.bfloat16), saliency.cuda(), grid, times
+    video = features.to(CUDA, torch.bfloat16), saliency.to(CUDA), grid, times
     del features
     settings = SETTINGS if kind == "long" else {"retention_ratio": SETTINGS["retention_ratio"]}
     method = Tango(**settings)
@@ -204,10 +218,14 @@ def cuda_row(kind: str, frames: int, runs: int) -> str:
     if kind == "long":
         refuse_easier(video, sizes)
     segments, oracle_ms, factor = len(sizes), "not run", ""
+    with without_kernels():
+        if not torch.equal(method.prune(*video).indices, pruned.indices):
+            raise SystemExit(f"{kind}, {frames} frames: other tokens without Triton's kernels; nothing is timed")
+        plain, _ = timed(lambda: method.prune(*video), runs)
     fast, mib = timed(lambda: method.prune(*video), runs)
     if frames <= ORACLE_FRAMES:
         oracle = Oracle(**settings, distance="product")
-        with torch.device("cuda"):
+        with torch.device(CUDA):
             indices, values, _ = oracle.prune(*video)
             if not torch.equal(pruned.indices, indices):
                 raise SystemExit(f"{kind}, {frames} frames: other tokens than the oracle's; nothing is timed")
@@ -219,7 +237,8 @@ def cuda_row(kind: str, frames: int, runs: int) -> str:
         factor = f"{statistics.median(slow) / statistics.median(fast):.1f}"
     middle = f"{statistics.median(fast):.2f} ({min(fast):.2f} to {max(fast):.2f})"
     count = waits(lambda: method.prune(*video))
-    return f"| {kind} | {frames} | {segments} | {middle} | {count} | {mib:.0f} | {oracle_ms} | {factor} |"
+    cells = middle, f"{statistics.median(plain):.2f}", count, f"{mib:.0f}", oracle_ms, factor
+    return f"| {kind} | {frames} | {segments} | {' | '.join(map(str, cells))} |"
 
 
 def on_cuda(runs: int, output: Path | None) -> None:
@@ -237,10 +256,13 @@ def on_cuda(runs: int, output: Path | None) -> None:
         "segment without static places; ordinary: scenes of 1 to 6 frames, mostly static",
         f"- checked in every row of up to {ORACLE_FRAMES} frames: the same tokens as the oracle's, plain, dense and in "
         "fp32 on the same GPU",
+        f"- Triton's kernels: {'used' if fused.kernels(torch.device(CUDA, 0)) else 'not used'}, and the same tokens "
+        "kept without them",
         "- memory: above what the video takes; waits: for the GPU, by the host, in one prune()",
         "",
-        "| video | frames | segments | tango, ms (median, range) | waits | MiB | oracle, ms | times faster |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
+        "| video | frames | segments | tango, ms (median, range) | without kernels, ms | waits | MiB | oracle, ms | "
+        "times faster |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     print("\n".join(lines), flush=True)
     for kind, frames in CUDA_CASES:

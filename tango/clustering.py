@@ -151,7 +151,7 @@ def assign(
             if doubts is None:
                 chosen = _nearest_centres(part, near[sets], close, slack)
             else:
-                chosen = _nearest_rivals(part, near[sets], close, slack, doubts)
+                chosen = _nearest_rivals(points[sets], start, centres[sets], close, slack, doubts)
             cluster[sets, start : start + part.shape[1]] = chosen
     # What a set has too few of is at place n, one behind the points.
     return cluster.scatter_(1, centres, torch.arange(count, device=points.device).expand(groups, -1))[:, :size]
@@ -183,17 +183,25 @@ def _nearest_centres(points: Tensor, near: Tensor, close: Tensor, slack: Tensor)
     return chosen
 
 
-def _nearest_rivals(points: Tensor, near: Tensor, close: Tensor, slack: Tensor, doubts: Doubts) -> Tensor:
-    """The same with fixed shapes: the distances to the few closest centres of every point are taken again."""
+def _nearest_rivals(
+    points: Tensor, start: int, centres: Tensor, close: Tensor, slack: Tensor, doubts: Doubts
+) -> Tensor:
+    """The same with fixed shapes: the distances to the few closest centres of every point are taken again.
+
+    Args:
+        points: (G, n, D), of which close (G, p, m) are those from `start` on; centres: (G, m), n for padding.
+    """
     groups, rows, count = close.shape
+    size = points.shape[1]
     values, rivals = close.topk(min(RIVALS + 1, count), dim=2)
     if count > RIVALS:
         doubts.add((values[..., -1] > values[..., 0] - slack).any())
     rivals, order = rivals[..., :RIVALS].sort(dim=2)  # by index, so that argmin finds the lowest of equals
     within = values.gather(2, order) > values[..., :1] - slack
-    table = torch.cat([points.flatten(0, 1), near.flatten(0, 1)])
-    offset = groups * rows + count * torch.arange(groups, device=close.device)[:, None, None]
-    exact = recheck(table, torch.arange(groups * rows, device=close.device), (rivals + offset).flatten(0, 1))
+    others = centres.clamp(max=size - 1).gather(1, rivals.flatten(1)).view(rivals.shape)
+    base = size * torch.arange(groups, device=close.device)[:, None]
+    own = base + torch.arange(start, start + rows, device=close.device)
+    exact = recheck(points.flatten(0, 1), own.flatten(), (others + base[..., None]).flatten(0, 1))
     exact = exact.view(rivals.shape).masked_fill_(~within, torch.inf)
     return rivals.gather(2, exact.argmin(2, keepdim=True))[..., 0]
 

@@ -14,6 +14,7 @@ import math
 import torch
 from torch import Tensor
 
+from tango import fused
 from tango.ragged import Doubts
 from tango.screening import WIDE, Heads, sampled_products
 
@@ -40,6 +41,14 @@ def distances(points: Tensor, others: Tensor) -> Tensor:
 
 def recheck(points: Tensor, rows: Tensor, others: Tensor) -> Tensor:
     """Distances from differences between points[rows] and points[others]; points (T, D), rows (p,), others (p, q)."""
+    module = fused.kernels(points.device)
+    if module is None:
+        return recheck_plainly(points, rows, others)
+    result: Tensor = module.recheck(points, rows, others)
+    return result
+
+
+def recheck_plainly(points: Tensor, rows: Tensor, others: Tensor) -> Tensor:
     result = torch.empty(others.shape, device=points.device)
     step = distance_rows(points, others.shape[1])
     for start in range(0, len(rows), step):
@@ -104,9 +113,9 @@ def products(points: Tensor, others: Tensor, out: Tensor | None = None) -> Tenso
     """
     if not splits(points.device):
         return torch.matmul(points, others.mT, out=out)
-    high, low = _halves(points)
-    other_high, other_low = _halves(others)
-    left, right = torch.cat([high, high, low], -1), torch.cat([other_high, other_low, other_high], -1)
+    module = fused.kernels(points.device)
+    split = split_plainly if module is None else module.halves
+    left, right = split(points, False), split(others, True)
     multiply = torch.mm if left.dim() == 2 else torch.bmm
     return multiply(left, right.mT, out_dtype=torch.float32)
 
@@ -122,9 +131,11 @@ def own_products(points: Tensor, out: Tensor) -> Tensor:
     return out
 
 
-def _halves(values: Tensor) -> tuple[Tensor, Tensor]:
+def split_plainly(values: Tensor, low_second: bool) -> Tensor:
+    """Numbers (.., D) fp32 as sums of two of bfloat16, side by side (.., 3 * D): high, high, low or high, low, high."""
     high = values.bfloat16()
-    return high, (values - high).bfloat16()
+    low = (values - high).bfloat16()
+    return torch.cat([high, low, high] if low_second else [high, high, low], -1)
 
 
 def product_error(points: Tensor, half: Tensor) -> Tensor:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
+from tango import fused
 from tango.ragged import on_device
 
 
@@ -79,28 +81,50 @@ def _frequencies(sections: tuple[int, int, int], time_base: float, space_base: f
 class Rotated:
     """Rotated rows of a table, made when they are asked for.
 
-    table: (T, D) tokens, any floating dtype; positions: (T, 3); the bases as in rotate().
-    block_bytes: rough bound of the temporary memory, beside what is returned.
+    table: (F * H * W, D) tokens, any floating dtype.
+    axes: fp32 positions along each axis: seconds of the frames (F,), rows (H,), columns (W,).
+    time_base, space_base: as in rotate().
+    block_bytes: rough bound of the temporary memory, beside what is returned; a fused kernel needs next to none.
     """
 
     table: Tensor
-    positions: Tensor
+    axes: tuple[Tensor, Tensor, Tensor]
     time_base: float = 10000.0
     space_base: float = 1000.0
     block_bytes: int = 32 << 20
 
-    @property
-    def width(self) -> int:
-        return self.table.shape[1]
-
     def __call__(self, rows: Tensor) -> Tensor:
         """Rows (..) int64 of the table, as fp32 vectors (.., D)."""
-        flat = rows.flatten()
-        step = max(1, self.block_bytes // (16 * self.width))
-        vectors = torch.empty(len(flat), self.width, device=self.table.device)
-        for start in range(0, len(flat), step):
-            part = flat[start : start + step]
+        module, flat = fused.kernels(self.table.device), rows.flatten()
+        vectors = self.plain(flat) if module is None else self.by_kernel(module, flat)
+        return vectors.view(*rows.shape, vectors.shape[1])
+
+    def plain(self, rows: Tensor) -> Tensor:
+        """The vectors (p, D) of rows (p,), by rotate()."""
+        width = self.table.shape[1]
+        step = max(1, self.block_bytes // (16 * width))
+        vectors = torch.empty(len(rows), width, device=self.table.device)
+        for start in range(0, len(rows), step):
+            part = rows[start : start + step]
             vectors[start : start + step] = rotate(
-                self.table.index_select(0, part), self.positions.index_select(0, part), self.time_base, self.space_base
+                self.table.index_select(0, part), self._positions.index_select(0, part), self.time_base, self.space_base
             )
-        return vectors.view(*rows.shape, self.width)
+        return vectors
+
+    def by_kernel(self, module: ModuleType, rows: Tensor) -> Tensor:
+        """The vectors (p, D) of rows (p,), by a kernel of tango.kernels."""
+        axes = len(self.axes[0]), len(self.axes[1]), len(self.axes[2])
+        vectors: Tensor = module.rotate(self.table, rows, *self._turns, axes, rope_sections(self.table.shape[1]))
+        return vectors
+
+    @functools.cached_property
+    def _positions(self) -> Tensor:
+        """(F * H * W, 3)"""
+        return torch.cartesian_prod(*self.axes)
+
+    @functools.cached_property
+    def _turns(self) -> tuple[Tensor, Tensor]:
+        """Cosines and sines (F + H + W, D / 2) of what each place of each axis turns every pair by."""
+        sections, device = rope_sections(self.table.shape[1]), self.table.device
+        angles = torch.cat(self.axes)[:, None] * _frequencies(sections, self.time_base, self.space_base, device)
+        return angles.cos(), angles.sin()

@@ -200,6 +200,23 @@ def test_pruning(monkeypatch, tmp_path):
         pruning.refuse_easier(pruning.long_segment(8, dim=24), [4, 4])
 
 
+@pytest.mark.parametrize(("kind", "segments"), [("long", "1"), ("ordinary", "5")])
+def test_a_row_of_the_table_of_a_gpu(kind, segments, monkeypatch):
+    """With the CPU in place of the GPU: all but clock, memory and count of waits."""
+    times = iter([[7.0], [5.0], [60.0]])
+    monkeypatch.setattr(pruning, "CUDA", "cpu")
+    monkeypatch.setattr(pruning, "CUDA_DIM", 448)
+    monkeypatch.setattr(pruning, "timed", lambda prune, runs: (prune() and next(times), 12.0))
+    monkeypatch.setattr(pruning, "waits", lambda prune: 3)
+    row = [cell.strip() for cell in pruning.cuda_row(kind, 8, 1).strip("|").split("|")]
+    assert row == [kind, "8", segments, "5.00 (5.00 to 5.00)", "7.00", "3", "12", "60.0", "12.0"]
+    kept = []
+    monkeypatch.setattr(pruning.Oracle, "prune", lambda self, *video: (torch.arange(3), None, kept))
+    times = iter([[7.0], [5.0]])
+    with pytest.raises(SystemExit, match="other tokens than the oracle's"):
+        pruning.cuda_row(kind, 8, 1)
+
+
 @pytest.mark.parametrize("which", ["fast", "oracle"])
 def test_a_turn_of_pruning(which):
     result = pruning.in_child(which, 8, 1)

@@ -11,9 +11,9 @@ from tango import Tango
 from tango.ragged import Doubts
 
 
-def pruned_there(method, features, saliency, grid, times, halves=True):
+def pruned_there(method, features, saliency, grid, times, halves=True, kernels=False):
     """prune() on the pretended device: what it returns, on the host, and the mode that counted."""
-    with pretend_cuda(halves) as mode:
+    with pretend_cuda(halves, kernels) as mode:
         features, saliency = features.to(DEVICE), saliency.to(DEVICE)
         mode.waits.clear()
         mode.launches.clear()
@@ -63,13 +63,15 @@ def test_three_waits_whatever_the_number_of_segments(count):
     assert launches.total() < 600, launches
 
 
-def test_launches_of_an_ordinary_video():
+@pytest.mark.parametrize(("kernels", "most"), [(False, 600), (True, 420)])
+def test_launches_of_an_ordinary_video(kernels, most):
     """32 frames of 196 tokens in a dozen segments: hundreds of launches, of which a GPU takes some 200,000 a second."""
     video = scenes(32, 14, 96, 12)
-    indices, _, sizes, waits, launches = pruned_there(Tango(), *video)
+    indices, _, sizes, waits, launches = pruned_there(Tango(), *video, kernels=kernels)
     assert len(sizes) >= 10 and waits.total() == 3
     assert torch.equal(indices, Oracle().prune(*video)[0])
-    assert launches.total() < 600, (launches.total(), launches)
+    assert launches.total() < most, (launches.total(), launches)
+    assert (launches["kernel"] > 0) == kernels
 
 
 @pytest.mark.parametrize("halves", [False, True])

@@ -37,6 +37,7 @@ SEGMENTATIONS = ("holitom", "fastvid", "none")
 SELECTIONS = ("diversity", "topk")
 MERGINGS = ("st_rope", "cosine")
 BLOCK_BYTES = 32 << 20  # on a CPU larger blocks for similarities and rotations are not faster
+Axes = tuple[Tensor, Tensor, Tensor]
 FIXED_SHAPES = ("cuda",)  # devices that are not asked for a number on the way, see tango.ragged
 
 
@@ -185,13 +186,11 @@ class Tango(Pruner):
         static = static_places(similar, sizes, self.static_threshold)
         plan = Plan.of(sizes, static, self._budgets(sizes, static.sum(1), tokens), self.context_ratio)
 
-        cells = torch.cartesian_prod(torch.arange(float(grid[0])), torch.arange(float(grid[1])))
-        cells = on_device(cells, device).expand(frames, -1, -1)
-        positions = torch.cat([times[:, None, None].expand(-1, tokens, 1), cells], dim=2).flatten(0, 1)
+        axes = times, torch.arange(float(grid[0]), device=device), torch.arange(float(grid[1]), device=device)
         doubts = Doubts() if device.type in FIXED_SHAPES else None
-        kept = self._keep(features, weights, positions, plan, doubts)
+        kept = self._keep(features, weights, axes, plan, doubts)
         if doubts is not None and doubts.any():
-            kept = self._keep(features, weights, positions, plan, None)
+            kept = self._keep(features, weights, axes, plan, None)
         if fates is not None:
             fates.tell_static(static.repeat_interleave(sizes, 0))
             kept.tell(fates, plan)
@@ -219,19 +218,20 @@ class Tango(Pruner):
         least = torch.stack([static.clamp(max=1), (sizes == 1).long()], 1)
         return shares.ceil().long().maximum(least) * frames
 
-    def _keep(self, features: Tensor, saliency: Tensor, positions: Tensor, plan: Plan, doubts: Doubts | None) -> Kept:
+    def _keep(self, features: Tensor, saliency: Tensor, axes: Axes, plan: Plan, doubts: Doubts | None) -> Kept:
         """Steps 3 to 6: select in every set of the plan, merge what is left of every pool of it.
 
         Args:
-            features: (F, L, D); saliency: (F, L); positions: (F * L, 3).
+            features: (F, L, D); saliency: (F, L); axes: see Rotated.
             doubts: see density_peaks().
         """
         frames, tokens, dim = features.shape
         device, table = features.device, features.reshape(-1, dim)
         bases = self.time_base, self.space_base, self._block_bytes(device)
-        rotated = unrotated = Rotated(table, positions, *bases)
+        rotated = unrotated = Rotated(table, axes, *bases)
         if self.merging == "cosine":
-            unrotated = Rotated(table, torch.zeros_like(positions), *bases)  # at the origin nothing is rotated
+            origin = torch.zeros_like(axes[0]), torch.zeros_like(axes[1]), torch.zeros_like(axes[2])
+            unrotated = Rotated(table, origin, *bases)  # at the origin nothing is rotated
         members, first = on_device(plan.members, device), on_device(plan.first, device)
         scores, means = saliency, table[:0].float()
         if len(plan.frames):
