@@ -23,6 +23,7 @@ from tango.screening import WIDE, Heads, sampled_products
 SPARE, SPARE_FIXED = 4, 8
 SCREEN_BLOCKS = 4  # sets of fewer blocks are not worth screening
 MOST_PAIRS = 1 / 12  # share of a block's pairs above which to take all its products is faster
+OWN_EDGE = 256  # smaller products are not faster, even if they are half as many
 QUERIES = 4  # with fixed shapes, the share of points, 1 in so many, whose nearest denser point may be far
 
 
@@ -121,12 +122,13 @@ def products(points: Tensor, others: Tensor, out: Tensor | None = None) -> Tenso
 
 
 def own_products(points: Tensor, out: Tensor) -> Tensor:
-    """Inner products of points (p, D) with each other in `out` (p, p), of which a quarter are copied, not taken."""
+    """Inner products of points (p, D) with each other in `out` (p, p): of pairs far apart one is taken, one copied."""
     middle = len(points) // 2
-    upper, lower = points[:middle], points[middle:]
-    products(upper, upper, out[:middle, :middle])
-    products(upper, lower, out[:middle, middle:])
-    products(lower, lower, out[middle:, middle:])
+    if middle < OWN_EDGE:
+        return products(points, points, out)
+    own_products(points[:middle], out[:middle, :middle])
+    own_products(points[middle:], out[middle:, middle:])
+    products(points[:middle], points[middle:], out[:middle, middle:])
     out[middle:, :middle] = out[:middle, middle:].T
     return out
 
