@@ -24,6 +24,7 @@ SPARE, SPARE_FIXED = 4, 8
 SCREEN_BLOCKS = 4  # sets of fewer blocks are not worth screening
 MOST_PAIRS = 1 / 12  # share of a block's pairs above which to take all its products is faster
 OWN_EDGE = 256  # smaller products are not faster, even if they are half as many
+MOST_HITS = 1 / 32  # share of a block's pairs above which to look for the nearest among all of them is faster
 QUERIES = 4  # with fixed shapes, the share of points, 1 in so many, whose nearest denser point may be far
 
 
@@ -160,6 +161,18 @@ def _rows(matrix: Tensor, rows: Tensor) -> Tensor:
     return matrix.mT.index_select(1, rows).mT.contiguous()
 
 
+def true_pairs(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows and columns (k,) of the true ones of a mask (p, q), in order; eight at a time are seen to be all false."""
+    columns, flat = mask.shape[1], mask.flatten()
+    if len(flat) % 8 == 0:
+        words = flat.view(torch.int64).nonzero()
+        places = (8 * words + torch.arange(8, device=mask.device)).flatten()
+        places = places[flat[places]]
+    else:
+        places = flat.nonzero()[:, 0]
+    return places // columns, places % columns
+
+
 class Search:
     """A large set of points, and which of them are near each other.
 
@@ -229,10 +242,20 @@ class Search:
                 close = self._closeness(rows, columns)
                 if offset == 0:
                     close.fill_diagonal_(-torch.inf)
-                else:
+                    self._offer(best, index, rows, close, columns.start)
+                elif self.fixed or not self._offer_block(best, index, rows, columns, close):
                     self._offer(best, index, columns, close.T, rows.start)
-                self._offer(best, index, rows, close, columns.start)
+                    self._offer(best, index, rows, close, columns.start)
         return best, index
+
+    def _offer_block(self, best: Tensor, index: Tensor, rows: slice, columns: slice, close: Tensor) -> bool:
+        """Update lists with closenesses of which few get into any; nothing, and False, if it is not so."""
+        row, column = true_pairs(self._above(close, best[rows, -1:], best[columns, -1]))
+        if len(row) > MOST_HITS * close.numel():
+            return False
+        found = close.flatten()[row * close.shape[1] + column]
+        self._offer_pairs(best, index, row + rows.start, column + columns.start, found, both=True)
+        return True
 
     def _offer_few(self, best: Tensor, index: Tensor, rows: slice, columns: slice, heads: Heads) -> bool:
         """Update lists with a block of which few rows and columns matter; nothing, and False, if it is not so."""
@@ -244,7 +267,7 @@ class Search:
         for few, others in ((few_rows, columns), (few_columns, rows)):
             if len(few) == 0:
                 continue
-            pairs = self._closer(few, others, best[few, -1:], heads)
+            pairs = self._closer(few, others, heads, best[few, -1:])
             if pairs is None:
                 self._offer(best, index, few, self._closeness(few, others), others.start)
             else:
@@ -254,25 +277,22 @@ class Search:
 
     def _offer_some(self, best: Tensor, index: Tensor, rows: slice, columns: slice, heads: Heads) -> bool:
         """Update lists with a block of which few pairs matter; nothing, and False, if it is not so."""
-        pairs = self._closer(rows, columns, torch.minimum(best[rows, -1:], best[columns, -1]), heads)
+        pairs = self._closer(rows, columns, heads, best[rows, -1:], best[columns, -1])
         if pairs is None:
             return False
-        row, column, close = pairs[0] + rows.start, pairs[1] + columns.start, pairs[2]
-        self._offer_pairs(best, index, row, column, close)
-        hit = (close > best[column, -1]).nonzero()[:, 0]
-        hit = hit[column[hit].argsort(stable=True)]
-        self._offer_pairs(best, index, column[hit], row[hit], close[hit])
+        row, column, close = pairs
+        self._offer_pairs(best, index, row + rows.start, column + columns.start, close, both=True)
         return True
 
     def _closer(
-        self, rows: slice | Tensor, columns: slice, least: Tensor, heads: Heads
+        self, rows: slice | Tensor, columns: slice, heads: Heads, *least: Tensor
     ) -> tuple[Tensor, Tensor, Tensor] | None:
         """Places in `rows` and in `columns`, and closeness, (k,) each, of all pairs closer than `least` and some more.
 
-        They are in order of rows. None if there may be so many that a product of all is faster; least: (p, 1 or q).
+        They are in order of rows. None if there may be so many that a product of all is faster; least: (p, 1) or (q,).
         """
         bound = self._closeness(rows, columns, heads.wide)
-        row, column = (bound > least).nonzero().T.contiguous()
+        row, column = true_pairs(self._above(bound, *least))
         if len(row) > MOST_PAIRS * bound.numel():
             return None
         close = sampled_products(self.points[rows], self.points[columns], row, column)
@@ -344,8 +364,26 @@ class Search:
         best[rows], places = values.topk(best.shape[1], dim=1)
         index[rows] = columns.gather(1, places)
 
-    def _offer_pairs(self, best: Tensor, index: Tensor, rows: Tensor, others: Tensor, close: Tensor) -> None:
-        """Update the lists of rows (k,), ascending, with the closeness (k,) of one other point each time it occurs."""
+    @staticmethod
+    def _above(close: Tensor, *least: Tensor) -> Tensor:
+        """(p, q) bool: whether a closeness (p, q) is more than any of `least`, (p, 1) or (q,)."""
+        above = close > least[0]
+        for other in least[1:]:
+            above |= close > other
+        return above
+
+    def _offer_pairs(
+        self, best: Tensor, index: Tensor, rows: Tensor, others: Tensor, close: Tensor, both: bool = False
+    ) -> None:
+        """Update the lists of rows (k,), ascending, with the closeness (k,) of one other point each time it occurs.
+
+        both: and then the lists of those others with the rows.
+        """
+        if both:
+            self._offer_pairs(best, index, rows, others, close)
+            hit = (close > best[others, -1]).nonzero()[:, 0]
+            hit = hit[others[hit].argsort(stable=True)]
+            rows, others, close = others[hit], rows[hit], close[hit]
         hit = close > best[rows, -1]
         rows, places, counts = torch.unique_consecutive(rows[hit], return_inverse=True, return_counts=True)
         if len(rows) == 0:

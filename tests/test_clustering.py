@@ -11,7 +11,7 @@ from oracle import Oracle
 
 import tango.neighbors
 from tango.clustering import Peaks, assign, density_peaks, distances
-from tango.neighbors import OWN_EDGE, Search, half_squares, own_products, product_error
+from tango.neighbors import OWN_EDGE, Search, half_squares, own_products, product_error, true_pairs
 from tango.ragged import Doubts
 from tango.screening import WIDE, Heads, sampled_products
 
@@ -152,6 +152,34 @@ def test_heads_bound_products_from_above():
     assert loose.min() >= 0
     assert tight.min() >= 0
     assert tight.mean() < loose.mean() / 2
+
+
+def test_pairs_of_a_block_where_few_get_into_lists(monkeypatch):
+    """All of a block's pairs, or only those that get into a list: the same outcome, and both occur."""
+    points = smooth_tracks(30, 20, 48)
+    done = Counter()
+    offer = Search._offer_block
+
+    def watched(*args):
+        result = offer(*args)
+        done[result] += 1
+        return result
+
+    monkeypatch.setattr(Search, "_offer_block", watched)
+    few = density_peaks(points, 60, 7, TINY)
+    assert done[True] > 5 and done[False] > 0
+    monkeypatch.setattr(tango.neighbors, "MOST_HITS", -1)
+    every = density_peaks(points, 60, 7, TINY)
+    assert torch.equal(few.indices, every.indices) and torch.equal(few.scores, every.scores)
+    assert torch.equal(few.indices, dense(points, 60, 7)[0])
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (8, 8), (7, 16), (1, 24), (4, 0)])
+@pytest.mark.parametrize("share", [0.0, 0.1, 1.0])
+def test_true_pairs(shape, share):
+    mask = torch.rand(shape, generator=torch.Generator().manual_seed(1)) < share
+    rows, columns = true_pairs(mask)
+    assert torch.equal(torch.stack([rows, columns], 1), mask.nonzero())
 
 
 @pytest.mark.parametrize("size", [1, 2, 511, 513, 1025])
