@@ -388,7 +388,7 @@ class Search:
         rows, places, counts = torch.unique_consecutive(rows[hit], return_inverse=True, return_counts=True)
         if len(rows) == 0:
             return
-        nth = torch.arange(len(places)) - (counts.cumsum(0) - counts)[places]
+        nth = torch.arange(len(places), device=rows.device) - (counts.cumsum(0) - counts)[places]
         shape = len(rows), int(counts.max())
         values = close.new_full(shape, -torch.inf).index_put_((places, nth), close[hit])
         found = index.new_zeros(shape).index_put_((places, nth), others[hit])

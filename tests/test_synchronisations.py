@@ -6,6 +6,7 @@ from oracle import Oracle
 from pretend_cuda import DEVICE, pretend_cuda
 from videos import made_up
 
+import tango.neighbors
 import tango.pruners.tango
 from tango import Tango
 from tango.ragged import Doubts
@@ -97,13 +98,15 @@ def test_the_way_for_a_gpu_keeps_the_same(settings, memory_limit, halves):
     torch.testing.assert_close(values, here.features, rtol=1e-5, atol=1e-6)
 
 
-def test_doubts_lead_to_the_way_that_looks_again(monkeypatch):
+@pytest.mark.parametrize(("memory_limit", "most_hits"), [(256, 0), (0.02, 0), (0.02, 1)])
+def test_doubts_lead_to_the_way_that_looks_again(memory_limit, most_hits, monkeypatch):
     """Zero tokens are as far from every centre: more ties than a fixed number of rivals can settle."""
+    monkeypatch.setattr(tango.neighbors, "MOST_HITS", most_hits)
     video = made_up(6, (6, 6), 24, seed=2, noise=0.3, zeros=0.1)
     told = []
     ask = Doubts.any
     monkeypatch.setattr(Doubts, "any", lambda self: told.append(ask(self)) or told[-1])
-    method = Tango(0.3, segmentation="none")
+    method = Tango(0.3, segmentation="none", memory_limit=memory_limit)
     indices, values, *_ = pruned_there(method, *video)
     assert told == [True]
     expected, features, _ = Oracle(0.3, segmentation="none").prune(*video)
