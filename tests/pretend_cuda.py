@@ -27,6 +27,7 @@ WAITS = {
     "_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive", "bincount",
     "equal", "is_nonzero", "repeat_interleave", "masked_scatter", "histc", "allclose",
 }  # fmt: skip
+INDEXING = {"index", "index_put_", "index_put", "_index_put_impl_"}
 # Those that only look at the same memory, or give memory: nothing runs on the device.
 NO_LAUNCH = {"detach", "lift_fresh", "empty", "empty_like", "new_empty", "empty_strided"}
 
@@ -71,6 +72,8 @@ class PretendCuda(TorchDispatchMode):
         name = func.overloadpacket.__name__
         flat = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, torch.Tensor)]
         inside = [isinstance(x, OnDevice) for x in flat]
+        if any(x.device == DEVICE and not there for x, there in zip(flat, inside, strict=True)):
+            raise RuntimeError(f"{func}: a tensor that PyTorch made of a list by itself, which cannot be followed")
         target = kwargs.get("device")
         to_device = any(inside) if target is None else torch.device(target) == DEVICE
         if name in ("_to_copy", "copy_"):
@@ -78,14 +81,14 @@ class PretendCuda(TorchDispatchMode):
             waits = len(sides) > 1 and not (to_device and (kwargs.get("non_blocking") or True in args[2:]))
         elif any(inside):
             mixed = [x for x, there in zip(flat, inside, strict=True) if not there and x.dim()]
-            if mixed:
+            # Places may lie on the host: they are copied, which is to wait.
+            places = name in INDEXING and isinstance(args[0], OnDevice) and all(x.dtype == torch.int64 for x in mixed)
+            if mixed and not places:
                 raise RuntimeError(f"{func}: tensors of the device and of the host, {[tuple(x.shape) for x in flat]}")
-            masks = name in ("index", "index_put_", "index_put", "_index_put_impl_") and any(
-                x is not None and x.dtype in (torch.bool, torch.uint8) for x in args[1]
-            )
+            masks = name in INDEXING and any(x is not None and x.dtype in (torch.bool, torch.uint8) for x in args[1])
             # A size given beforehand tells repeat_interleave the shape.
             told = name == "repeat_interleave" and kwargs.get("output_size") is not None
-            waits = (name in WAITS and not told) or masks
+            waits = (name in WAITS and not told) or masks or bool(mixed)
         else:
             waits = False
         if waits:

@@ -4,11 +4,12 @@ import pytest
 import torch
 from oracle import Oracle
 from pretend_cuda import DEVICE, pretend_cuda
-from videos import made_up
+from videos import made_up, prune
 
 import tango.neighbors
 import tango.pruners.tango
 from tango import Tango
+from tango.pruners import REGISTRY
 from tango.ragged import Doubts
 
 
@@ -48,8 +49,10 @@ def test_the_count_sees_what_waits(what):
         y = torch.tensor([1, 2]).to(DEVICE, non_blocking=True)
         assert x[y].sum().add(torch.arange(3, device=DEVICE)).cumsum(0).shape == (3,)
         assert mode.waits.total() == 1
+        assert x[torch.tensor([1, 2])].shape == (2,)
+        assert mode.waits.total() == 2
         with pytest.raises(RuntimeError, match="of the device and of the host"):
-            x[torch.tensor([1, 2])]
+            torch.arange(3)[y]
 
 
 @pytest.mark.parametrize("count", [1, 4, 9, 24])
@@ -130,3 +133,20 @@ def test_fixed_shapes_on_the_cpu(monkeypatch):
         pruned = Tango(0.2, memory_limit=0.02).prune(*video)
         assert torch.equal(pruned.indices, indices)
         torch.testing.assert_close(pruned.features, values, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("exact_budget", [False, True])
+@pytest.mark.parametrize("name", sorted(REGISTRY))
+def test_every_method_on_a_gpu(name, exact_budget):
+    """No step mixes tensors of the device and of the host; the same is kept."""
+    video = made_up(9, (6, 6), 24, seed=4, noise=0.3)
+    method = REGISTRY[name](retention_ratio=0.3, exact_budget=exact_budget)
+    here = prune(method, video)
+    with pretend_cuda():
+        features, saliency, grid, times = video
+        there = prune(method, (features.to(DEVICE), saliency.to(DEVICE), grid, times))
+        assert there.indices.device == there.features.device == DEVICE
+        indices, values, sizes = there.indices.cpu(), there.features.cpu(), there.segment_sizes.cpu()
+    assert torch.equal(indices, here.indices)
+    assert torch.equal(sizes, here.segment_sizes)
+    torch.testing.assert_close(values, here.features, rtol=1e-5, atol=1e-6)

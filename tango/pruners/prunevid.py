@@ -19,6 +19,7 @@ from tango.merging import segment_sums
 from tango.pruners.base import Given, Pruned, Pruner, full_precision
 from tango.pruners.budget import apportion
 from tango.pruners.trace import Fates
+from tango.ragged import on_device
 
 ORDERS = ("published", "ascending")
 NO_LABEL = -1
@@ -113,9 +114,10 @@ class PruneVid(Pruner):
             merged: list[Tensor] = [torch.empty(0, dim, device=device)] * size
             for count in sorted(set(of_frames) - {0}):
                 chosen = [frame for frame in range(size) if of_frames[frame] == count]
-                rows = moving + offsets[chosen]
+                those = on_device(chosen, device)
+                rows = moving + offsets[those]
                 told = fates and fates.part(rows.flatten())
-                centres, values = self._merge(part[chosen][:, moving].float(), count, told)
+                centres, values = self._merge(part[those][:, moving].float(), count, told)
                 for place, frame in enumerate(chosen):
                     indices[frame] = rows[place, centres[place]]
                     merged[frame] = values[place]
