@@ -150,6 +150,18 @@ class PretendKernels:
         return self._launched(turned, table, rows, cos, sin)
 
 
+def made_on_the_host(make):
+    """torch.tensor() or torch.as_tensor(), which fill tensors of the device where no mode sees it."""
+
+    def made(data, *, device=None, **kwargs):
+        if isinstance(data, (list, tuple)):
+            data = tree_map(lambda x: x.item() if isinstance(x, OnDevice) else x, data)
+        tensor = make(data, **kwargs)
+        return tensor if device is None else tensor.to(device)
+
+    return made
+
+
 @contextmanager
 def pretend_cuda(halves=True, kernels=False):
     """A mode in which tensors go to the device by .to(DEVICE), and prune() takes its way for a GPU.
@@ -157,6 +169,8 @@ def pretend_cuda(halves=True, kernels=False):
     halves: whether that GPU has matrix units for bfloat16; kernels: whether Triton's are used there.
     """
     with (
+        mock.patch.object(torch, "tensor", made_on_the_host(torch.tensor)),
+        mock.patch.object(torch, "as_tensor", made_on_the_host(torch.as_tensor)),
         mock.patch.object(tango.pruners.tango, "FIXED_SHAPES", (DEVICE.type,)),
         mock.patch.object(tango.neighbors, "splits", lambda device: halves and device == DEVICE),
         mock.patch.object(torch, "autocast", lambda *args, **kwargs: nullcontext()),
