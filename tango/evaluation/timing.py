@@ -220,6 +220,7 @@ def efficiency(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def efficiency_table(rows: Mapping[str, Mapping[str, Any]], caption: str = "Efficiency") -> Table:
     """A rich table with one row for each named efficiency(), its headings short enough for 80 columns of a terminal."""
     table = terminal_table(caption)
+    table.caption, table.caption_justify = f"columns: {', '.join(TITLES)}", "left"
     for name, (unit, _) in TITLES.items():
         words = [word for word in name.split("_") if word not in ("Avg", "Time", "Throughput")]
         table.add_column("\n".join([*words, f"({unit})"]), justify="right", no_wrap=True)
