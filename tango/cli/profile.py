@@ -36,10 +36,11 @@ if TYPE_CHECKING:
 EXAMPLES = (
     "tango profile",
     "tango profile clip.mp4 --frames 64 --model lmms-lab/LLaVA-Video-7B-Qwen2 --config configs/llava_video.yaml",
-    "tango profile --method tango --method fastvid --ratio 0.2 --repeats 10 --json",
+    "tango profile --method tango --method fastvid --ratio 0.2 --repeats 10 --output profile.md",
 )
 QUESTION = "What happens in this video?"
 MEMORY = "peak_memory_gib"
+PARTS = {key: text for key, text in STAGES.items() if key != "decode_s"} | {"first_token_s": "time to first token"}
 
 
 def profile(
@@ -56,12 +57,15 @@ def profile(
     question: Annotated[str, typer.Option(help="What is asked.")] = QUESTION,
     device: Device = None,
     dtype: Dtype = "auto",
+    output: Annotated[Path | None, typer.Option(help="Write the table, and how it came about, as Markdown.")] = None,
     as_json: Json = False,
 ) -> None:
     """Measure where the time goes for a video: every stage, tokens and memory, with and without pruning.
 
     The ways take turns, so that a machine that gets slower or faster does so for all of them.
     """
+    from tango.evaluation.provenance import provenance
+
     series: dict[str, dict[str, list[float]]] = {}
     tokens: dict[str, dict[str, float]] = {}
     with stdout_for_json(as_json), steps(2 + (1 + len(set(method))) * (warmup + repeats)) as step:
@@ -73,6 +77,11 @@ def profile(
                 one, tokens[name] = run(checkpoint, pruner, path, question, frames_for(frames, model), new_tokens)
                 for key, value in one.items() if turn >= warmup else ():
                     series.setdefault(name, defaultdict(list))[key].append(value)
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        whole = next(iter(tokens.values()))["video_tokens_before"]
+        origin = f"{path}, {whole:.0f} tokens; each way {repeats} times in turn after {warmup} not counted"
+        output.write_text(page(series, tokens, provenance(checkpoint.device), origin), encoding="utf-8")
     if as_json:
         print_json(
             {"video": path, "model": checkpoint.described, "repeats": repeats, "warmup": warmup}
@@ -80,7 +89,11 @@ def profile(
         )
         return
     screen = console()
-    screen.print(table(series, tokens, f"{path}, {repeats} runs: median (least to most)"))
+    few = len(series) == 2
+    title = f"{path}, {repeats} runs: " + ("median (least to most)" if few else "median, in ms")
+    screen.print(table(series, tokens, title) if few else comparison(series, tokens, title))
+    if output is not None:
+        screen.print(f"written: {output}", soft_wrap=True, markup=False, highlight=False)
 
 
 def run(
@@ -159,6 +172,51 @@ def table(series: dict[str, dict[str, list[float]]], tokens: dict[str, dict[str,
         cells += [cell for name in others for cell in (f"{max(series[name][MEMORY]):.2f}", "")]
         shown.add_row("peak memory (GiB)", *cells)
     return shown
+
+
+def comparison(series: dict[str, dict[str, list[float]]], tokens: dict[str, dict[str, float]], title: str) -> Table:
+    """Ways as rows, the medians of stages as columns, for more ways than have room beside each other."""
+    from tango.evaluation.timing import terminal_table
+
+    shown = terminal_table(title)
+    for heading in ("tokens", "tower", "projector,\npruning", "prefill", "first\ntoken", "times\nfaster"):
+        shown.add_column(heading, justify="right", no_wrap=True)
+    for name, found in series.items():
+        cells = [f"{1000 * statistics.median(found[key]):.1f}" for key in PARTS]
+        shown.add_row(name, f"{tokens[name]['video_tokens_average']:.0f}", *cells, faster(series, name))
+    return shown
+
+
+def page(
+    series: dict[str, dict[str, list[float]]], tokens: dict[str, dict[str, float]], found: dict[str, Any], video: str
+) -> str:
+    """The same as Markdown, with least and most, below where it comes from (see provenance())."""
+    device, commit = found["device"], found["commit"]
+    versions = ", ".join(f"{name} {found['versions'][name]}" for name in ("tango", "python", "torch", "transformers"))
+    head = "unknown" if commit is None else commit["hash"][:12] + (" with changes" if commit["dirty"] else "")
+    lines = [
+        "# Time of a video, way by way",
+        "",
+        f"- made by: {found['command']}",
+        f"- device: {device['name']} ({device['type']}, {device['threads']} threads of {device['cpu_count']} cores)",
+        f"- {versions}; commit {head}; {found['time'][:10]}",
+        f"- video: {video}; milliseconds, median (least to most)",
+        "",
+        f"| method | tokens, mean over layers | {' | '.join(PARTS.values())} | times faster |",
+        "|---|" + "---:|" * (len(PARTS) + 2),
+    ]
+    for name, one in series.items():
+        cells = [f"{tokens[name]['video_tokens_average']:.0f}", *(milliseconds(one[key]) for key in PARTS)]
+        lines.append(f"| {' | '.join([name, *cells, faster(series, name)])} |")
+    return "\n".join(lines) + "\n"
+
+
+def faster(series: dict[str, dict[str, list[float]]], name: str) -> str:
+    """How many times sooner the first token is there than with the first way; empty for that one."""
+    first = next(iter(series))
+    if name == first:
+        return ""
+    return f"{statistics.median(series[first]['first_token_s']) / statistics.median(series[name]['first_token_s']):.2f}"
 
 
 def milliseconds(values: list[float]) -> str:

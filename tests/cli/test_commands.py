@@ -1,6 +1,7 @@
 """What each command does, on the shipped model and video."""
 
 import json
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -82,6 +83,21 @@ def test_profile_for_people(capsys: Captured) -> None:
     said = capsys.readouterr().out
     for row in ("reading, resizing", "vision tower", "prefill", "time to first token", "peak memory", "times faster"):
         assert row in said
+
+
+def test_profile_of_several_ways(capsys: Captured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    output = tmp_path / "new" / "profile.md"
+    words = ["profile", "--method", "topk", "--method", "random", "--repeats", "2", "--new-tokens", "2"]
+    assert main([*words, "--warmup", "0", "--output", str(output)]) == 0
+    said = capsys.readouterr().out
+    assert "random 0.1" in said and "…" not in said and "written:" in said
+    lines = output.read_text().splitlines()
+    assert any(line.startswith("- made by:") for line in lines) and any("commit" in line for line in lines)
+    header, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line[:1] == "|"]
+    assert [row[0] for row in rows] == ["unpruned", "topk 0.1", "random 0.1"]
+    assert header[-2:] == ["time to first token", "times faster"] and rows[0][1] == "512" and rows[1][1] == "52"
+    assert rows[0][-1] == "" and float(rows[1][-1]) > 0 and re.fullmatch(r"[\d.]+ \([\d.]+ to [\d.]+\)", rows[2][2])
 
 
 def test_visualize_writes_page_and_sheets(capsys: Captured, tmp_path: Path) -> None:
