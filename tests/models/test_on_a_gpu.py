@@ -51,3 +51,20 @@ def test_generate(family):
         with make_pruner("tango", 0.3)(model):
             there = model.generate(**to_device(inputs)).cpu()
     assert torch.equal(there, here)
+
+
+def test_waits_do_not_grow_with_frames(family):
+    """What the host waits for in a forward pass is a number, whatever the length of the video."""
+
+    def waits(frames):
+        model, video = deepcopy(family.model()), family.video(frames)
+        inputs = family.prompt([5, *video, 7]) | family.pixels(1, frames)
+        with pretend_cuda() as mode, torch.no_grad():
+            to_device(model)
+            inputs = to_device(inputs)
+            with make_pruner("tango", 0.3)(model):
+                mode.waits.clear()
+                model(**inputs)
+        return mode.waits.total()
+
+    assert waits(16) == waits(6)
