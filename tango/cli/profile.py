@@ -27,7 +27,7 @@ from tango.cli.common import (
     stdout_for_json,
     steps,
 )
-from tango.cli.inference import STAGES, attached, conversation, frames_for, label, start
+from tango.cli.inference import STAGES, attached, conversation, frames_for, input_errors, label, start
 
 if TYPE_CHECKING:
     from tango.evaluation.checkpoints import Checkpoint
@@ -57,7 +57,9 @@ def profile(
     question: Annotated[str, typer.Option(help="What is asked.")] = QUESTION,
     device: Device = None,
     dtype: Dtype = "auto",
-    output: Annotated[Path | None, typer.Option(help="Write the table, and how it came about, as Markdown.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(dir_okay=False, writable=True, help="Write the table as Markdown, with its origin.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Measure where the time goes for a video: every stage, tokens and memory, with and without pruning.
@@ -66,6 +68,10 @@ def profile(
     """
     from tango.evaluation.provenance import provenance
 
+    if output is not None:
+        with input_errors():  # now, not after minutes of measuring
+            output.parent.mkdir(parents=True, exist_ok=True)
+            output.touch()
     series: dict[str, dict[str, list[float]]] = {}
     tokens: dict[str, dict[str, float]] = {}
     with stdout_for_json(as_json), steps(2 + (1 + len(set(method))) * (warmup + repeats)) as step:
@@ -78,7 +84,6 @@ def profile(
                 for key, value in one.items() if turn >= warmup else ():
                     series.setdefault(name, defaultdict(list))[key].append(value)
     if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
         whole = next(iter(tokens.values()))["video_tokens_before"]
         origin = f"{path}, {whole:.0f} tokens; each way {repeats} times in turn after {warmup} not counted"
         output.write_text(page(series, tokens, provenance(checkpoint.device), origin), encoding="utf-8")
@@ -164,8 +169,7 @@ def table(series: dict[str, dict[str, list[float]]], tokens: dict[str, dict[str,
     for key, text in rows.items():
         cells = [milliseconds(series[first][key])]
         for name in others:
-            faster = statistics.median(series[first][key]) / statistics.median(series[name][key])
-            cells += [milliseconds(series[name][key]), f"{faster:.2f}"]
+            cells += [milliseconds(series[name][key]), faster(series, name, key)]
         shown.add_row(f"{text} (ms)", *cells, end_section=key in ("decode_s", "whole_s"))
     if MEMORY in series[first]:
         cells = [f"{max(series[first][MEMORY]):.2f}"]
@@ -191,15 +195,14 @@ def page(
     series: dict[str, dict[str, list[float]]], tokens: dict[str, dict[str, float]], found: dict[str, Any], video: str
 ) -> str:
     """The same as Markdown, with least and most, below where it comes from (see provenance())."""
-    device, commit = found["device"], found["commit"]
-    versions = ", ".join(f"{name} {found['versions'][name]}" for name in ("tango", "python", "torch", "transformers"))
-    head = "unknown" if commit is None else commit["hash"][:12] + (" with changes" if commit["dirty"] else "")
+    from tango.evaluation.provenance import commit_text, device_text, versions_text
+
     lines = [
         "# Time of a video, way by way",
         "",
         f"- made by: {found['command']}",
-        f"- device: {device['name']} ({device['type']}, {device['threads']} threads of {device['cpu_count']} cores)",
-        f"- {versions}; commit {head}; {found['time'][:10]}",
+        f"- device: {device_text(found)}",
+        f"- commit: {commit_text(found)}; versions: {versions_text(found)}; {found['time'][:10]}",
         f"- video: {video}; milliseconds, median (least to most)",
         "",
         f"| method | tokens, mean over layers | {' | '.join(PARTS.values())} | times faster |",
@@ -211,12 +214,12 @@ def page(
     return "\n".join(lines) + "\n"
 
 
-def faster(series: dict[str, dict[str, list[float]]], name: str) -> str:
-    """How many times sooner the first token is there than with the first way; empty for that one."""
+def faster(series: dict[str, dict[str, list[float]]], name: str, key: str = "first_token_s") -> str:
+    """How many times faster than the first way one is at something; empty for the first itself."""
     first = next(iter(series))
     if name == first:
         return ""
-    return f"{statistics.median(series[first]['first_token_s']) / statistics.median(series[name]['first_token_s']):.2f}"
+    return f"{statistics.median(series[first][key]) / statistics.median(series[name][key]):.2f}"
 
 
 def milliseconds(values: list[float]) -> str:

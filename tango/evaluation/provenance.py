@@ -14,7 +14,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -25,6 +25,7 @@ import torch
 import tango
 
 PACKAGES = ("torch", "transformers", "accelerate", "lmms-eval", "ms-vlmeval", "tango-vlm", "av", "numpy")
+TOLD = ("tango", "python", "torch", "transformers", "lmms-eval", "ms-vlmeval")
 SHOWN = ("WRAPPER", "TANGO_CONFIG", "TANGO_ARGS")
 # What can change an answer or its timing. Tables, plots and sweeps are made from answers and are not in it.
 CODE = ("*.py", "pruners/*.py", "models/*.py", "evaluation/chat.py", "evaluation/video.py", "evaluation/timing.py")
@@ -42,6 +43,23 @@ def provenance(device: torch.device | str, **extra: Any) -> dict[str, Any]:
         "command": command(),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def commit_text(found: Mapping[str, Any]) -> str:
+    """The commit of a provenance(), for people."""
+    head = found["commit"]
+    return "unknown" if head is None else head["hash"][:12] + (" with changes" if head["dirty"] else "")
+
+
+def device_text(found: Mapping[str, Any]) -> str:
+    """The device of a provenance(), for people."""
+    where = found["device"]
+    return f"{where['name']} ({where['type']}, {where['threads']} threads)"
+
+
+def versions_text(found: Mapping[str, Any]) -> str:
+    """The versions of a provenance() that matter most, for people."""
+    return ", ".join(f"{name} {found['versions'][name]}" for name in TOLD if name in found["versions"])
 
 
 def versions() -> dict[str, str]:

@@ -4,13 +4,14 @@ where it comes from on top.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 from rich.table import Table as RichTable
 from tabulate import tabulate
 
+from tango.evaluation.provenance import commit_text, device_text, versions_text
 from tango.evaluation.settings import VANILLA
 from tango.evaluation.timing import TITLES, terminal_table
 from tango.evaluation.timing import efficiency_table as efficiency_of
@@ -19,7 +20,6 @@ from tango.results.statistics import Interval
 from tango.results.tables import SPEED_UPS, accuracy_table
 
 SHARE, DIFFERENCE = "share kept (%)", "difference (points)"
-VERSIONS = ("tango", "python", "torch", "transformers", "lmms-eval", "ms-vlmeval")
 
 
 def origin(cells: Sequence[Cell], command: str) -> list[str]:
@@ -28,17 +28,6 @@ def origin(cells: Sequence[Cell], command: str) -> list[str]:
     def all_of(pick: Any) -> str:
         return "; ".join(dict.fromkeys(str(pick(cell["provenance"])) for cell in cells))
 
-    def commit(found: Mapping[str, Any]) -> str:
-        head = found["commit"]
-        return "unknown" if head is None else head["hash"][:12] + (" with changes" if head["dirty"] else "")
-
-    def device(found: Mapping[str, Any]) -> str:
-        where = found["device"]
-        return f"{where['name']} ({where['type']}, {where['threads']} threads)"
-
-    def versions(found: Mapping[str, Any]) -> str:
-        return ", ".join(f"{name} {found['versions'][name]}" for name in VERSIONS if name in found["versions"])
-
     configs = dict.fromkeys(cell["provenance"].get("sources", {}).get("TANGO_CONFIG", "") for cell in cells)
     times = sorted(cell["provenance"]["time"] for cell in cells)
     return [
@@ -46,8 +35,9 @@ def origin(cells: Sequence[Cell], command: str) -> list[str]:
         f"model: {all_of(lambda o: o['model']['pretrained'])} in {all_of(lambda o: o['model']['dtype'])}, "
         f"{all_of(lambda o: o['model']['max_frames_num'])} frames; seed {all_of(lambda o: o['seed'])}"
         + (f"; settings: {', '.join(filter(None, configs))}" if any(configs) else ""),
-        f"commit: {all_of(commit)}; versions: {all_of(versions)}",
-        f"device: {all_of(device)}; processes: {all_of(lambda o: o['processes'])}; run from {times[0]} to {times[-1]}",
+        f"commit: {all_of(commit_text)}; versions: {all_of(versions_text)}",
+        f"device: {all_of(device_text)}; processes: {all_of(lambda o: o['processes'])}; "
+        f"run from {times[0]} to {times[-1]}",
     ]
 
 

@@ -97,6 +97,7 @@ def test_profile_of_several_ways(capsys: Captured, tmp_path: Path, monkeypatch: 
     header, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line[:1] == "|"]
     assert [row[0] for row in rows] == ["unpruned", "topk 0.1", "random 0.1"]
     assert header[-2:] == ["time to first token", "times faster"] and rows[0][1] == "512" and rows[1][1] == "52"
+    assert main([*words, "--output", str(tmp_path)]) == main([*words, "--output", f"{output}/under/a/file.md"]) == 2
     assert rows[0][-1] == "" and float(rows[1][-1]) > 0 and re.fullmatch(r"[\d.]+ \([\d.]+ to [\d.]+\)", rows[2][2])
 
 
@@ -167,6 +168,7 @@ def test_doctor_tries_the_kernels_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> N
     _, gpu, kernels, _ = doctor.accelerators()
     assert gpu.found == "Made-up 3000, 24 GiB"
     assert kernels.status == "missing" and "without its Triton kernels on cuda:0" in kernels.found and kernels.advice
+    fused.kernels.cache_clear()  # what was found of a made-up GPU
     monkeypatch.setattr(fused, "kernels", lambda device: sys)
     assert [one.status for one in doctor.accelerators()][2] == "ok"
 
