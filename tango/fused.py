@@ -45,7 +45,8 @@ def _difference(module: ModuleType, device: torch.device) -> float:
     table = torch.randn(2 * 3 * 4, 2 * 67, generator=generator)
     table[5], table[6] = 0, table[7]
     table, rows = table.to(device), torch.arange(24, device=device)
-    rotated = Rotated(table, tuple(torch.arange(float(n), device=device) for n in (2, 3, 4)))  # type: ignore[arg-type]
+    frames, height, width = (torch.arange(float(n), device=device) for n in (2, 3, 4))
+    rotated = Rotated(table, (frames, height, width))
     points = rotated.plain(rows)
     others = torch.randint(24, (24, 19), generator=generator).to(device)
     others[:, 0] = rows

@@ -51,6 +51,7 @@ def recheck(points: Tensor, rows: Tensor, others: Tensor) -> Tensor:
 
 
 def recheck_plainly(points: Tensor, rows: Tensor, others: Tensor) -> Tensor:
+    """recheck() without a kernel."""
     result = torch.empty(others.shape, device=points.device)
     step = distance_rows(points, others.shape[1])
     for start in range(0, len(rows), step):
@@ -161,16 +162,21 @@ def _rows(matrix: Tensor, rows: Tensor) -> Tensor:
     return matrix.mT.index_select(1, rows).mT.contiguous()
 
 
-def true_pairs(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows and columns (k,) of the true ones of a mask (p, q), in order; eight at a time are seen to be all false."""
-    columns, flat = mask.shape[1], mask.flatten()
-    if len(flat) % 8 == 0:
-        words = flat.view(torch.int64).nonzero()
+def true_pairs(mask: Tensor, share: float) -> tuple[Tensor, Tensor] | None:
+    """Rows and columns (k,) of the true ones of a mask (p, q), in order; None if they are more than a share."""
+    flat = mask.flatten()
+    most = share * len(flat)
+    if len(flat) % 8:
+        places = flat.nonzero()[:, 0]
+    else:
+        words = flat.view(torch.int64).nonzero()  # eight at a time, of which few are not all false
+        if len(words) > most:
+            return None
         places = (8 * words + torch.arange(8, device=mask.device)).flatten()
         places = places[flat[places]]
-    else:
-        places = flat.nonzero()[:, 0]
-    return places // columns, places % columns
+    if len(places) > most:
+        return None
+    return places // mask.shape[1], places % mask.shape[1]
 
 
 class Search:
@@ -250,11 +256,10 @@ class Search:
 
     def _offer_block(self, best: Tensor, index: Tensor, rows: slice, columns: slice, close: Tensor) -> bool:
         """Update lists with closenesses of which few get into any; nothing, and False, if it is not so."""
-        row, column = true_pairs(self._above(close, best[rows, -1:], best[columns, -1]))
-        if len(row) > MOST_HITS * close.numel():
+        pairs = true_pairs(self._above(close, best[rows, -1:], best[columns, -1]), MOST_HITS)
+        if pairs is None:
             return False
-        found = close.flatten()[row * close.shape[1] + column]
-        self._offer_pairs(best, index, row + rows.start, column + columns.start, found, both=True)
+        self._offer_both(best, index, pairs[0] + rows.start, pairs[1] + columns.start, close[pairs])
         return True
 
     def _offer_few(self, best: Tensor, index: Tensor, rows: slice, columns: slice, heads: Heads) -> bool:
@@ -281,7 +286,7 @@ class Search:
         if pairs is None:
             return False
         row, column, close = pairs
-        self._offer_pairs(best, index, row + rows.start, column + columns.start, close, both=True)
+        self._offer_both(best, index, row + rows.start, column + columns.start, close)
         return True
 
     def _closer(
@@ -292,9 +297,10 @@ class Search:
         They are in order of rows. None if there may be so many that a product of all is faster; least: (p, 1) or (q,).
         """
         bound = self._closeness(rows, columns, heads.wide)
-        row, column = true_pairs(self._above(bound, *least))
-        if len(row) > MOST_PAIRS * bound.numel():
+        pairs = true_pairs(self._above(bound, *least), MOST_PAIRS)
+        if pairs is None:
             return None
+        row, column = pairs
         close = sampled_products(self.points[rows], self.points[columns], row, column)
         if not self.same:
             close -= self.half[rows][row] + self.half[columns][column]
@@ -372,18 +378,15 @@ class Search:
             above |= close > other
         return above
 
-    def _offer_pairs(
-        self, best: Tensor, index: Tensor, rows: Tensor, others: Tensor, close: Tensor, both: bool = False
-    ) -> None:
-        """Update the lists of rows (k,), ascending, with the closeness (k,) of one other point each time it occurs.
+    def _offer_both(self, best: Tensor, index: Tensor, rows: Tensor, others: Tensor, close: Tensor) -> None:
+        """_offer_pairs() to the lists of rows (k,), ascending, and to those of the others (k,)."""
+        self._offer_pairs(best, index, rows, others, close)
+        hit = (close > best[others, -1]).nonzero()[:, 0]
+        hit = hit[others[hit].argsort(stable=True)]
+        self._offer_pairs(best, index, others[hit], rows[hit], close[hit])
 
-        both: and then the lists of those others with the rows.
-        """
-        if both:
-            self._offer_pairs(best, index, rows, others, close)
-            hit = (close > best[others, -1]).nonzero()[:, 0]
-            hit = hit[others[hit].argsort(stable=True)]
-            rows, others, close = others[hit], rows[hit], close[hit]
+    def _offer_pairs(self, best: Tensor, index: Tensor, rows: Tensor, others: Tensor, close: Tensor) -> None:
+        """Update the lists of rows (k,), ascending, with the closeness (k,) of one other point each time it occurs."""
         hit = close > best[rows, -1]
         rows, places, counts = torch.unique_consecutive(rows[hit], return_inverse=True, return_counts=True)
         if len(rows) == 0:

@@ -77,18 +77,21 @@ def _frequencies(sections: tuple[int, int, int], time_base: float, space_base: f
         return on_device(torch.cat(parts), device)
 
 
+Axes = tuple[Tensor, Tensor, Tensor]  # fp32 positions along each: seconds of frames (F,), rows (H,), columns (W,)
+
+
 @dataclass(frozen=True)
 class Rotated:
     """Rotated rows of a table, made when they are asked for.
 
     table: (F * H * W, D) tokens, any floating dtype.
-    axes: fp32 positions along each axis: seconds of the frames (F,), rows (H,), columns (W,).
+    axes: where the tokens are.
     time_base, space_base: as in rotate().
     block_bytes: rough bound of the temporary memory, beside what is returned; a fused kernel needs next to none.
     """
 
     table: Tensor
-    axes: tuple[Tensor, Tensor, Tensor]
+    axes: Axes
     time_base: float = 10000.0
     space_base: float = 1000.0
     block_bytes: int = 32 << 20

@@ -178,8 +178,10 @@ def test_pairs_of_a_block_where_few_get_into_lists(monkeypatch):
 @pytest.mark.parametrize("share", [0.0, 0.1, 1.0])
 def test_true_pairs(shape, share):
     mask = torch.rand(shape, generator=torch.Generator().manual_seed(1)) < share
-    rows, columns = true_pairs(mask)
+    rows, columns = true_pairs(mask, 1)
     assert torch.equal(torch.stack([rows, columns], 1), mask.nonzero())
+    count = int(mask.sum())
+    assert count == 0 or true_pairs(mask, (count - 0.5) / mask.numel()) is None
 
 
 @pytest.mark.parametrize("size", [1, 2, 511, 513, 1025])

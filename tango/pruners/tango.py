@@ -29,7 +29,7 @@ from tango.pruners.in_llm import LayerPruning, check_layer, prefill_ratio
 from tango.pruners.plan import Kept, Plan
 from tango.pruners.trace import Fates
 from tango.ragged import Doubts, on_device, true_places
-from tango.rope import Rotated, rope_sections
+from tango.rope import Axes, Rotated, rope_sections
 from tango.segmentation import fastvid, holitom, holitom_threshold, neighbour_similarity, static_places
 from tango.selection import select
 
@@ -37,7 +37,6 @@ SEGMENTATIONS = ("holitom", "fastvid", "none")
 SELECTIONS = ("diversity", "topk")
 MERGINGS = ("st_rope", "cosine")
 BLOCK_BYTES = 32 << 20  # on a CPU larger blocks for similarities and rotations are not faster
-Axes = tuple[Tensor, Tensor, Tensor]
 FIXED_SHAPES = ("cuda",)  # devices that are not asked for a number on the way, see tango.ragged
 
 
@@ -222,7 +221,7 @@ class Tango(Pruner):
         """Steps 3 to 6: select in every set of the plan, merge what is left of every pool of it.
 
         Args:
-            features: (F, L, D); saliency: (F, L); axes: see Rotated.
+            features: (F, L, D); saliency: (F, L); axes: F seconds, H rows, W columns.
             doubts: see density_peaks().
         """
         frames, tokens, dim = features.shape
