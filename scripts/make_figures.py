@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from tango import Tango
-from tango.evaluation.chat import Chat
-from tango.evaluation.checkpoints import Checkpoint, load
+from tango.inference.chat import Chat
+from tango.inference.checkpoints import Checkpoint, load
 from tango.pruners.trace import Trace, traced
 from tango.rope import rotate
 from tango.segmentation import neighbour_similarity

@@ -131,8 +131,10 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, cells: list[dict[str, Any]
     short["samples"] = short["samples"][:2]
     twice = made_up("dycoke", 0.1, [1])
     twice["samples"][1]["id"] = "q0"
+    odd = made_up("random", 0.1, [1])
+    odd["samples"][3]["score"] = "x"
     write_sweep(
-        tmp_path / "bad", [made_up("topk", 0.2, [1]), short, twice, {"cell": {}}, [], made_up("vanilla", None, [])]
+        tmp_path / "bad", [made_up("topk", 0.2, [1]), short, twice, {"cell": {}}, [], made_up("vanilla", None, []), odd]
     )
     place = tmp_path / "bad" / "cells"
     file = place / "00" / "cell.json"
@@ -140,13 +142,14 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, cells: list[dict[str, Any]
     (place / "05" / "cell.json").rename(place / "05" / "cell.json.partial")
     made = report([tmp_path / "good", tmp_path / "good", tmp_path / "bad"], tmp_path / "out")
     said = "\n".join(made.remarks)
-    assert len(made.remarks) == 6
+    assert len(made.remarks) == 7
     for expected in (
         "00/cell.json: damaged (",
         "top-k saliency 10 % on MotionQA in lmms-eval answered 2 questions, unpruned 40",
         "02/cell.json: it answers a question twice",
         "03/cell.json: not a finished cell: it lacks cell.framework, cell.model",
-        "04/cell.json: not a finished cell: it lacks",
+        "04/cell.json: not a finished cell: []: expected a mapping",
+        "06/cell.json: not a finished cell: samples[3].score = 'x': expected a number; run its sweep again",
         "05: not finished, or failed",
     ):
         assert expected in said, expected

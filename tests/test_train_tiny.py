@@ -19,7 +19,7 @@ import tiny_tower
 import train_tiny
 
 from tango import Tango
-from tango.evaluation.motionqa import SIZE, sample_spec
+from tango.motionqa.scenes import SIZE, sample_spec
 
 FEW = [
     "--tower-steps", "4", "--tower-batch", "8", "--symbol-steps", "4", "--fit-steps", "2", "--videos", "8",

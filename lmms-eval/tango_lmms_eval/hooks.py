@@ -13,7 +13,6 @@ Only the first applies to other models than ours.
 from __future__ import annotations
 
 import atexit
-import functools
 import logging
 import os
 import sys
@@ -22,7 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tango.evaluation.sweep import write_json
+from tango.runs.hooks import wrap
+from tango.runs.journal import write_json
 
 TASKS = Path(__file__).parent / "tasks"
 UNFINISHED = "an evaluation ended before its results were saved; see the error above"
@@ -58,28 +58,14 @@ def install() -> None:
     from lmms_eval.loggers.evaluation_tracker import EvaluationTracker
     from lmms_eval.tasks import TaskManager
 
-    _wrap(TaskManager, "initialize_tasks", _initialize_tasks)
-    _wrap(EvaluationTracker, "__init__", _remember_output_path)
-    _wrap(EvaluationTracker, "save_results_aggregated", _save_results)
-    _wrap(ResponseCache, "create", _refuse_cache)
+    wrap(TaskManager, "initialize_tasks", _initialize_tasks)
+    wrap(EvaluationTracker, "__init__", _remember_output_path)
+    wrap(EvaluationTracker, "save_results_aggregated", _save_results)
+    wrap(ResponseCache, "create", _refuse_cache)
     if "LOCAL_RANK" in os.environ and not torch.accelerator.is_available():
         # One of several processes without a GPU. accelerate only connects them (by gloo) if it is told to use the CPU;
         # without that each would take itself for the only one. lmms-eval makes its Accelerator after this.
         os.environ.setdefault("ACCELERATE_USE_CPU", "true")
-
-
-def _wrap(owner: Any, name: str, wrapper: Callable[..., Any]) -> None:
-    static = owner.__dict__[name]
-    original = static.__func__ if isinstance(static, staticmethod | classmethod) else static
-    if getattr(original, "_tango", False):
-        return
-
-    @functools.wraps(original)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        return wrapper(original, *args, **kwargs)
-
-    wrapped._tango = True  # type: ignore[attr-defined]
-    setattr(owner, name, type(static)(wrapped) if isinstance(static, staticmethod | classmethod) else wrapped)
 
 
 def _initialize_tasks(original: Any, self: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
+from tango.cli.answering import STAGES, attached, conversation, frames_for, label, start
 from tango.cli.common import (
-    DATA,
-    VIDEO,
     Config,
     Device,
     Dtype,
@@ -24,14 +22,13 @@ from tango.cli.common import (
     Ratio,
     console,
     print_json,
-    shipped,
     stdout_for_json,
     steps,
 )
-from tango.cli.inference import STAGES, attached, conversation, frames_for, label, start
+from tango.motionqa.shipped import DATA, VIDEO, shipped
 
 if TYPE_CHECKING:
-    from tango.evaluation.runner import Answer
+    from tango.inference.chat import Answer
 
 EXAMPLES = (
     "tango ask",
@@ -83,11 +80,10 @@ def ask(
 
 def shipped_question(video: str) -> str:
     """The first of MotionQA's questions about one of its videos, with its options."""
-    from tango.evaluation.motionqa import LETTERS, Question
+    from tango.motionqa.questions import prompt, read_questions
 
-    rows = json.loads(Path(shipped(f"{DATA}/test.json")).read_text(encoding="utf-8"))
-    row = next(row for row in rows if Path(row["video"]).name == Path(video).name)
-    return Question(row["kind"], row["question"], tuple(row["options"]), LETTERS.index(row["answer"])).prompt()
+    row = next(row for row in read_questions(Path(shipped(DATA))) if Path(row["video"]).name == Path(video).name)
+    return prompt(row["question"], row["options"])
 
 
 def as_dict(answer: Answer) -> dict[str, Any]:

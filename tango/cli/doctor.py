@@ -23,8 +23,9 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from tango.cli.common import DATA, FAILED, MODEL, OK, Json, checkout, console, print_json, stdout_for_json, steps
-from tango.evaluation.frameworks import FRAMEWORKS, QUESTIONS
+from tango.cli.common import FAILED, OK, Json, console, print_json, stdout_for_json, steps
+from tango.motionqa.shipped import DATA, MODEL, checkout
+from tango.sweeps.frameworks import FRAMEWORKS, QUESTIONS
 
 EXAMPLES = ("tango doctor", "tango doctor --model Qwen/Qwen2.5-VL-7B-Instruct", "tango doctor --json")
 WELL, MISSING, LITTLE = "ok", "missing", "too little"
@@ -180,7 +181,7 @@ def importable(group: str, module: str, name: str, advice: str) -> Finding:
 
 def benchmarks() -> Iterator[Finding]:
     """Both frameworks, the plugins, the shipped videos, and the data sets of the hub."""
-    from tango.evaluation.preflight import missing_dataset
+    from tango.sweeps.preflight import missing_dataset
 
     group, setup = "Frameworks", "in a checkout: make setup"
     for module, name in (
@@ -212,8 +213,8 @@ def resources(models: Iterable[str]) -> Iterator[Finding]:
     """Hub cache, disk, and each model's files and memory against what is there."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    from tango.evaluation.preflight import missing_checkpoint
     from tango.models.pooling_head import DEFAULT_ID
+    from tango.sweeps.preflight import missing_checkpoint
 
     group = "Disk"
     here = shutil.disk_usage(Path.cwd()).free / GIB

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from tango.cli.answering import check_video, choose_pruners, frames_for, input_errors, load
 from tango.cli.common import (
-    VIDEO,
     Device,
     Dtype,
     Frames,
@@ -21,7 +21,7 @@ from tango.cli.common import (
     progress,
     stdout_for_json,
 )
-from tango.cli.inference import check_video, choose_pruners, frames_for, input_errors, load
+from tango.motionqa.shipped import VIDEO
 
 EXAMPLES = (
     "tango visualize",
@@ -49,7 +49,7 @@ def visualize(
         from tango.visualize import visualize as draw
 
         path = check_video(video)
-        choose_pruners(method, ratio[0], None, [])  # unknown ones are told with the option's name
+        choose_pruners(method, ratio[0], None, [])  # unknown ones are named with the option
         show("loading the model", 0, 1)
         with input_errors():
             made = draw(

@@ -11,13 +11,13 @@ import pandas as pd
 from rich.table import Table as RichTable
 from tabulate import tabulate
 
-from tango.evaluation.provenance import commit_text, device_text, versions_text
-from tango.evaluation.settings import VANILLA
-from tango.evaluation.timing import TITLES, terminal_table
-from tango.evaluation.timing import efficiency_table as efficiency_of
 from tango.results.cells import Cell, Row, arrange, benchmarks, each_cell, frameworks
 from tango.results.statistics import Interval
 from tango.results.tables import SPEED_UPS, accuracy_table
+from tango.runs.efficiency import TITLES, terminal_table
+from tango.runs.efficiency import efficiency_table as efficiency_of
+from tango.runs.provenance import commit_text, device_text, versions_text
+from tango.runs.settings import VANILLA
 
 SHARE, DIFFERENCE = "share kept (%)", "difference (points)"
 

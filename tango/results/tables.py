@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from tango.evaluation.timing import TITLES
 from tango.results.cells import (
     Cell,
     ResultsError,
@@ -29,6 +28,7 @@ from tango.results.cells import (
     tokens_kept,
 )
 from tango.results.statistics import Interval, Scores, bootstrap
+from tango.runs.efficiency import TITLES
 
 SPEED_UPS = ("Total_runtime", "Total_GPU_runtime", "Avg_LLM_Prefill_Time", "Avg_Total_TTFT")
 

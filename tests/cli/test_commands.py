@@ -14,14 +14,14 @@ from safetensors.torch import load_file
 
 from tango import fused
 from tango.cli import demo, doctor, main, profile
-from tango.cli.plan import LMMS_MODELS
-from tango.evaluation.cells import Evaluation
-from tango.evaluation.chat import Chat
-from tango.evaluation.checkpoints import load
-from tango.evaluation.sweep import Cell
-from tango.evaluation.timing import TITLES
+from tango.inference.chat import Chat
+from tango.inference.checkpoints import load
 from tango.models import FAMILIES
 from tango.pruners import REGISTRY
+from tango.runs.efficiency import TITLES
+from tango.sweeps.cells import Evaluation
+from tango.sweeps.expand import LMMS_MODELS
+from tango.sweeps.sweep import Cell
 
 ROOT = Path(__file__).parents[2]
 VIDEO = "data/motionqa/videos/1.mp4"
@@ -237,7 +237,7 @@ def test_sweep_runs_its_cells(capsys: Captured, monkeypatch: pytest.MonkeyPatch,
         name = f"{method}-{ratio}"
         return Cell(name, name, [sys.executable, "-c", status], {}, given.samples, lambda run: result)
 
-    monkeypatch.setattr("tango.evaluation.lmms_cells.lmms_cell", cell)
+    monkeypatch.setattr("tango.sweeps.expand.lmms_cell", cell)
     words = ["sweep", "--ratio", "0.1", "--jobs", "2", "--output", str(tmp_path)]
     assert main(words) == 0
     said = capsys.readouterr().out
