@@ -14,16 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tiny_data import (
-    GRID,
-    PATCH,
-    TRAIN_SEED,
-    VALIDATION_SEED,
-    FrameBatch,
-    as_coded,
-    as_pixels,
-    frame_batch,
-)
+from tiny_data import GRID, PATCH, TRAIN_SEED, VALIDATION_SEED, FrameBatch, as_coded, as_pixels, frame_batch
 from tiny_optimise import Optimiser, bar, load_state, save_state, workers
 from torch import Tensor, nn
 from torch.nn import functional as F

@@ -1,4 +1,4 @@
-"""One thread a test process: results don't depend on it, and small tensors are quicker so. A tiny model and benchmark."""
+"""One thread a test process: results don't depend on it, and small tensors are quicker so. Fixtures of many."""
 
 import os
 from collections.abc import Iterator

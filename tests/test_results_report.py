@@ -2,8 +2,6 @@
 
 import io
 import json
-import runpy
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import pytest
 from made_up import made_up, write_sweep
 from rich.console import Console
 
+from tango.cli import main
 from tango.results import ResultsError, report, summaries, write_results
 
 FILES = {"accuracy.csv", "accuracy.tex", "benchmarks.csv", "kinds.csv", "comparisons.csv", "efficiency.csv"}
@@ -175,12 +174,9 @@ def test_the_command(
     write_sweep(tmp_path / "sweep", cells)
     monkeypatch.chdir(tmp_path)
 
-    def run(*words: str) -> int:
-        monkeypatch.setattr(sys, "argv", ["python -m tango.results", *words])
-        with pytest.raises(SystemExit) as end:
-            runpy.run_module("tango.results", run_name="__main__")
-        return int(end.value.code)
-
-    assert run("sweep", "--output", "out") == 0 and "written: out/tiny_8frame_float32/" in capsys.readouterr().out
+    assert (
+        main(["results", "sweep", "--output", "out"]) == 0
+        and "written: out/tiny_8frame_float32/" in capsys.readouterr().out
+    )
     assert json.loads((tmp_path / "sweep" / "cells" / "00" / "cell.json").read_text()) == cells[0]
-    assert run("nowhere") == 2 and capsys.readouterr().err == "tango: there is no folder 'nowhere'\n"
+    assert main(["results", "nowhere"]) == 2 and capsys.readouterr().err == "tango: there is no folder 'nowhere'\n"

@@ -17,12 +17,7 @@ if TYPE_CHECKING:
 
 UNPRUNED = "unpruned"
 # The parts of timing.Timing, as people read them.
-STAGES = {
-    "vit_s": "vision tower",
-    "other_s": "projector, pruning",
-    "prefill_s": "prefill",
-    "decode_s": "decoding",
-}
+STAGES = {"vit_s": "vision tower", "other_s": "projector, pruning", "prefill_s": "prefill", "decode_s": "decoding"}
 
 
 def label(pruner: Pruner | None) -> str:

@@ -56,12 +56,10 @@ Methods = Annotated[
 Ratio = Annotated[float, typer.Option("--ratio", callback=check_ratio, help="Share of the video's tokens to keep.")]
 Config = Annotated[str | None, typer.Option("--config", metavar="FILE", help="YAML file of settings, see configs/.")]
 Fields = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="FIELD=VALUE", help="One setting of the method; may be repeated."),
+    list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="One setting of the method; may be repeated.")
 ]
 Frames = Annotated[
-    int | None,
-    typer.Option(min=1, help="Frames of the video.", show_default=f"{FRAMES}; {OTHER_FRAMES} with --model"),
+    int | None, typer.Option(min=1, help="Frames of the video.", show_default=f"{FRAMES}; {OTHER_FRAMES} with --model")
 ]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ..", show_default="a GPU if there is one")]
 Dtype = Annotated[str, typer.Option(help="auto (as stored), float32, float16 or bfloat16.")]

@@ -180,7 +180,7 @@ def table(series: dict[str, dict[str, list[float]]], tokens: dict[str, dict[str,
 
 def comparison(series: dict[str, dict[str, list[float]]], tokens: dict[str, dict[str, float]], title: str) -> Table:
     """Ways as rows, the medians of stages as columns, for more ways than have room beside each other."""
-    from tango.runs.efficiency import terminal_table
+    from tango.runs.summary import terminal_table
 
     shown = terminal_table(title)
     for heading in ("tokens", "tower", "projector,\npruning", "prefill", "first\ntoken", "times\nfaster"):

@@ -48,13 +48,11 @@ def sweep(
         list[str] | None, typer.Option("--framework", metavar="NAME", help=f"{' or '.join(FRAMEWORKS)}.")
     ] = None,
     benchmarks: Annotated[
-        list[str] | None,
-        typer.Option("--benchmark", metavar="NAME", help=f"{MOTIONQA}, {', '.join(QUESTIONS)}."),
+        list[str] | None, typer.Option("--benchmark", metavar="NAME", help=f"{MOTIONQA}, {', '.join(QUESTIONS)}.")
     ] = None,
     methods: Annotated[list[str] | None, typer.Option("--method", metavar="NAME", help="Method, or 'all'.")] = None,
     ratios: Annotated[
-        list[float] | None,
-        typer.Option("--ratio", callback=check_ratio, help="Share of the tokens to keep."),
+        list[float] | None, typer.Option("--ratio", callback=check_ratio, help="Share of the tokens to keep.")
     ] = None,
     frames: Annotated[int | None, typer.Option(min=1, help="Frames of each video.")] = None,
     config: Config = None,

@@ -15,18 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from tango.motionqa.scenes import (
-    COLOURS,
-    DIRECTIONS,
-    GLYPHS,
-    NUMBERS,
-    SHAPES,
-    Array,
-    Spec,
-    sample_spec,
-    uniform_times,
-    write_video,
-)
+from tango.motionqa import scenes
+from tango.motionqa.scenes import COLOURS, DIRECTIONS, GLYPHS, NUMBERS, SHAPES, Array, Spec
 
 KINDS = ("colour", "shape", "direction", "order", "count", "glyph")
 LETTERS = "ABCD"
@@ -118,10 +108,10 @@ def build(folder: Path, videos: int, first_seed: int, progress: Any = iter) -> l
     letters = {kind: rng.permutation(np.arange(videos) % 4) for kind in KINDS}
     rows: list[dict[str, Any]] = []
     for i in progress(range(videos)):
-        spec = sample_spec(first_seed + i)
+        spec = scenes.sample_spec(first_seed + i)
         name = f"videos/{first_seed + i}.mp4"
-        write_video(folder / name, spec)
-        asked = questions(spec, uniform_times(8), rng)
+        scenes.write_video(folder / name, spec)
+        asked = questions(spec, scenes.uniform_times(8), rng)
         for kind in KINDS:
             pool = [q for q in asked if q.kind == kind]
             question = pool[int(rng.integers(len(pool)))]

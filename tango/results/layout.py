@@ -14,10 +14,10 @@ from tabulate import tabulate
 from tango.results.cells import Cell, Row, arrange, benchmarks, each_cell, frameworks
 from tango.results.statistics import Interval
 from tango.results.tables import SPEED_UPS, accuracy_table
-from tango.runs.efficiency import TITLES, terminal_table
-from tango.runs.efficiency import efficiency_table as efficiency_of
 from tango.runs.provenance import commit_text, device_text, versions_text
 from tango.runs.settings import VANILLA
+from tango.runs.summary import TITLES, terminal_table
+from tango.runs.summary import efficiency_table as efficiency_of
 
 SHARE, DIFFERENCE = "share kept (%)", "difference (points)"
 

@@ -16,7 +16,7 @@ from tango.results import layout, tables
 from tango.results.cells import Cell, Row, arrange, benchmarks, frameworks, read_folders, setting
 from tango.results.plots import plot_all
 from tango.results.statistics import Interval
-from tango.runs.efficiency import TITLES
+from tango.runs.summary import TITLES
 
 
 @dataclass

@@ -28,7 +28,7 @@ from tango.results.cells import (
     tokens_kept,
 )
 from tango.results.statistics import Interval, Scores, bootstrap
-from tango.runs.efficiency import TITLES
+from tango.runs.summary import TITLES
 
 SPEED_UPS = ("Total_runtime", "Total_GPU_runtime", "Avg_LLM_Prefill_Time", "Avg_Total_TTFT")
 

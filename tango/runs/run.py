@@ -29,7 +29,7 @@ from tango.runs import provenance
 from tango.runs.journal import Journal
 from tango.runs.runner import Record, Runner, Sample
 from tango.runs.settings import NOTHING, MethodSettings
-from tango.runs.summary import summarise
+from tango.runs.summary import efficiency, failures, token_summary
 
 log = logging.getLogger(__name__)
 
@@ -139,21 +139,29 @@ class EvaluationRun:
             order: a key to sort the records by.
 
         Returns:
-            The summary, see summarise().
+            The summary as plain JSON: provenance, failures, tokens, efficiency, and under "samples" all records.
         """
         self.close()
         gathered: list[Any] = [self.runner.records]
         if self.processes > 1:
             gathered = [None] * self.processes
             dist.all_gather_object(gathered, self.runner.records)
-        return summarise(
-            sorted((record for records in gathered for record in records), key=order),
-            self.settings,
-            self.chat.checkpoint.device,
-            model=self.described,
-            processes=self.processes,
-            run=self.digest,
-        )
+        records = sorted((record for records in gathered for record in records), key=order)
+        entries = [record.to_dict() for record in records]
+        failed = failures(records)
+        device = self.chat.checkpoint.device
+        return {
+            **provenance.provenance(device, **self.settings.describe(), model=self.described),
+            "processes": self.processes,
+            "run": self.digest,
+            "n_samples": len(records),
+            "n_failed": len(failed),
+            "n_resumed": sum(record.resumed for record in records),
+            "failed": failed,
+            "tokens": token_summary(records),
+            "efficiency": efficiency(entries),
+            "samples": entries,
+        }
 
     def close(self) -> None:
         """Let other processes write the journal."""

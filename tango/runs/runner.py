@@ -112,15 +112,8 @@ class Runner:
                 answer, failure = sample.compute(), None
             except self.shield as error:
                 failure = f"{type(error).__name__}: {error}"
-                log.warning(
-                    "%s %s failed (try %d of %d): %s",
-                    sample.task,
-                    sample.doc_id,
-                    tries,
-                    TRIES,
-                    failure,
-                    exc_info=tries == TRIES,
-                )
+                message = "%s %s failed (try %d of %d): %s"
+                log.warning(message, sample.task, sample.doc_id, tries, TRIES, failure, exc_info=tries == TRIES)
                 cold = True  # whatever it left behind, the next try is no ordinary sample
             if failure is not None:
                 _make_room()
@@ -146,29 +139,3 @@ def _make_room() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def failures(records: Iterable[Record]) -> list[dict[str, Any]]:
-    """The failed samples, for summaries and results files."""
-    return [
-        {"task": r.task, "doc_id": r.doc_id, "reason": r.failure, "tries": r.tries}
-        for r in records
-        if r.failure is not None
-    ]
-
-
-def token_summary(records: Iterable[Record]) -> dict[str, Any]:
-    """Video tokens over all answered samples, before and after pruning and in the mean over the language model's layers
-    (less than after, where it prunes too), and the share of the first that the last is (None without videos).
-    """
-    answered = [r for r in records if r.failure is None]
-    before = sum(r.tokens.get("video_tokens_before", 0) for r in answered)
-    after = sum(r.tokens.get("video_tokens_after", 0) for r in answered)
-    average = sum(r.tokens.get("video_tokens_average", r.tokens.get("video_tokens_after", 0)) for r in answered)
-    return {
-        "video_tokens_before": before,
-        "video_tokens_after": after,
-        "video_tokens_average": average,
-        "share_kept": average / before if before else None,
-        "samples": len(answered),
-    }

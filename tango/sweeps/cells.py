@@ -8,9 +8,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
-
-from pydantic import BaseModel, Field
+from typing import Any
 
 from tango.pruners import Pruner
 from tango.runs import provenance
@@ -19,58 +17,6 @@ from tango.sweeps.frameworks import Framework
 from tango.sweeps.sweep import Cell, CellError
 
 EFFICIENCY = "_efficiency.json"
-
-
-class CellName(BaseModel):
-    """What a cell evaluated. ratio: None for the unpruned model."""
-
-    framework: str
-    model: str
-    benchmark: str
-    method: str
-    ratio: float | None
-    variant: str | None = None
-
-
-class ModelOrigin(BaseModel):
-    pretrained: str
-    dtype: str
-    max_frames_num: int
-
-
-class Origin(BaseModel):
-    """See tango.runs.provenance.provenance()."""
-
-    model: ModelOrigin
-    versions: dict[str, str]
-    commit: dict[str, Any] | None
-    device: dict[str, Any]
-    processes: int
-    seed: int
-    time: str
-
-
-class SampleRow(BaseModel):
-    """How a sample was scored, and its video tokens. kept: a hash of the kept tokens of each video."""
-
-    id: str
-    kind: str
-    score: float
-    prediction: Any
-    answer: Any = None
-    tokens_before: float
-    tokens_after: float
-    tokens_average: float | None = None
-    kept: list[str | None] = []
-
-
-class CellFile(BaseModel):
-    """The content of a cell.json, as far as results need it."""
-
-    cell: CellName
-    provenance: Origin
-    efficiency: dict[str, Any]
-    samples: Annotated[list[SampleRow], Field(min_length=1)]
 
 
 @dataclass(frozen=True)

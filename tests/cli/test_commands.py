@@ -18,7 +18,7 @@ from tango.inference.chat import Chat
 from tango.inference.checkpoints import load
 from tango.models import FAMILIES
 from tango.pruners import REGISTRY
-from tango.runs.efficiency import TITLES
+from tango.runs.summary import TITLES
 from tango.sweeps.cells import Evaluation
 from tango.sweeps.expand import LMMS_MODELS
 from tango.sweeps.sweep import Cell
@@ -111,7 +111,7 @@ def test_methods_are_those_of_the_registry(capsys: Captured) -> None:
     assert list(found) == list(REGISTRY)
     for name, method in REGISTRY.items():
         row = found[name]
-        assert row["settings"] == method().settings() and set(row["signals"]) == {"features", *method().signals}
+        assert row["settings"] == method().settings() and set(row["signals"]) == {"features", *method().needs}
         assert row["paper"] is None or row["paper"] in method.__doc__
     assert found["tango"]["paper"] == "2604.09547"
     where = {name: row["acts"] for name, row in found.items()}

@@ -12,7 +12,8 @@ import pytest
 
 from tango.inference.chat import Answer
 from tango.runs.journal import Journal, JournalError, read_journal
-from tango.runs.runner import Runner, Sample, failures, token_summary
+from tango.runs.runner import Runner, Sample
+from tango.runs.summary import failures, token_summary
 
 
 def test_entries_are_found_again_by_any_rank(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from tango.runs.efficiency import TITLES, efficiency, efficiency_table
+from tango.runs.summary import TITLES, efficiency, efficiency_table
 
 
 def record(rank: int, wall: float, cold: bool, failure: str | None = None, **timing: float) -> dict[str, Any]:
