@@ -40,7 +40,7 @@ Cell = Mapping[str, Any]
 
 
 class ResultsError(ValueError):
-    """No tables can be made of what was given; the message says why."""
+    """No tables can be made of some folders or cells; the message says why."""
 
 
 def read_folders(folders: Iterable[str | Path]) -> tuple[list[Cell], list[str]]:

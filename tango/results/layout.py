@@ -153,7 +153,7 @@ def efficiency_summary(rows: Sequence[Row]) -> RichTable:
     several = [len(benchmarks(rows)) > 1, len(frameworks(rows)) > 1]
     times = {}
     for name, row, cell in each_cell(rows):
-        where = [text for text, told in zip((name, f"in {row.framework}"), several, strict=True) if told]
+        where = [text for text, needed in zip((name, f"in {row.framework}"), several, strict=True) if needed]
         times[", ".join([row.name, *where])] = cell["efficiency"]
     return efficiency_of(times)
 

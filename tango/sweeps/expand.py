@@ -78,8 +78,8 @@ def expand(grid: Grid) -> Expanded:
     ]
     expanded = Expanded({}, [], [])
     count = processes_of(grid, expanded.missing)
-    for given in grid.models:
-        subject = look_at(shipped(MODEL) if given == MODEL else given)
+    for model in grid.models:
+        subject = look_at(shipped(MODEL) if model == MODEL else model)
         name = Path(subject.source).name
         if name in expanded.cells:
             raise ValueError(f"two models are called {name!r}; they would share a folder, so sweep them one by one")

@@ -119,7 +119,7 @@ def test_wall_time_covers_the_whole_loop() -> None:
 def test_entries_of_the_first_version_are_read(tmp_path: Path) -> None:
     entry = {
         "key": "key-1", "task": "motionqa", "doc_id": 7, "repeat": 0, "response": "A", "failure": None, "tries": 1,
-        "timing": {"vit_s": 0.1, "other_s": 0.02, "prefill_s": 0.03, "decode_s": 0.5, "generate_s": 0.7, "new_tokens": 6},
+        "timing": {"vit_s": 0.1, "other_s": 0.1, "prefill_s": 0.1, "decode_s": 0.5, "generate_s": 0.8, "new_tokens": 6},
         "tokens": {"input_tokens": 600, "output_tokens": 2, "video_tokens_before": 512, "video_tokens_average": 51.5},
         "videos": [{"frames": 8, "kept": "0123"}], "rank": 0, "wall_s": 1.5, "peak_mem_gb": 0.5, "cold": True,
         "resumed": False,
