@@ -28,7 +28,7 @@ from vlmeval.dataset.video_dataset_config import supported_video_datasets
 from vlmeval.smp import load
 from vlmeval.smp.file import fetch_aux_files
 
-from tango.runs.hooks import wrap
+from tango.runs.hooks import give_up, wrap
 from tango.runs.journal import write_json
 from tango.runs.settings import VANILLA, from_environment
 from tango.runs.summary import report
@@ -100,17 +100,10 @@ def _status(original: Any, *args: Any, **kwargs: Any) -> Any:
         RUN.problems.append(f"{kwargs['model_name']} x {kwargs['dataset_name']}: {reason}")
         error = sys.exc_info()[1]
         if dist.is_initialized() and error is not None and not isinstance(error, SamplesFailed):
-            give_up()  # the others do not know of it and would wait for this process
+            give_up(
+                "tango_vlmeval", RUN.problems
+            )  # or the others, which do not know of it, would wait for this process
     return result
-
-
-def give_up() -> None:
-    """End this process at once, so that its launcher ends the others."""
-    for problem in RUN.problems:
-        print(f"tango_vlmeval: {problem}", file=sys.stderr)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(1)
 
 
 def _ours(model: Any, name: str) -> Any:
@@ -148,7 +141,7 @@ def _infer_video(original: Any, model: Any, *, work_dir: str, model_name: str, d
         if not dist.is_initialized():
             raise
         traceback.print_exc()
-        give_up()
+        give_up("tango_vlmeval", RUN.problems)  # so that its launcher ends the others
 
 
 def _infer(

@@ -21,7 +21,6 @@ from tango.inference.chat import Chat, PixelLimits, generation_settings
 from tango.inference.checkpoints import CheckpointError, class_name, load
 from tango.models.llava_video import FRAMES
 from tango.runs.run import ArgumentError, EvaluationRun, check_model
-from tango.runs.runner import Record, Sample
 from tango.runs.settings import from_environment
 from tango_vlmeval import __version__
 
@@ -34,16 +33,6 @@ class Prompt:
 
     index: Any
     build: Callable[[], list[dict[str, Any]]]
-
-
-@dataclass
-class Evaluation:
-    """A data set that is being evaluated."""
-
-    dataset: str
-    generation: Mapping[str, Any]
-    run: EvaluationRun
-    asked: Prompt | None = None
 
 
 class TangoModel(BaseModel):  # type: ignore[misc]
@@ -117,7 +106,7 @@ class TangoModel(BaseModel):  # type: ignore[misc]
         self.chat = Chat(checkpoint, self.settings.pruner, self.frames, seed, use_cache, time_instruction)
         self.asked: dict[str, Any] = {}  # see EvaluationRun
         self._depends_on = (chat_template, __version__)
-        self._evaluation: Evaluation | None = None
+        self._evaluation: tuple[EvaluationRun, str, dict[str, Any]] | None = None  # its data set, generation settings
 
     @contextlib.contextmanager
     def evaluating(
@@ -142,8 +131,7 @@ class TangoModel(BaseModel):  # type: ignore[misc]
             processes=processes,
         )
         with contextlib.closing(run), run.chat.session():
-            self._evaluation = Evaluation(dataset, generation, run)
-            self._records = run.runner.run(self._samples(self._evaluation))
+            self._evaluation = run, dataset, generation
             try:
                 yield run
             finally:
@@ -154,36 +142,26 @@ class TangoModel(BaseModel):  # type: ignore[misc]
 
         A question that fails twice is answered by upstream's mark of a failure with the reason.
         """
-        evaluation = self._evaluation
         if not isinstance(message, Prompt):
             listed = isinstance(message, list) and all(isinstance(part, dict) for part in message)
             messages = conversation(message if listed else self.preproc_content(message))
             settings = {"max_new_tokens": self.max_new_tokens, **GREEDY}
-            if evaluation is not None:
-                return str(evaluation.run.chat.generate(messages, settings, "").response)
+            if self._evaluation is not None:
+                return str(self._evaluation[0].chat.generate(messages, settings, "").response)
             with self.chat.session():
                 return str(self.chat.generate(messages, settings, "").response)
-        if evaluation is None:
+        if self._evaluation is None:
             raise RuntimeError("a Prompt can only be asked within evaluating()")
-        evaluation.asked = message
-        record: Record = next(self._records)
+        run, task, settings = self._evaluation
+        index = message.index.item() if hasattr(message.index, "item") else message.index
+        name = f"{task}/{index}"
+        ask = functools.partial(run.chat.generate, settings=settings, name=name)
+        sample = run.sample(task, index, name, lambda: conversation(message.build()), ask, settings=settings)
+        record = run.runner.answer(sample)
         return str(record.response) if record.failure is None else f"{INFER_FAIL_MSG}: {record.failure}"
 
     def generate_inner(self, message: Any, dataset: str | None = None) -> str:
         return self.generate(message, dataset)
-
-    def _samples(self, evaluation: Evaluation) -> Iterator[Sample]:
-        """The sample that was asked for last, again and again."""
-        while (prompt := evaluation.asked) is not None:
-            name = f"{evaluation.dataset}/{prompt.index}"
-            yield evaluation.run.sample(
-                evaluation.dataset,
-                prompt.index.item() if hasattr(prompt.index, "item") else prompt.index,
-                name,
-                lambda prompt=prompt: conversation(prompt.build()),
-                functools.partial(evaluation.run.chat.generate, settings=evaluation.generation, name=name),
-                settings=dict(evaluation.generation),
-            )
 
 
 class TangoLlavaOnevision(TangoModel):

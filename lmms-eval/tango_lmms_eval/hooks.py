@@ -13,7 +13,6 @@ Only the first applies to other models than ours.
 from __future__ import annotations
 
 import atexit
-import logging
 import os
 import sys
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tango.runs.hooks import wrap
+from tango.runs.hooks import give_up, wrap
 from tango.runs.journal import write_json
 
 TASKS = Path(__file__).parent / "tasks"
@@ -130,11 +129,5 @@ def _exit_status() -> None:
     problems = list(RUN.problems)
     if RUN.active:
         problems.append(UNFINISHED)
-    if not problems:
-        return
-    for problem in problems:
-        print(f"tango_lmms_eval: {problem}", file=sys.stderr)
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(1)
+    if problems:
+        give_up("tango_lmms_eval", problems)

@@ -8,23 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
+from tango.cli import common
 from tango.cli.answering import STAGES, attached, conversation, frames_for, label, start
-from tango.cli.common import (
-    Config,
-    Device,
-    Dtype,
-    Fields,
-    Frames,
-    InputError,
-    Json,
-    Methods,
-    Model,
-    Ratio,
-    console,
-    print_json,
-    stdout_for_json,
-    steps,
-)
+from tango.cli.common import InputError, console, print_json, stdout_for_json, steps
 from tango.motionqa.shipped import DATA, VIDEO, shipped
 
 if TYPE_CHECKING:
@@ -40,16 +26,16 @@ EXAMPLES = (
 def ask(
     video: Annotated[str | None, typer.Argument(help="A video file.", show_default=VIDEO)] = None,
     question: Annotated[str | None, typer.Argument(show_default="one about the shipped video")] = None,
-    model: Model = None,
-    method: Methods = ["tango"],  # noqa: B006 (read by typer, changed by nobody)
-    ratio: Ratio = 0.1,
-    frames: Frames = None,
-    config: Config = None,
-    fields: Fields = None,
+    model: common.Model = None,
+    method: common.Methods = ["tango"],  # noqa: B006 (read by typer, changed by nobody)
+    ratio: common.Ratio = 0.1,
+    frames: common.Frames = None,
+    config: common.Config = None,
+    fields: common.Fields = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 64,
-    device: Device = None,
-    dtype: Dtype = "auto",
-    as_json: Json = False,
+    device: common.Device = None,
+    dtype: common.Dtype = "auto",
+    as_json: common.Json = False,
 ) -> None:
     """Ask about a video: the answer with and without pruning, and the tokens and time of each.
 

@@ -11,22 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
+from tango.cli import common
 from tango.cli.answering import STAGES, attached, conversation, frames_for, input_errors, label, start
-from tango.cli.common import (
-    Config,
-    Device,
-    Dtype,
-    Fields,
-    Frames,
-    Json,
-    Methods,
-    Model,
-    Ratio,
-    console,
-    print_json,
-    stdout_for_json,
-    steps,
-)
+from tango.cli.common import console, print_json, stdout_for_json, steps
 from tango.motionqa.shipped import VIDEO
 
 if TYPE_CHECKING:
@@ -45,22 +32,22 @@ PARTS = {key: text for key, text in STAGES.items() if key != "decode_s"} | {"fir
 
 def profile(
     video: Annotated[str | None, typer.Argument(help="A video file.", show_default=VIDEO)] = None,
-    model: Model = None,
-    method: Methods = ["tango"],  # noqa: B006 (read by typer, changed by nobody)
-    ratio: Ratio = 0.1,
-    frames: Frames = None,
-    config: Config = None,
-    fields: Fields = None,
+    model: common.Model = None,
+    method: common.Methods = ["tango"],  # noqa: B006 (read by typer, changed by nobody)
+    ratio: common.Ratio = 0.1,
+    frames: common.Frames = None,
+    config: common.Config = None,
+    fields: common.Fields = None,
     repeats: Annotated[int, typer.Option(min=1, help="Measured runs of each way, in turn.")] = 5,
     warmup: Annotated[int, typer.Option(min=0, help="Runs of each way before them, not counted.")] = 1,
     new_tokens: Annotated[int, typer.Option(min=2, help="Tokens to generate, always that many.")] = 16,
     question: Annotated[str, typer.Option(help="What is asked.")] = QUESTION,
-    device: Device = None,
-    dtype: Dtype = "auto",
+    device: common.Device = None,
+    dtype: common.Dtype = "auto",
     output: Annotated[
         Path | None, typer.Option(dir_okay=False, writable=True, help="Write the table as Markdown, with its origin.")
     ] = None,
-    as_json: Json = False,
+    as_json: common.Json = False,
 ) -> None:
     """Measure where the time goes for a video: every stage, tokens and memory, with and without pruning.
 

@@ -12,19 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from tango.cli import common
 from tango.cli.answering import input_errors
-from tango.cli.common import (
-    FAILED,
-    OK,
-    Config,
-    InputError,
-    Json,
-    check_ratio,
-    console,
-    print_json,
-    stdout_for_json,
-    steps,
-)
+from tango.cli.common import FAILED, OK, InputError, check_ratio, console, print_json, stdout_for_json, steps
 from tango.sweeps.frameworks import FRAMEWORKS, MOTIONQA, QUESTIONS
 
 if TYPE_CHECKING:
@@ -55,7 +45,7 @@ def sweep(
         list[float] | None, typer.Option("--ratio", callback=check_ratio, help="Share of the tokens to keep.")
     ] = None,
     frames: Annotated[int | None, typer.Option(min=1, help="Frames of each video.")] = None,
-    config: Config = None,
+    config: common.Config = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only so many questions.")] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Cells at a time.")] = None,
     ray: Annotated[
@@ -67,7 +57,7 @@ def sweep(
     ] = None,
     output: Annotated[str | None, typer.Option(help="Folder; each model has its own in it.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print each command and what is missing.")] = False,
-    as_json: Json = False,
+    as_json: common.Json = False,
 ) -> int:
     """Evaluate a grid of (model, framework, benchmark, method, ratio), each with the unpruned model beside it.
 

@@ -1,10 +1,13 @@
-"""Wraps functions of a framework where it has no extension point. Nothing on disk is touched."""
+"""Where a framework has no extension point: wraps its functions, and ends its process. Nothing on disk is touched."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any, NoReturn
 
 
 def wrap(owner: Any, name: str, wrapper: Callable[..., Any]) -> None:
@@ -25,3 +28,13 @@ def wrap(owner: Any, name: str, wrapper: Callable[..., Any]) -> None:
 
     wrapped._tango = True  # type: ignore[attr-defined]
     setattr(owner, name, type(found)(wrapped) if bound else wrapped)
+
+
+def give_up(plugin: str, problems: Iterable[str]) -> NoReturn:
+    """Say what is wrong and end this process at once, with status 1."""
+    for problem in problems:
+        print(f"{plugin}: {problem}", file=sys.stderr)
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)

@@ -20,7 +20,7 @@ class JournalError(RuntimeError):
 
 
 class Journal:
-    """Finished samples of one run, by key.
+    """Finished samples of one run, of all ranks, as `entries` by key.
 
     Args:
         folder: where the files of this run lie; made if missing.
@@ -55,10 +55,6 @@ class Journal:
         whole = content.rfind(b"\n") + 1
         if whole < len(content):
             self._file.truncate(whole)
-
-    def get(self, key: str) -> dict[str, Any] | None:
-        """The entry of a sample, whichever rank wrote it; None if it was never finished."""
-        return self.entries.get(key)
 
     def append(self, key: str, entry: dict[str, Any]) -> None:
         """Add a finished sample; it is on the disk when this returns. A later entry of the same key wins.

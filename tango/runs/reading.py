@@ -23,7 +23,9 @@ EXPECTED = {
     "list": "a list",
     "dict": "a mapping",
     "model": "a mapping",
+    "too": "at least one",
 }
+reader: Any = functools.cache(TypeAdapter)
 
 
 def read_yaml(file: Path) -> Any:
@@ -41,12 +43,6 @@ def read_yaml(file: Path) -> Any:
         raise ValueError("is not YAML that can be read: it is nested too deeply") from error
 
 
-@functools.cache
-def adapter(kind: Any) -> TypeAdapter[Any]:
-    """pydantic's reader of a type."""
-    return TypeAdapter(kind)
-
-
 def checked(kind: Any, value: Any, name: str, *, strict: bool = True) -> Any:
     """A value as one of a type.
 
@@ -58,7 +54,7 @@ def checked(kind: Any, value: Any, name: str, *, strict: bool = True) -> Any:
         ValueError: it cannot be one; names the value, or the part of it that is wrong, and what would be right.
     """
     try:
-        return adapter(kind).validate_python(value, strict=strict)
+        return reader(kind).validate_python(value, strict=strict)
     except ValidationError as error:
         absent = type(None) in typing.get_args(kind) and not error.errors()[0]["loc"]
         raise ValueError(f"{sentence(error, name)}{' or none' if absent else ''}") from error

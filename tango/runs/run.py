@@ -1,14 +1,7 @@
 """One evaluation of a model by a framework, which hands over its requests as conversations and gets records back.
 
-    settings = from_environment()
-    chat = Chat(load(pretrained), settings.pruner, ...)
-    run = EvaluationRun(settings, chat, journal=folder, ...)
-    with chat.session():
-        for record in run.runner.run(run.sample(...) for request in requests):
-            ...
-    summary = run.finish(order)
-
-The plugins of both frameworks (lmms-eval/, VLMEvalKit/) consist of this and of what is peculiar to their framework.
+The plugins of both frameworks (lmms-eval/, VLMEvalKit/) consist of this and of what is peculiar to their framework:
+settings, checkpoint, Chat, then EvaluationRun, its samples, and what it comes to.
 """
 
 from __future__ import annotations

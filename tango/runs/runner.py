@@ -73,24 +73,28 @@ class Runner:
         self.journal, self.rank, self.shield = journal, rank, shield
         self.records: list[Record] = []
         self._cold = True
+        self._last: float | None = None  # when the sample before ended
 
     def run(self, samples: Iterable[Sample]) -> Iterator[Record]:
-        """Yield one record a sample, in order; a failed one has `failure` set and no response."""
-        last = time.perf_counter()
-        for sample in samples:
-            record = self._finished(sample)
-            if record is None:
-                record = self._compute(sample)
-                now = time.perf_counter()
-                record.wall_s = now - last
-                if self.journal is not None:
-                    self.journal.append(sample.key, record.to_dict())
-            last = time.perf_counter()
-            self.records.append(record)
-            yield record
+        """Yield one record a sample, in order."""
+        self._last = time.perf_counter()
+        yield from map(self.answer, samples)
+
+    def answer(self, sample: Sample) -> Record:
+        """The record of a sample; a failed one has `failure` set and no response."""
+        last = self._last or time.perf_counter()
+        record = self._finished(sample)
+        if record is None:
+            record = self._compute(sample)
+            record.wall_s = time.perf_counter() - last
+            if self.journal is not None:
+                self.journal.append(sample.key, record.to_dict())
+        self._last = time.perf_counter()
+        self.records.append(record)
+        return record
 
     def _finished(self, sample: Sample) -> Record | None:
-        entry = self.journal.get(sample.key) if self.journal is not None else None
+        entry = self.journal.entries.get(sample.key) if self.journal is not None else None
         if self.journal is None or entry is None or entry.get("failure") is not None:  # what failed is tried again
             return None
         try:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 
+import torch
+
 from tango.inference.checkpoints import class_name
 from tango.models.original import read_config
 from tango.motionqa.questions import data_files, read_questions
@@ -18,7 +20,7 @@ from tango.sweeps.cells import Evaluation
 from tango.sweeps.frameworks import FRAMEWORKS, LMMS_EVAL, QUESTIONS, Benchmark, Framework, benchmark_name
 from tango.sweeps.grid import Grid
 from tango.sweeps.lmms_cells import lmms_cell
-from tango.sweeps.preflight import has_gpu, missing_checkpoint, missing_dataset, missing_pooling_head, processes
+from tango.sweeps.preflight import missing_checkpoint, missing_dataset, missing_pooling_head, processes
 from tango.sweeps.sweep import Cell
 from tango.sweeps.vlmeval_cells import vlmeval_cell
 
@@ -98,7 +100,7 @@ def expand(grid: Grid) -> Expanded:
             for cell in cells_of(grid, FRAMEWORKS[framework], subject, folder, choices, count, expanded.missing)
         ]
     expanded.missing = list(dict.fromkeys(expanded.missing))
-    if grid.ray is None and not has_gpu() and set(grid.models) != {MODEL}:
+    if grid.ray is None and not torch.cuda.is_available() and set(grid.models) != {MODEL}:
         expanded.notes.append(NO_GPU)
     return expanded
 

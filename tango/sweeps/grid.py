@@ -37,7 +37,7 @@ class Grid(BaseModel):
     on instead, each on `gpus` GPUs (default 1). output: gets a folder for each model.
     """
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(strict=True, frozen=True)
 
     models: Annotated[list[str], *OneOrMore] = [MODEL]
     frameworks: Annotated[list[Annotated[str, AfterValidator(_framework)]], *OneOrMore] = [LMMS_EVAL.name]
@@ -63,12 +63,7 @@ def read_grid(file: Path | None, options: Mapping[str, Any]) -> Grid:
     try:
         chosen = Grid(**{**content, **options})
     except ValidationError as error:
-        source = "" if file is None else f"{file}: "
-        for one in error.errors():
-            if one["type"] == "extra_forbidden":
-                raise ValueError(
-                    f"{source}unknown key {one['loc'][0]!r}; a grid has {', '.join(Grid.model_fields)}"
-                ) from error
+        source = "" if error.errors()[0]["loc"][0] in options else f"{file}: "
         raise ValueError(source + sentence(error, "")) from error
     if chosen.gpus is not None and chosen.ray is None:
         raise ValueError(f"gpus = {chosen.gpus} goes with --ray; without it NPROC processes share this machine's GPUs")
@@ -87,4 +82,6 @@ def read_file(file: Path) -> dict[str, Any]:
         raise ValueError(f"{file} {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{file} holds {type(content).__name__}; it must map {', '.join(Grid.model_fields)} to values")
-    return {str(name): value for name, value in content.items() if value is not None}
+    if unknown := [name for name in content if name not in Grid.model_fields]:
+        raise ValueError(f"{file}: unknown key {unknown[0]!r}; a grid has {', '.join(Grid.model_fields)}")
+    return {name: value for name, value in content.items() if value is not None}

@@ -50,17 +50,13 @@ def missing_dataset(repository: str, pattern: str) -> str | None:
     )
 
 
-def has_gpu() -> bool:
-    return torch.cuda.is_available()
-
-
 def processes(environ: Mapping[str, str] = os.environ) -> int:
     """How many processes to run: NPROC, by default one a GPU, one without a GPU.
 
     Raises:
         ValueError: NPROC is no positive number, or more than there are GPUs.
     """
-    gpus = torch.cuda.device_count() if has_gpu() else 0
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     nproc = environ.get("NPROC", "").strip()
     if not nproc:
         return max(1, gpus)

@@ -21,8 +21,8 @@ def test_entries_are_found_again_by_any_rank(tmp_path: Path) -> None:
         journal.append("a", {"response": "x"})
         journal.append("a", {"response": "é"})
     with Journal(tmp_path, "run", rank=0) as journal, Journal(tmp_path, "other", rank=0) as other:
-        assert journal.get("a") == {"key": "a", "response": "é"}
-        assert journal.get("b") is None and other.get("a") is None
+        assert journal.entries.get("a") == {"key": "a", "response": "é"}
+        assert journal.entries.get("b") is None and other.entries.get("a") is None
 
 
 def test_a_torn_last_line_is_dropped_and_written_over(tmp_path: Path) -> None:
