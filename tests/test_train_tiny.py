@@ -129,7 +129,7 @@ def test_the_truth_of_a_patch_is_what_is_drawn_there():
         x, y = actor.position(time)
         patch = int(y // tiny_data.PATCH) * tiny_data.GRID + int(x // tiny_data.PATCH)
         colour, shape, letter, dots = classes[patch]
-        assert list(tiny_data.motionqa.COLOURS)[colour - 1] == actor.colour
+        assert list(tiny_data.scenes.COLOURS)[colour - 1] == actor.colour
         assert tiny_data.motionqa.SHAPES[shape - 1] == actor.shape
         assert (letter, dots) == (0, 0)
         assert np.allclose((centres[patch] + 1) * SIZE / 2, (x, y), atol=1e-3)
