@@ -6,30 +6,12 @@ programming) and "fastvid" (cuts where neighbouring frames differ). Pure functio
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from tango.ops.similarity import neighbour_similarity
+
 CUTS = 7  # fastvid cuts at the seven least similar places at least
-
-
-def neighbour_similarity(features: Tensor, block_bytes: int = 32 << 20) -> Tensor:
-    """Cosine between each token and the token at its place in the next frame; with a zero token it is 0.
-
-    Args:
-        features: (F, L, D) any floating dtype.
-        block_bytes: rough bound of the temporary memory.
-
-    Returns:
-        (F - 1, L) fp32, within [-1, 1].
-    """
-    frames, tokens, dim = features.shape
-    similarity = torch.empty(frames - 1, tokens, device=features.device)
-    step = max(1, block_bytes // (16 * tokens * dim))
-    for start in range(0, frames - 1, step):
-        units = torch.nn.functional.normalize(features[start : start + step + 1].float(), dim=-1)
-        similarity[start : start + step] = (units[:-1] * units[1:]).sum(-1)
-    return similarity.clamp_(-1.0, 1.0)
 
 
 def holitom(similarity: Tensor, threshold: float, max_window: int | None = None) -> Tensor:
@@ -40,15 +22,13 @@ def holitom(similarity: Tensor, threshold: float, max_window: int | None = None)
     order in which the recurrence tries windows: one frame, two, three, and so on, taking only strict improvements.
 
     Args:
-        similarity: (F - 1, L) cosine of neighbouring frames at each position.
-        threshold: similarity that must be exceeded.
+        similarity: (F - 1, L) cosine of neighbouring frames at each position. threshold: it must be exceeded.
         max_window: most frames a segment may have; None for any number.
 
     Returns:
         (S,) int64 on the CPU, frames in each segment.
     """
-    pairs = similarity.shape[0]
-    frames = pairs + 1
+    pairs, frames = len(similarity), len(similarity) + 1
     if frames == 1:
         return torch.ones(1, dtype=torch.int64)
     # run[i, l]: how many pairs in a row, ending with pair i, are static at position l. A window of g + 1 frames ending
@@ -58,17 +38,15 @@ def holitom(similarity: Tensor, threshold: float, max_window: int | None = None)
     run = order - broken
     lengths = torch.bincount((order * frames + run).flatten(), minlength=pairs * frames).view(pairs, frames).cpu()
     static = lengths.flip(1).cumsum(1).flip(1)
-    gains = (static * torch.arange(frames)).numpy()  # gains[i, g]: of the window of g + 1 frames ending at frame i + 1
+    gains = static * torch.arange(frames)  # gains[i, g]: of the window of g + 1 frames ending at frame i + 1
 
-    best = np.zeros(frames + 1, dtype=np.int64)  # best[j]: of the first j frames
+    best = torch.zeros(frames + 1, dtype=torch.int64)  # best[j]: of the first j frames
     length = [1] * (frames + 1)
     for last in range(1, frames):
-        totals = (best[last::-1] + gains[last - 1, : last + 1])[:max_window]
-        choice = int(totals.argmax())  # the first of equals
-        best[last + 1] = totals[choice]
-        length[last + 1] = choice + 1
-    sizes = []
-    end = frames
+        totals = (best[: last + 1].flip(0) + gains[last - 1, : last + 1])[:max_window]
+        best[last + 1] = totals.max()
+        length[last + 1] = int((totals == best[last + 1]).nonzero()[0]) + 1  # the first of equals
+    sizes, end = [], frames
     while end:
         sizes.append(length[end])
         end -= length[end]
@@ -80,31 +58,11 @@ def holitom_threshold(retention_ratio: float) -> float:
     return 0.65 if retention_ratio <= 0.1 else 0.8
 
 
-def static_places(similarity: Tensor, sizes: Tensor, threshold: float) -> Tensor:
-    """Places whose similarity is above the threshold for every pair of neighbours in a segment.
-
-    Args:
-        similarity: (F - 1, L) on the CPU.
-        sizes: (S,) frames in each segment.
-
-    Returns:
-        (S, L) bool; no place of a segment of one frame is static.
-    """
-    static = torch.zeros(len(sizes), similarity.shape[1], dtype=torch.bool)
-    several, ends = sizes > 1, sizes.cumsum(0)
-    if bool(several.any()):
-        order = torch.arange(len(similarity))[:, None]
-        broken = torch.where(similarity > threshold, -1, order).cummax(0).values
-        static[several] = broken[ends[several] - 2] < (ends - sizes)[several, None]
-    return static
-
-
 def fastvid(frame_vectors: Tensor, threshold: float, cuts: int = CUTS) -> Tensor:
     """Cut between neighbouring frames that are among the `cuts` least similar pairs, or less similar than a threshold.
 
     Args:
-        frame_vectors: (F, E) one vector a frame.
-        threshold: pairs with a cosine below it are cut in any case.
+        frame_vectors: (F, E) one vector a frame. threshold: pairs with a cosine below it are cut in any case.
         cuts: how many places to cut at least, where there are as many.
 
     Returns:

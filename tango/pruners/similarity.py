@@ -1,8 +1,8 @@
 """Which of some centres each token is most similar to, by cosine, with ties to the lower index. Pure functions.
 
 What FastVID (arXiv 2503.11187), VisionZip (arXiv 2412.04467) and FlashVID (arXiv 2602.08024) join tokens by. As in
-clustering.py a matrix product finds what is near, and where that is too close to tell, sums of each pair's own products
-decide: equal tokens tie exactly, wherever they stand in a block.
+ops/density.py a matrix product finds what is near, and where that is too close to tell, sums of each pair's own
+products decide: equal tokens tie exactly, wherever they stand in a block.
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tango.segmentation import fastvid, holitom, neighbour_similarity
+from tango.ops.segmentation import fastvid, holitom
+from tango.ops.similarity import neighbour_similarity
 
 
 def gain(static, start, end):

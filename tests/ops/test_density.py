@@ -4,16 +4,16 @@ import warnings
 from collections import Counter
 
 import pytest
+import tango.neighbors
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import Oracle
-
-import tango.neighbors
-from tango.clustering import Peaks, assign, density_peaks, distances
 from tango.neighbors import OWN_EDGE, Search, half_squares, own_products, product_error, true_pairs
 from tango.ragged import Doubts
 from tango.screening import WIDE, Heads, sampled_products
+
+from tango.ops.density import Peaks, assign, density_peaks, distances
 
 TINY = 1e-6  # MiB: blocks of 64 x 64
 

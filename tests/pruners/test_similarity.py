@@ -1,10 +1,10 @@
 """The most similar centre by cosine: against the definition, with ties, zeros, blocks and centres left out."""
 
 import pytest
+import tango.pruners.similarity
 import torch
 
-import tango.similarity
-from tango.similarity import most_similar
+from tango.pruners.similarity import most_similar
 
 
 def direct(tokens, centres, allowed):
@@ -25,7 +25,7 @@ def direct(tokens, centres, allowed):
 @pytest.mark.parametrize("block", [1, 1 << 24])
 @pytest.mark.parametrize("masked", [False, True])
 def test_equals_the_definition(monkeypatch, block, masked):
-    monkeypatch.setattr(tango.similarity, "BLOCK_BYTES", block)
+    monkeypatch.setattr(tango.pruners.similarity, "BLOCK_BYTES", block)
     generator = torch.Generator().manual_seed(3)
     tokens, centres = torch.randn(3, 20, 7, generator=generator), torch.randn(3, 9, 7, generator=generator)
     centres[:, 4], centres[:, 7] = centres[:, 1], 0  # a copy and a zero

@@ -4,8 +4,8 @@ import pytest
 import torch
 from oracle import Oracle
 
-from tango.merging import merge as merge_planned
-from tango.merging import plan_merging, segment_sums
+from tango.ops.merging import merge as merge_planned
+from tango.ops.merging import plan_merging, segment_sums
 
 
 def unit(*shape, seed=0):

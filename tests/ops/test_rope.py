@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tango.rope import rope_sections, rotate
+from tango.ops.rope import rope_sections, rotate
 
 
 def by_formula(features, positions, time_base, space_base):

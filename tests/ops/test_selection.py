@@ -4,7 +4,7 @@ import pytest
 import torch
 from oracle import Oracle
 
-from tango.selection import select
+from tango.ops.selection import select
 
 
 def unit(*shape, seed=0):
