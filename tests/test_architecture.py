@@ -127,7 +127,7 @@ def test_a_package_that_keeps_to_the_rules(tmp_path):
     }
 
 
-@pytest.mark.parametrize(("file", "source", "problem"), [
+@pytest.mark.parametrize("file, source, problem", [
     ("ops/rope.py", "import numpy.linalg\n", "tango.ops.rope imports numpy.linalg: ops/ imports torch and the"),
     ("ops/rope.py", "from tango.pruners.base import Pruner\n", "tango.ops.rope imports tango.pruners.base: ops may im"),
     ("pruners/tango.py", "def f():\n    from transformers import AutoModel\n", "tango.pruners.tango imports transf"),

@@ -72,8 +72,10 @@ class Picture:
 
 
 def heat_of(saliency: Array) -> Array:
-    """Saliency (n,) as 0 to 255: from its least value to the least of its largest hundredth, which a few sinks cannot
-    stretch; all 0 where all are equal.
+    """Saliency (n,) as heat (n,) uint8, 0 to 255; all 0 where all values are equal.
+
+    255 stands for the least of the largest hundredth and for all above it, so that a few attention sinks don't make
+    everything else dark.
     """
     low, high = float(saliency.min()), float(np.quantile(saliency, 0.99, method="lower"))
     if high <= low:
