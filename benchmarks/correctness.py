@@ -1,4 +1,4 @@
-"""Does everything compute on this device what it computes elsewhere? Golden vectors, and every family with every method.
+"""Does everything compute on this device what it computes elsewhere? Golden vectors; every family with every method.
 
     python3 benchmarks/correctness.py --output results/performance/correctness.md     # on a GPU
     python benchmarks/correctness.py --device cpu --families llava_onevision          # seconds
@@ -35,7 +35,7 @@ from measure import Table, Witness, machine  # noqa: E402
 from shapes import SHAPES, build  # noqa: E402
 
 from tango.models import attach  # noqa: E402
-from tango.pruners import REGISTRY  # noqa: E402
+from tango.pruners import REGISTRY, VideoTokens  # noqa: E402
 
 OPTIONAL = ("timestamps", "segment_features", "frame_vectors", "keys")
 RECORDED = ("tango", "divprune", "dycoke", "fastvid", "flashvid", "holitom", "prunevid", "vidcom2", "visionzip")
@@ -57,7 +57,7 @@ def golden(name: str, device: torch.device) -> Row:
         method = REGISTRY[name](**{key: value for key, value in parameters.items() if key in known})
         given = {key: tensors[key] for key in OPTIONAL if key in tensors}
         pruned = method.prune(tensors["features"], tensors.get("saliency"), grid, **given)
-        # Methods with an order of their own were recorded in it (output_*), some of them with features in ascending order.
+        # Methods with an order of their own were recorded in it (output_*), some with features in ascending order.
         indices = tensors.get("output_indices", tensors["kept_indices"])
         own = "output_indices" in tensors and "output_features" in tensors
         expected = tensors["output_features" if own or name == "prunevid" else "kept_features"]
@@ -109,13 +109,11 @@ def same_tokens(method: Any, model: Any, inputs: dict[str, Any]) -> tuple[str, b
     seen: list[tuple[Any, ...]] = []
 
     class Both(Witness):
-        def prune(self, features: Any, saliency: Any = None, **given: Any) -> Any:
-            here = self.method.prune(features, saliency=saliency, **given)
-            moved = {key: value.cpu() if isinstance(value, torch.Tensor) else value for key, value in given.items()}
-            there = self.method.prune(
-                features.cpu(), saliency=None if saliency is None else saliency.cpu(), **moved
-            )
-            seen.append((here.indices.cpu(), there.indices))
+        def prune_tokens(self, video: Any) -> Any:
+            here = self.method.prune_tokens(video)
+            moved = {f.name: getattr(video, f.name) for f in fields(video)}
+            moved = {key: value.cpu() if isinstance(value, torch.Tensor) else value for key, value in moved.items()}
+            seen.append((here.indices.cpu(), self.method.prune_tokens(VideoTokens(**moved)).indices))
             return here
 
     with attach(model, Both(method)):

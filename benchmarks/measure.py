@@ -22,12 +22,12 @@ from unittest import mock
 
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import nn
 
 from tango import __version__
 from tango.evaluation.timing import Clock
 from tango.models import family_of
-from tango.pruners import Pruned, Pruner
+from tango.pruners import Pruned, Pruner, VideoTokens
 from tango.segmentation import neighbour_similarity
 
 STAGES = ("vision", "project", "prune", "prefill")
@@ -69,7 +69,7 @@ class Stages:
     @contextlib.contextmanager
     def measuring(self) -> Iterator[None]:
         """Measure one call of the model; the result is in `seconds` or in `bytes`, by stage, afterwards."""
-        real = Pruner.prune
+        real = Pruner.prune_tokens
 
         def prune(*args: Any, **kwargs: Any) -> Any:
             self.enter("prune")
@@ -85,7 +85,7 @@ class Stages:
             hooks.append(module.register_forward_pre_hook(lambda *_: self.enter("vision")))
             hooks.append(module.register_forward_hook(lambda *_: self.enter("project")))
         try:
-            with mock.patch.object(Pruner, "prune", prune):
+            with mock.patch.object(Pruner, "prune_tokens", prune):
                 self.clock.wait()
                 if self.memory:
                     own_pages(True)
@@ -122,11 +122,11 @@ class Witness(Pruner):
         self.kept: list[int] = []
 
     @property
-    def signals(self) -> frozenset[str]:
-        return frozenset(self.method.signals)
+    def needs(self) -> frozenset[str]:
+        return frozenset(self.method.needs)
 
-    def prune(self, features: Tensor, saliency: Tensor | None = None, **given: Any) -> Pruned:  # type: ignore[override]
-        pruned = self.method.prune(features, saliency=saliency, **given)
+    def prune_tokens(self, video: VideoTokens) -> Pruned:
+        features, pruned = video.features, self.method.prune_tokens(video)
         sizes = pruned.segment_sizes.tolist()
         similar = neighbour_similarity(features) > self.method.static_threshold
         first = [sum(sizes[:index]) for index in range(len(sizes))]
@@ -134,11 +134,11 @@ class Witness(Pruner):
         self.static.append([int(part.all(0).sum()) if len(part) else 0 for part in parts])
         self.sizes.append(sizes)
         self.kept.append(len(pruned.indices))
-        self.saliency, self.tokens = saliency, features.shape[1]
+        self.saliency, self.tokens = video.saliency, features.shape[1]
         return pruned
 
     def _prune(self, video: Any) -> Pruned:
-        raise TypeError("a witness has prune() of its own")
+        raise TypeError("a witness has prune_tokens() of its own")
 
     def static_share(self) -> float:
         """Of the tokens of the last video."""

@@ -40,8 +40,8 @@ def trace_of(checkpoint: Checkpoint, frames: int) -> Trace:
 
 def draw_segments(axes: plt.Axes, trace: Trace) -> None:
     """How many places do not change from a frame to the next, and where that cuts the video into segments."""
-    similarity = neighbour_similarity(trace.given.features).numpy()
-    times = np.asarray(trace.given.timestamps)
+    similarity = neighbour_similarity(trace.video.features).numpy()
+    times = np.asarray(trace.video.timestamps)
     between = (times[1:] + times[:-1]) / 2
     for threshold, colour in ((0.65, "#3b6cb2"), (0.8, "#d0743c")):
         axes.step(

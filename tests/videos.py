@@ -52,4 +52,4 @@ def prune(method: Pruner, video) -> Pruned:
         "keys": torch.randn(*features.shape[:2], 6, generator=generator),
         "key": "clip",
     }
-    return method.prune(features, saliency, grid, times, **{n: extra[n] for n in method.signals if n in extra})
+    return method.prune(features, saliency, grid, times, **{n: extra[n] for n in method.needs if n in extra})

@@ -65,7 +65,7 @@ def describe(method: type[Pruner]) -> dict[str, Any]:
         "name": method.name,
         "paper": paper[1] if paper else None,
         "acts": where(method, default),
-        "signals": ["features", *sorted(default.signals)],
+        "signals": ["features", *sorted(default.needs)],
         "settings": default.settings(),
         "description": text,
     }

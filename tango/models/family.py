@@ -51,7 +51,7 @@ class Family(ABC):
 
     @abstractmethod
     def __init__(self, model: nn.Module, pruner: "Pruner") -> None:
-        """Prepare what `pruner.signals` needs; raises if it cannot be had."""
+        """Prepare what `pruner.needs` needs; raises if it cannot be had."""
 
     @classmethod
     @abstractmethod

@@ -62,14 +62,14 @@ class LlavaOnevision(Family):
         self.saliency = pruner.saliency or "pooling_head"
         if self.saliency not in SALIENCIES:
             raise ValueError(f"saliency={pruner.saliency!r}: {self.title} has {', '.join(SALIENCIES)}")
-        self.signals = pruner.signals
-        if unknown := self.signals - SIGNALS:
+        self.needs = pruner.needs
+        if unknown := self.needs - SIGNALS:
             raise ValueError(f"{pruner.name} needs {', '.join(sorted(unknown))}; {self.title} has {sorted(SIGNALS)}")
         # All frames of a prompt in one call, as the model itself does, where the result must equal its own to the bit.
         self.frames_per_call = FRAMES_PER_CALL if pruner.retention_ratio < 1 else None
-        vectors = not self.signals.isdisjoint({"segment_features", "frame_vectors"})
+        vectors = not self.needs.isdisjoint({"segment_features", "frame_vectors"})
         self.head = None
-        if vectors or ("saliency" in self.signals and self.saliency == "pooling_head"):
+        if vectors or ("saliency" in self.needs and self.saliency == "pooling_head"):
             origin = self.model.config._name_or_path
             self.head = load_pooling_head(tower, origin, pruner.saliency_weights, with_output=vectors)
 
@@ -162,15 +162,15 @@ class LlavaOnevision(Family):
             if self.head is not None:
                 normed, weights = self.head.attention(states[last])
                 patches = weights.mean(1)
-                if not self.signals.isdisjoint({"segment_features", "frame_vectors"}):
+                if not self.needs.isdisjoint({"segment_features", "frame_vectors"}):
                     signals["segment_features"] = self.head.pooled(normed, weights)
-            if "saliency" in self.signals:
+            if "saliency" in self.needs:
                 if self.saliency == "global_query":
                     patches = mean_query_saliency(layer, state)
                 elif self.saliency == "received_attention":
                     patches = received_saliency(layer, state)
                 signals["saliency"] = core.apply_pooling(patches[..., None]).squeeze(-1)
-            if "keys" in self.signals:
+            if "keys" in self.needs:
                 signals["keys"] = core.apply_pooling(mean_keys(layer, state))
         return signals
 

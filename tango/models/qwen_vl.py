@@ -65,8 +65,8 @@ class QwenVL(Family):
         self.saliency = pruner.saliency or "global_query"
         if self.saliency not in SALIENCIES:
             raise ValueError(f"saliency={pruner.saliency!r}: {self.title} has {', '.join(SALIENCIES)}")
-        self.signals = pruner.signals
-        if unknown := self.signals - SIGNALS:
+        self.needs = pruner.needs
+        if unknown := self.needs - SIGNALS:
             raise ValueError(f"{pruner.name} needs {', '.join(sorted(unknown))}; {self.title} has {sorted(SIGNALS)}")
         # All videos of a prompt in one call, as the model itself does, where the result must equal its own to the bit.
         self.patches_per_call = PATCHES_PER_CALL if pruner.retention_ratio < 1 else None
@@ -173,9 +173,9 @@ class QwenVL(Family):
 
     def _encode_chunk(self, pixels: Tensor, grids: Tensor) -> list[dict[str, Tensor]]:
         wanted: dict[str, Callable[..., Tensor]] = {}
-        if "saliency" in self.signals:
+        if "saliency" in self.needs:
             wanted["saliency"] = mean_query_saliency if self.saliency == "global_query" else received_saliency
-        if "keys" in self.signals:
+        if "keys" in self.needs:
             wanted["keys"] = mean_keys
         attention = self.tower.blocks[-1].attn
         recording: AbstractContextManager[dict[str, Tensor]] = (

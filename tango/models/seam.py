@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from tango.models.family import Family, Video
 from tango.models.in_llm import DecoderPruner
 from tango.models.prompt import Edit, Prompt, Side, shorten
-from tango.pruners.base import Pruned, Pruner, check_finite
+from tango.pruners.base import Pruner
+from tango.pruners.video import Pruned, VideoTokens
 
 # Ways of generating that read the prompt's ids where ours needs its embeddings, or that replace generate() altogether.
 UNSUPPORTED = (
@@ -302,19 +303,17 @@ class Seam:
             key = str(entry(keys, index, "video_keys")) if keys is not None else str(seen[video.row])
             seen[video.row] += 1
             frames, length, _ = video.features.shape
-            vectors = video.segment_features
-            signals: dict[str, Any] = {"saliency": video.saliency, "segment_features": vectors, "keys": video.keys}
-            for name, tensor in {"features": video.features, **signals}.items():
-                if tensor is not None:
-                    check_finite(f"video {index} (key {key!r}): its {name}", tensor)
-            signals |= {"key": key, "frame_vectors": vectors}
             given = None if times is None else entry(times, index, "video_timestamps")
-            pruned = self._pruner_for(video).prune(
-                video.features,
-                grid=video.grid,
-                timestamps=self.family.timestamps(video, given),
-                **{name: signals[name] for name in self.pruner.signals},
-            )
+            seconds = self.family.timestamps(video, given)
+            vectors = video.segment_features
+            parts = {"saliency": video.saliency, "keys": video.keys, "key": key}
+            parts |= {"segment_features": vectors, "frame_vectors": vectors}
+            needed: dict[str, Any] = {name: parts[name] for name in self.pruner.needs}
+            try:
+                tokens = VideoTokens(video.features, video.grid, seconds, **needed)
+            except ValueError as error:
+                raise ValueError(f"video {index} (key {key!r}): its {error}") from error
+            pruned = self._pruner_for(video).prune_tokens(tokens)
             indices, sizes = pruned.indices.cpu(), [int(size) for size in pruned.segment_sizes]
             before, after = frames * length, len(indices)
             records.append(VideoRecord(before, after, video.grid, frames, sizes, indices, after, after / before))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tango.pruners.base import Pruned, Pruner
+from tango.pruners.base import Pruner
 from tango.pruners.divprune import DivPrune
 from tango.pruners.dycoke import DyCoke
 from tango.pruners.fastv import FastV
@@ -15,6 +15,7 @@ from tango.pruners.tango import Tango
 from tango.pruners.topk import TopK
 from tango.pruners.uniform import Uniform
 from tango.pruners.vidcom2 import VidCom2
+from tango.pruners.video import Pruned, VideoTokens
 from tango.pruners.visionzip import VisionZip
 
 METHODS = (
@@ -38,5 +39,6 @@ __all__ = [
     "TopK",
     "Uniform",
     "VidCom2",
+    "VideoTokens",
     "VisionZip",
 ]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from tango.pruners.base import Pruned
+    from tango.pruners.video import Pruned
 
 
 def apportion(shares: Tensor, caps: Tensor, total: int) -> Tensor:

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from tango.clustering import distances
-from tango.pruners.base import Given, Pruned, Pruner, full_precision, keep
+from tango.pruners.base import Pruner, full_precision, keep
 from tango.pruners.budget import evenly
+from tango.pruners.video import Pruned, VideoTokens
 
 SCOPES = ("video", "frame")
 BLOCK_ELEMENTS = 1 << 22  # of cosines at once, for the first pick
@@ -48,7 +49,7 @@ class DivPrune(Pruner):
         super().__post_init__()
         self._choice("scope", SCOPES)
 
-    def _prune(self, video: Given) -> Pruned:
+    def _prune(self, video: VideoTokens) -> Pruned:
         features = video.features
         frames, tokens, _ = features.shape
         if self.scope == "video":

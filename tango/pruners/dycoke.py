@@ -12,8 +12,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tango.pruners.base import Given, Pruned, Pruner, full_precision, keep
+from tango.pruners.base import Pruner, full_precision, keep
 from tango.pruners.budget import apportion
+from tango.pruners.video import Pruned, VideoTokens
 
 ORDERS = ("published", "ascending")
 WHOLE, DROPPED = -1, -2  # frames without one to compare with
@@ -53,7 +54,7 @@ class DyCoke(Pruner):
         self._number("merging_ratio", least=0, most=1)
         self._choice("order", ORDERS)
 
-    def _prune(self, video: Given) -> Pruned:
+    def _prune(self, video: VideoTokens) -> Pruned:
         features = video.features
         frames, tokens, _ = features.shape
         reference = references(frames)

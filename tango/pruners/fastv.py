@@ -7,8 +7,9 @@ from typing import ClassVar
 
 import torch
 
-from tango.pruners.base import Given, Pruned, Pruner, keep
+from tango.pruners.base import Pruner, keep
 from tango.pruners.in_llm import LayerPruning, check_layer
+from tango.pruners.video import Pruned, VideoTokens
 
 
 @dataclass
@@ -55,7 +56,7 @@ class FastV(Pruner):
         """See Pruner.budget: all tokens, for none is pruned before the language model."""
         return frames * tokens
 
-    def _prune(self, video: Given) -> Pruned:
+    def _prune(self, video: VideoTokens) -> Pruned:
         """The whole video: what FastV prunes, it prunes inside the language model."""
         frames, tokens, _ = video.features.shape
         return keep(video.features, torch.arange(frames * tokens))

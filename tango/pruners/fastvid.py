@@ -11,8 +11,9 @@ from torch import Tensor
 
 from tango.clustering import density_peaks
 from tango.merging import segment_sums
-from tango.pruners.base import Given, Pruned, Pruner, check_saliency, check_vectors, full_precision
-from tango.pruners.trace import Fates
+from tango.pruners import trace
+from tango.pruners.base import Pruner, full_precision
+from tango.pruners.video import Pruned, VideoTokens
 from tango.segmentation import fastvid
 from tango.similarity import most_similar
 
@@ -68,22 +69,20 @@ class FastVID(Pruner):
         self._number("anchor_weight", least=0, most=1)
 
     @property
-    def signals(self) -> frozenset[str]:
+    def needs(self) -> frozenset[str]:
         return frozenset({"saliency", "frame_vectors"})
 
-    def _prune(self, video: Given) -> Pruned:
+    def _prune(self, video: VideoTokens) -> Pruned:
         features = video.features
-        saliency = check_saliency(video.saliency, features)
+        saliency = video.required("saliency")
         vectors = video.segment_features if video.frame_vectors is None else video.frame_vectors
-        if vectors is not None:
-            vectors = check_vectors("frame_vectors", vectors, features)
         with full_precision(features.device):
             if vectors is None:
                 vectors = features.mean(1, dtype=torch.float32)
             sizes = fastvid(vectors, self.similarity_threshold, self.min_segments - 1)
-            return self.exactly(self._merged(features.detach(), saliency, sizes, video.fates), features, saliency)
+            return self.exactly(self._merged(features.detach(), saliency, sizes), features, saliency)
 
-    def _merged(self, features: Tensor, saliency: Tensor, sizes: Tensor, fates: Fates | None) -> Pruned:
+    def _merged(self, features: Tensor, saliency: Tensor, sizes: Tensor) -> Pruned:
         frames, tokens, dim = features.shape
         budget = max(1, int(tokens * self.retention_ratio))
         context = int(budget * self.context_ratio)
@@ -93,18 +92,17 @@ class FastVID(Pruner):
         table = features.reshape(-1, dim)
         chosen = (ranked[:, :salient] + starts).flatten()
         kept, values = [chosen], [table[chosen]]
-        if fates is not None:
-            fates.tell_salient(chosen)
+        trace.salient(chosen)
         others = ranked[:, salient:].sort(dim=1).values + starts  # (F, M)
         if context and others.shape[1]:
             for start, size in zip((sizes.cumsum(0) - sizes).tolist(), sizes.tolist(), strict=True):
-                anchors, merged = self._merge(table, others[start : start + size], context, fates)
+                anchors, merged = self._merge(table, others[start : start + size], context)
                 kept.append(anchors)
                 values.append(merged.to(features.dtype))
         indices, order = torch.cat(kept).sort()
         return Pruned(indices, torch.cat(values)[order], sizes)
 
-    def _merge(self, table: Tensor, others: Tensor, context: int, fates: Fates | None) -> tuple[Tensor, Tensor]:
+    def _merge(self, table: Tensor, others: Tensor, context: int) -> tuple[Tensor, Tensor]:
         """Indices (K,) and features (K, D) fp32 of a segment's merged tokens; others (n, M) are what is not salient."""
         size, left = others.shape
         dim = table.shape[1]
@@ -122,9 +120,8 @@ class FastVID(Pruner):
                 for pool, centre in zip(pools, centres, strict=True)
             ]
         )
-        if fates is not None:
-            fates.tell_merged(anchors, anchors)
-            fates.tell_merged(pools, anchors.gather(1, joined))
+        trace.merged(anchors, anchors)
+        trace.merged(pools, anchors.gather(1, joined))
         clusters = (joined + count * torch.arange(len(frames), device=others.device)[:, None]).flatten()
         sums = segment_sums(table, pools.flatten(), clusters, anchors.numel())
         sizes = torch.bincount(clusters, minlength=anchors.numel())[:, None]

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from tango.clustering import assign, density_peaks
 from tango.merging import segment_sums
-from tango.pruners.base import Given, Pruned, Pruner, check_saliency, full_precision, keep
+from tango.pruners import trace
+from tango.pruners.base import Pruner, full_precision, keep
 from tango.pruners.in_llm import LayerPruning, check_layer, prefill_ratio
-from tango.pruners.trace import Fates
+from tango.pruners.video import Pruned, VideoTokens
 from tango.segmentation import fastvid
 from tango.similarity import most_similar
 
@@ -100,7 +101,7 @@ class FlashVID(Pruner):
         self._number("llm_retention_ratio", above=0, most=1)
 
     @property
-    def signals(self) -> frozenset[str]:
+    def needs(self) -> frozenset[str]:
         return frozenset({"saliency"})
 
     def in_llm(self, layers: int) -> LayerPruning | None:
@@ -126,9 +127,9 @@ class FlashVID(Pruner):
         factor = 1.0 if inside is None else layers / (inside.layer + (layers - inside.layer) * inside.retention)
         return replace(self, expansion=factor)
 
-    def _prune(self, video: Given) -> Pruned:
+    def _prune(self, video: VideoTokens) -> Pruned:
         features = video.features
-        saliency = check_saliency(video.saliency, features)
+        saliency = video.required("saliency")
         frames, tokens, _ = features.shape
         expansion = self.expansion or (1.0 if self.exact_budget else EXPANSION)
         budget = math.ceil(tokens * self.retention_ratio * expansion)
@@ -136,9 +137,9 @@ class FlashVID(Pruner):
             return keep(features, torch.arange(frames * tokens))
         budget = min(budget, tokens - 1)
         with full_precision(features.device):
-            return self._merged(features.detach(), saliency, budget, video.fates)
+            return self._merged(features.detach(), saliency, budget)
 
-    def _merged(self, features: Tensor, saliency: Tensor, budget: int, fates: Fates | None) -> Pruned:
+    def _merged(self, features: Tensor, saliency: Tensor, budget: int) -> Pruned:
         frames, tokens, dim = features.shape
         sizes = fastvid(features.mean(1, dtype=torch.float32), self.segment_threshold, self.min_segments - 1)
         places = torch.arange(frames * tokens, device=features.device).view(frames, tokens)
@@ -164,13 +165,12 @@ class FlashVID(Pruner):
                 joins.append((flat[trees >= 0], flat[centres[trees[trees >= 0]]]))
         indices, order = torch.cat(kept).sort(stable=True)
         pruned = self.exactly(Pruned(indices, torch.cat(values)[order], sizes), features, saliency)
-        if fates is not None:
-            fates.tell_salient(kept[0])
-            # Of a token that is kept twice an exact budget may leave the first, salient one alone.
-            alone = salient.flatten() & (torch.bincount(pruned.indices, minlength=frames * tokens) == 1)
-            for members, into in joins:
-                left = ~alone[into]
-                fates.tell_merged(members[left], into[left])
+        trace.salient(kept[0])
+        # Of a token that is kept twice an exact budget may leave the first, salient one alone.
+        alone = salient.flatten() & (torch.bincount(pruned.indices, minlength=frames * tokens) == 1)
+        for members, into in joins:
+            left = ~alone[into]
+            trace.merged(members[left], into[left])
         return pruned
 
     def _salient(self, features: Tensor, saliency: Tensor, sizes: Tensor, count: int) -> Tensor:

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from tango.clustering import assign, density_peaks
 from tango.merging import segment_sums
-from tango.pruners.base import Given, Pruned, Pruner, check_saliency, full_precision
+from tango.pruners import trace
+from tango.pruners.base import Pruner, full_precision
 from tango.pruners.budget import fit
 from tango.pruners.in_llm import LayerPruning, check_layer
-from tango.pruners.trace import Fates
+from tango.pruners.video import Pruned, VideoTokens
 from tango.segmentation import holitom, holitom_threshold, neighbour_similarity
 
 
@@ -78,7 +79,7 @@ class HoliTom(Pruner):
             self._reject("llm_drop_ratio", "a finite number in [0, 1)")
 
     @property
-    def signals(self) -> frozenset[str]:
+    def needs(self) -> frozenset[str]:
         return frozenset({"saliency"})
 
     def in_llm(self, layers: int) -> LayerPruning | None:
@@ -90,13 +91,13 @@ class HoliTom(Pruner):
             return None
         return LayerPruning(self.pruned_layer, 1 - self.llm_drop_ratio, merging="sequential")
 
-    def _prune(self, video: Given) -> Pruned:
-        saliency = check_saliency(video.saliency, video.features)
+    def _prune(self, video: VideoTokens) -> Pruned:
+        saliency = video.required("saliency")
         with full_precision(video.features.device):
-            pruned = self._merged(video.features.detach(), saliency, video.fates)
+            pruned = self._merged(video.features.detach(), saliency)
             return self.exactly(pruned, video.features, saliency)
 
-    def _merged(self, features: Tensor, saliency: Tensor, fates: Fates | None) -> Pruned:
+    def _merged(self, features: Tensor, saliency: Tensor) -> Pruned:
         frames, tokens, dim = features.shape
         threshold = self.similarity_threshold
         if threshold is None:
@@ -113,27 +114,25 @@ class HoliTom(Pruner):
         saved = int((torch.stack(static).sum(1).cpu() * (sizes - 1)).sum())
         ratio = min(1.0, self.retention_ratio / ((frames * tokens - saved) / (frames * tokens)))
 
-        if fates is not None:
-            fates.tell_static(torch.stack(static).repeat_interleave(sizes.to(features.device), 0))
+        trace.static(torch.stack(static).repeat_interleave(sizes.to(features.device), 0))
 
         table = features.reshape(-1, dim)
         kept, values = [], []
         for (start, size), still in zip(windows, static, strict=True):
             offsets = tokens * torch.arange(start, start + size, device=features.device)[:, None]
-            places, merged = self._static(table, still.nonzero()[:, 0] + offsets, ratio, fates)
+            places, merged = self._static(table, still.nonzero()[:, 0] + offsets, ratio)
             moving = (~still).nonzero()[:, 0]
             count = min(len(moving), math.ceil(len(moving) * ratio))
             scores = saliency[start : start + size, moving]
             chosen = scores.sort(dim=1, descending=True, stable=True).indices[:, :count].sort(dim=1).values
             salient = (moving[chosen] + offsets).flatten()
-            if fates is not None:
-                fates.tell_salient(salient)
+            trace.salient(salient)
             kept += [places, salient]
             values += [merged.to(features.dtype), table[salient]]
         pruned = Pruned(torch.cat(kept), torch.cat(values), sizes)
         return pruned if len(pruned.indices) else fit(pruned, features, saliency, 1)
 
-    def _static(self, table: Tensor, rows: Tensor, ratio: float, fates: Fates | None) -> tuple[Tensor, Tensor]:
+    def _static(self, table: Tensor, rows: Tensor, ratio: float) -> tuple[Tensor, Tensor]:
         """Indices (m,), ascending, and features (m, D) fp32 of a window's static tokens (N, S), merged."""
         size, total = rows.shape
         count = round(total * ratio)
@@ -145,8 +144,7 @@ class HoliTom(Pruner):
         peaks = density_peaks(points, count, min(self.num_neighbors, count), itself=True)
         cluster = assign(points, peaks)[0]
         centres = peaks.indices[0].sort().values
-        if fates is not None:
-            fates.part(rows.T).tell_merged(positions, centres[cluster])
+        trace.merged(positions, centres[cluster], rows.T)
         joins = torch.ones_like(cluster, dtype=torch.bool).index_fill_(0, centres, False)
         sums = segment_sums(means, joins.nonzero()[:, 0], cluster[joins], count)
         joined = torch.bincount(cluster[joins], minlength=count)[:, None]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tango.merging import Merging
-from tango.pruners.trace import Fates
+from tango.pruners import trace
 
 
 @dataclass(frozen=True)
@@ -116,24 +116,22 @@ class Kept:
     rest: Tensor
     merging: Merging
 
-    def tell(self, fates: Fates, plan: Plan) -> None:
-        """Tell what became of every token; on the way things come to the host, which nobody minds who asks for this."""
+    def tell(self, plan: Plan) -> None:
+        """Say what became of every token, for traces."""
         tokens, first = plan.members.shape[1], plan.first.to(self.rest.device)
         frames = len(plan.sizes) - len(plan.frames)
-        count = len(self.merging.places)
-        joined = self.merging.clusters < count
+        joined = self.merging.clusters < len(self.merging.places)
         source = self.rest[joined]
         target = self.rest[self.merging.places[self.merging.clusters[joined]]]
         for number in range(-1, len(plan.frames)):
             if number < 0:
-                told, low, high = fates, 0, frames * tokens
+                of, low, high = None, 0, frames * tokens
             else:
                 low = (frames + number) * tokens
                 high = low + tokens
                 copies = tokens * torch.arange(int(plan.frames[number]), device=first.device)
                 places = first[frames + number] + torch.arange(tokens, device=first.device)
-                told = fates.part(places[:, None] + copies)
-            own = self.selected[(self.selected >= low) & (self.selected < high)] - low
+                of = places[:, None] + copies
+            trace.salient(self.selected[(self.selected >= low) & (self.selected < high)] - low, of)
             mine = (source >= low) & (source < high)
-            told.tell_salient(own)
-            told.tell_merged(source[mine] - low, target[mine] - low)
+            trace.merged(source[mine] - low, target[mine] - low, of)

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from tango.clustering import assign, density_peaks
 from tango.merging import segment_sums
-from tango.pruners.base import Given, Pruned, Pruner, full_precision
+from tango.pruners import trace
+from tango.pruners.base import Pruner, full_precision
 from tango.pruners.budget import apportion
-from tango.pruners.trace import Fates
-from tango.ragged import on_device
+from tango.pruners.video import Pruned, VideoTokens
 
 ORDERS = ("published", "ascending")
 NO_LABEL = -1
@@ -75,11 +75,11 @@ class PruneVid(Pruner):
         self._integer("merge_above", least=1)
         self._choice("order", ORDERS)
 
-    def _prune(self, video: Given) -> Pruned:
+    def _prune(self, video: VideoTokens) -> Pruned:
         with full_precision(video.features.device):
-            return self._merged(video.features.detach(), video.fates)
+            return self._merged(video.features.detach())
 
-    def _merged(self, features: Tensor, fates: Fates | None) -> Pruned:
+    def _merged(self, features: Tensor) -> Pruned:
         frames, tokens, dim = features.shape
         device = features.device
         sizes = scenes(features.mean(1, dtype=torch.float32), self.temporal_segment_ratio, self.num_neighbors)
@@ -88,8 +88,7 @@ class PruneVid(Pruner):
             static_places(features[start : start + size], self.tau)
             for start, size in zip(starts.tolist(), sizes.tolist(), strict=True)
         ])  # fmt: skip
-        if fates is not None:
-            fates.tell_static(still.repeat_interleave(sizes.to(device), 0))
+        trace.static(still.repeat_interleave(sizes.to(device), 0))
         # Sets in the order of the output: for each scene its static one, then one for each of its frames.
         static = still.sum(1).cpu()
         set_sizes = torch.cat(
@@ -104,8 +103,7 @@ class PruneVid(Pruner):
             offsets = tokens * torch.arange(start, start + size, device=device)[:, None]
             if of_static:
                 means = part[:, unmoved].mean(0, dtype=torch.float32)
-                told = fates and fates.part((unmoved + offsets).T)
-                centres, values = self._merge(means[None], of_static, told)
+                centres, values = self._merge(means[None], of_static, (unmoved + offsets).T)
                 kept.append((start * tokens + unmoved[centres[0]], values[0]))
             if not len(moving):
                 continue
@@ -114,10 +112,9 @@ class PruneVid(Pruner):
             merged: list[Tensor] = [torch.empty(0, dim, device=device)] * size
             for count in sorted(set(of_frames) - {0}):
                 chosen = [frame for frame in range(size) if of_frames[frame] == count]
-                those = on_device(chosen, device)
+                those = torch.tensor(chosen, device=device)
                 rows = moving + offsets[those]
-                told = fates and fates.part(rows.flatten())
-                centres, values = self._merge(part[those][:, moving].float(), count, told)
+                centres, values = self._merge(part[those][:, moving].float(), count, rows.flatten())
                 for place, frame in enumerate(chosen):
                     indices[frame] = rows[place, centres[place]]
                     merged[frame] = values[place]
@@ -162,20 +159,20 @@ class PruneVid(Pruner):
             low, high = (middle, high) if int(at(middle).sum()) <= limit else (low, middle)
         return at(low)
 
-    def _merge(self, sets: Tensor, count: int, fates: Fates | None) -> tuple[Tensor, Tensor]:
-        """Merge G sets (G, n, D) fp32 to `count` tokens: their centres (G, count) by score, and means (G, count, D)."""
+    def _merge(self, sets: Tensor, count: int, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Merge G sets (G, n, D) fp32 to `count` tokens: their centres (G, count) by score, and means (G, count, D).
+
+        tokens: (G * n, ..) of the video that each of them stands for, see trace.merged().
+        """
         groups, size, dim = sets.shape
         rows = torch.arange(groups * size, device=sets.device)
         if count == size:
-            if fates is not None:
-                fates.tell_merged(rows, rows)
+            trace.merged(rows, rows, tokens)
             return torch.arange(size, device=sets.device).expand(groups, size), sets
         points = sets / dim**0.5
         peaks = density_peaks(points, count, self.num_neighbors, itself=True)
         cluster = assign(points, peaks, by_score=True)
-        if fates is not None:
-            starts = rows[::size, None]
-            fates.tell_merged(rows, peaks.indices.gather(1, cluster) + starts)
+        trace.merged(rows, peaks.indices.gather(1, cluster) + rows[::size, None], tokens)
         cluster = cluster + count * torch.arange(groups, device=sets.device)[:, None]
         sums = segment_sums(sets.flatten(0, 1), rows, cluster.flatten(), groups * count)
         members = torch.bincount(cluster.flatten(), minlength=groups * count)[:, None]

@@ -8,7 +8,8 @@ from typing import ClassVar
 
 import torch
 
-from tango.pruners.base import Given, Pruned, Pruner, keep, token_budget
+from tango.pruners.base import Pruner, keep, token_budget
+from tango.pruners.video import Pruned, VideoTokens
 
 
 @dataclass
@@ -32,10 +33,10 @@ class Random(Pruner):
         self._integer("seed", least=0)
 
     @property
-    def signals(self) -> frozenset[str]:
+    def needs(self) -> frozenset[str]:
         return frozenset({"key"})
 
-    def _prune(self, video: Given) -> Pruned:
+    def _prune(self, video: VideoTokens) -> Pruned:
         frames, tokens, _ = video.features.shape
         count = frames * tokens
         budget = self.budget(frames, tokens) if self.exact_budget else token_budget(count, self.retention_ratio)

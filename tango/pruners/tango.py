@@ -13,21 +13,12 @@ import torch
 from torch import Tensor
 
 from tango.merging import PLACEMENTS, merge, plan_merging, segment_sums
-from tango.pruners.base import (
-    Given,
-    Pruned,
-    Pruner,
-    check_finite,
-    check_saliency,
-    check_timestamps,
-    check_vectors,
-    full_precision,
-    zero_sinks,
-)
+from tango.pruners import trace
+from tango.pruners.base import Pruner, full_precision, zero_sinks
 from tango.pruners.budget import apportion
 from tango.pruners.in_llm import LayerPruning, check_layer, prefill_ratio
 from tango.pruners.plan import Kept, Plan
-from tango.pruners.trace import Fates
+from tango.pruners.video import Pruned, VideoTokens
 from tango.ragged import Doubts, on_device, true_places
 from tango.rope import Axes, Rotated, rope_sections
 from tango.segmentation import fastvid, holitom, holitom_threshold, neighbour_similarity, static_places
@@ -139,20 +130,17 @@ class Tango(Pruner):
         return replace(self, retention_ratio=ratio, similarity_threshold=self._threshold())
 
     @property
-    def signals(self) -> frozenset[str]:
+    def needs(self) -> frozenset[str]:
         return frozenset({"saliency", "segment_features"} if self.segmentation == "fastvid" else {"saliency"})
 
-    def _prune(self, video: Given) -> Pruned:
-        features, grid, vectors = video.features, video.grid, video.segment_features
-        if grid is None:
+    def _prune(self, video: VideoTokens) -> Pruned:
+        features, vectors = video.features, video.segment_features
+        saliency, times = video.required("saliency"), video.required("timestamps")
+        if video.grid is None:
             raise ValueError("grid is missing: this method needs the rows and columns of a frame's tokens, (H, W)")
         rope_sections(features.shape[2])
-        saliency = check_saliency(video.saliency, features, finite=False)
-        times = check_timestamps(video.timestamps, features, finite=False)
-        if vectors is not None:
-            vectors = check_vectors("segment_features", vectors, features)
         with full_precision(features.device):
-            return self._merged(features.detach(), saliency, grid, times, vectors, video.fates)
+            return self._merged(features.detach(), saliency, video.grid, times, vectors)
 
     def _merged(
         self,
@@ -161,18 +149,12 @@ class Tango(Pruner):
         grid: tuple[int, int],
         times: Tensor,
         frame_vectors: Tensor | None,
-        fates: Fates | None,
     ) -> Pruned:
         frames, tokens, _ = features.shape
         device, block = features.device, self._block_bytes(features.device)
         weights = zero_sinks(saliency, self.sink_tokens)
         similarity = neighbour_similarity(features, block)
-        # One transfer: from here on the host knows every shape, and need not ask the device for one.
-        small = torch.cat([similarity.flatten(), saliency.flatten(), times]).cpu()
-        similar, scores, seconds = torch.split(small, [similarity.numel(), saliency.numel(), frames])
-        check_finite("saliency", scores.view(frames, tokens))
-        check_finite("timestamps", seconds)
-        similar = similar.view(frames - 1, tokens)
+        similar = similarity.cpu()  # from here on the host knows every shape, and need not ask the device for one
         threshold = self._threshold()
         if self.segmentation == "holitom":
             sizes = holitom(similar, threshold)
@@ -190,9 +172,8 @@ class Tango(Pruner):
         kept = self._keep(features, weights, axes, plan, doubts)
         if doubts is not None and doubts.any():
             kept = self._keep(features, weights, axes, plan, None)
-        if fates is not None:
-            fates.tell_static(static.repeat_interleave(sizes, 0))
-            kept.tell(fates, plan)
+        trace.static(static.repeat_interleave(sizes, 0))
+        kept.tell(plan)
         indices, order = kept.indices.sort()
         pruned = Pruned(indices, kept.values[order].to(features.dtype), sizes)
         return self.exactly(pruned, features, weights)

@@ -7,8 +7,10 @@ from typing import ClassVar
 
 import torch
 
-from tango.pruners.base import Given, Pruned, Pruner, check_saliency, keep, token_budget, zero_sinks
+from tango.pruners import trace
+from tango.pruners.base import Pruner, keep, token_budget, zero_sinks
 from tango.pruners.budget import evenly
+from tango.pruners.video import Pruned, VideoTokens
 
 SCOPES = ("frame", "video")
 
@@ -38,12 +40,12 @@ class TopK(Pruner):
         self._positions("sink_tokens")
 
     @property
-    def signals(self) -> frozenset[str]:
+    def needs(self) -> frozenset[str]:
         return frozenset({"saliency"})
 
-    def _prune(self, video: Given) -> Pruned:
+    def _prune(self, video: VideoTokens) -> Pruned:
         features = video.features
-        saliency = zero_sinks(check_saliency(video.saliency, features), self.sink_tokens)
+        saliency = zero_sinks(video.required("saliency"), self.sink_tokens)
         frames, tokens = saliency.shape
         count = frames * tokens
         budget = self.budget(frames, tokens) if self.exact_budget else token_budget(count, self.retention_ratio)
@@ -56,6 +58,5 @@ class TopK(Pruner):
             kept = torch.zeros_like(ranked, dtype=torch.bool)
             kept.scatter_(1, ranked, torch.arange(tokens, device=saliency.device) < shares[:, None])
             indices = kept.flatten().nonzero()[:, 0]
-        if video.fates is not None:
-            video.fates.tell_salient(indices)
+        trace.salient(indices)
         return keep(features, indices)

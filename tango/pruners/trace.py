@@ -1,25 +1,24 @@
-"""What became of every token of a video, told by prune() to whoever asks: for pictures, and to look a method over.
+"""What became of every token of a video, for pictures and for looking a method over.
 
     with traced() as traces:
         Tango().prune(features, saliency, grid, timestamps)  # or generate() of a model that a pruner is attached to
     traces[0].joined
 
-Nobody asking, nothing is kept and nothing computed for it.
+Methods say on their way what they do, by static(), salient() and merged(). While nobody asks, these do nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from tango.pruners.base import Given, Pruned, Pruner
+from tango.pruners.video import Pruned, VideoTokens
 
 GONE, KEPT, SALIENT, CONTEXT = range(4)  # roles; KEPT: as it is, by a method, or for a reason, that names no other
 
@@ -29,7 +28,7 @@ class Trace:
     """One call of prune(), on a video of F frames of L tokens with flat indices frame * L + place.
 
     pruner: the method as it ran: on a model, with the family's sink tokens and the ratio before the language model.
-    given, pruned: what it was given and what it returned.
+    video, pruned: what went in and what came out.
     roles: (F * L,) uint8, one of the roles above.
     joined: (F * L, c) int64, the flat indices of the kept tokens that a token is part of, the nearest index first, -1
         where there are no more. c is 1 but for methods that merge a token into several (FastVID, one in each anchor
@@ -38,91 +37,92 @@ class Trace:
     static: (F * L,) bool, the places that the method found static in their segment.
     """
 
-    pruner: Pruner
-    given: Given
+    pruner: Any
+    video: VideoTokens
     pruned: Pruned
     roles: Tensor
     joined: Tensor
     static: Tensor
 
 
-class Fates:
-    """What a method tells of its tokens on the way. A part of it is told by row of a table that the method works on.
+@dataclass
+class Recorder:
+    """What a method has said so far: roles (n,), static places (n,), and pairs (p, 2) of a token and what it is in."""
 
-    Tokens that nothing is told of are kept as they are or dropped, as prune() returns them or not.
-    """
+    roles: Tensor
+    static: Tensor
+    pairs: list[Tensor] = field(default_factory=list)
 
-    def __init__(self, roles: Tensor, static: Tensor, pairs: list[Tensor], flat: Tensor) -> None:
-        """roles, static (n,) of all tokens and pairs, of (p, 2) a token and a kept one that it is part of, are shared
-        with every part; flat: (T, c) the tokens in each row of the table, the first of which is where the row stands.
-        """
-        self.roles, self.static, self.pairs, self.flat = roles, static, pairs, flat
-
-    @classmethod
-    def of(cls, tokens: int, device: torch.device) -> Fates:
-        """Of so many tokens, nothing told yet."""
-        roles = torch.zeros(tokens, dtype=torch.uint8, device=device)
-        static = torch.zeros(tokens, dtype=torch.bool, device=device)
-        return cls(roles, static, [], torch.arange(tokens, device=device)[:, None])
-
-    def part(self, rows: Tensor) -> Fates:
-        """The same by another table, whose row i holds rows[i] of this one; rows (T,) or (T, c)."""
-        return Fates(self.roles, self.static, self.pairs, self.flat[rows].flatten(1))
-
-    def tell_static(self, static: Tensor) -> None:
-        """Which places are static, (F, L) bool."""
-        self.static.copy_(static.flatten())
-
-    def tell_salient(self, rows: Tensor) -> None:
-        """These rows are kept by themselves."""
-        rows = rows.flatten()
-        self.roles[self.flat[rows, 0]] = SALIENT
-        self._join(rows, rows)
-
-    def tell_merged(self, rows: Tensor, into: Tensor) -> None:
-        """These rows become part of the kept rows `into`, one for each and of the same shape."""
+    def join(self, rows: Tensor, into: Tensor, tokens: Tensor | None) -> Tensor:
+        """Note that rows are part of the rows `into`; returns the tokens where the latter stand."""
         rows, into = rows.flatten(), into.flatten()
-        stands = self.flat[into, 0]
-        # A token kept twice, by itself and for others, is salient.
-        self.roles[stands] = torch.where(self.roles[stands] == SALIENT, SALIENT, CONTEXT).to(torch.uint8)
-        self._join(rows, into)
+        if tokens is None:
+            members, stands = rows[:, None], into
+        else:
+            tokens = tokens.view(len(tokens), -1)
+            members, stands = tokens[rows], tokens[into, 0]
+        self.pairs.append(torch.stack([members, stands[:, None].expand_as(members)], -1).view(-1, 2))
+        return stands
 
-    def _join(self, rows: Tensor, into: Tensor) -> None:
-        tokens = self.flat[rows]
-        self.pairs.append(torch.stack([tokens, self.flat[into, :1].expand_as(tokens)], -1).view(-1, 2))
 
-
-_asked: ContextVar[list[Trace] | None] = ContextVar("traces of prune()", default=None)
+_traces: ContextVar[list[Trace] | None] = ContextVar("traces of prune()", default=None)
+_recorder: ContextVar[Recorder | None] = ContextVar("recorder of this prune()", default=None)
 
 
 @contextmanager
 def traced() -> Iterator[list[Trace]]:
     """A list that gets one Trace for every call of prune() made in the `with` block, in this thread."""
     traces: list[Trace] = []
-    token = _asked.set(traces)
+    token = _traces.set(traces)
     try:
         yield traces
     finally:
-        _asked.reset(token)
+        _traces.reset(token)
 
 
-def is_asked() -> bool:
-    """Whether a traced() block is open."""
-    return _asked.get() is not None
+def static(places: Tensor) -> None:
+    """Say which places are static, (F, L) bool."""
+    if (recorder := _recorder.get()) is not None:
+        recorder.static.copy_(places.flatten())
 
 
-def record(pruner: Pruner, given: Given, pruned: Pruned) -> None:
-    """Add a call of prune() to the list of the open traced() block; given.fates holds what the method told."""
-    traces, fates = _asked.get(), given.fates
-    if traces is None or fates is None:
-        return
-    kept = torch.zeros_like(fates.static).index_fill_(0, pruned.indices, True)
+def salient(rows: Tensor, tokens: Tensor | None = None) -> None:
+    """Say that these rows are kept by themselves; `tokens` as in merged()."""
+    if (recorder := _recorder.get()) is not None:
+        recorder.roles[recorder.join(rows, rows, tokens)] = SALIENT
+
+
+def merged(rows: Tensor, into: Tensor, tokens: Tensor | None = None) -> None:
+    """Say that these rows become part of the kept rows `into`, one for each and of the same shape.
+
+    tokens: (T,) or (T, c), the flat indices of the tokens in each row of the table that the method works on, the first
+        of which is where the row stands; None: rows are flat indices.
+    """
+    if (recorder := _recorder.get()) is not None:
+        stands, roles = recorder.join(rows, into, tokens), recorder.roles
+        # A token kept twice, by itself and for others, is salient.
+        roles[stands] = torch.where(roles[stands] == SALIENT, SALIENT, CONTEXT).to(torch.uint8)
+
+
+def recorded(pruner: Any, video: VideoTokens, prune: Callable[[VideoTokens], Pruned]) -> Pruned:
+    """What prune(video) returns; the open traced() block, if any, gets a Trace of the call."""
+    traces = _traces.get()
+    if traces is None:
+        return prune(video)
+    roles = torch.zeros(video.features[..., 0].numel(), dtype=torch.uint8, device=video.features.device)
+    recorder = Recorder(roles, roles.bool())
+    token = _recorder.set(recorder)
+    try:
+        pruned = prune(video)
+    finally:
+        _recorder.reset(token)
+    kept = torch.zeros_like(recorder.static).index_fill_(0, pruned.indices, True)
     # An exact budget drops kept tokens at the end, and with them what was merged into them, or adds some as they are.
-    roles = torch.where(kept, fates.roles.clamp(min=KEPT), GONE)
-    as_it_is = (roles == KEPT).nonzero().expand(-1, 2)
-    pairs = torch.cat([as_it_is, *fates.pairs])
+    roles = torch.where(kept, roles.clamp(min=KEPT), GONE)
+    pairs = torch.cat([(roles == KEPT).nonzero().expand(-1, 2), *recorder.pairs])
     joined = _by_token(pairs[kept[pairs[:, 1]]], len(kept))
-    traces.append(Trace(pruner, given, pruned, roles, joined, fates.static))
+    traces.append(Trace(pruner, video, pruned, roles, joined, recorder.static))
+    return pruned
 
 
 def _by_token(pairs: Tensor, tokens: int) -> Tensor:

@@ -11,8 +11,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tango.pruners.base import Given, Pruned, Pruner, full_precision, keep
+from tango.pruners.base import Pruner, full_precision, keep
 from tango.pruners.budget import apportion
+from tango.pruners.video import Pruned, VideoTokens
 
 BANDWIDTHS = (0.125, 0.25, 0.5, 1.0, 2.0)
 TEMPERATURE = 0.01
@@ -41,7 +42,7 @@ class VidCom2(Pruner):
 
     name: ClassVar[str] = "vidcom2"
 
-    def _prune(self, video: Given) -> Pruned:
+    def _prune(self, video: VideoTokens) -> Pruned:
         features = video.features
         frames, tokens, _ = features.shape
         with full_precision(features.device):

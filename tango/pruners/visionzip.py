@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from tango.merging import segment_sums
-from tango.pruners.base import Given, Pruned, Pruner, check_finite, check_saliency, check_tensor, full_precision
+from tango.pruners import trace
+from tango.pruners.base import Pruner, full_precision
 from tango.pruners.budget import evenly
-from tango.pruners.trace import Fates
+from tango.pruners.video import Pruned, VideoTokens
 from tango.similarity import most_similar
 
 
@@ -54,19 +55,12 @@ class VisionZip(Pruner):
         self._number("dominant_ratio", least=0, most=1)
 
     @property
-    def signals(self) -> frozenset[str]:
+    def needs(self) -> frozenset[str]:
         return frozenset({"saliency", "keys"})
 
-    def _prune(self, video: Given) -> Pruned:
-        features, keys = video.features, video.keys
-        saliency = check_saliency(video.saliency, features)
-        if keys is None:
-            raise ValueError("keys are missing: this method needs the key of each token, shape (frames, tokens, width)")
-        check_tensor("keys", keys)
-        if keys.dim() != 3 or keys.shape[:2] != features.shape[:2] or keys.shape[2] == 0:
-            raise ValueError(f"keys must have shape {(*features.shape[:2], 'width')}, got {tuple(keys.shape)}")
-        check_finite("keys", keys)
-        keys = keys.detach().to(features.device)
+    def _prune(self, video: VideoTokens) -> Pruned:
+        features = video.features
+        saliency, keys = video.required("saliency"), video.required("keys")
         frames, tokens, _ = features.shape
         total = self.tokens_per_frame or math.ceil(tokens * self.retention_ratio)
         if total > tokens:
@@ -79,8 +73,7 @@ class VisionZip(Pruner):
             for total in set(totals.tolist()):
                 own = (totals == total).nonzero()[:, 0].to(features.device)
                 flat = tokens * own[:, None] + torch.arange(tokens, device=own.device)
-                told = video.fates and video.fates.part(flat.flatten())
-                places, merged = self._merged(features.detach()[own], saliency[own], keys[own], total, told)
+                places, merged = self._merged(features.detach()[own], saliency[own], keys[own], total, flat.flatten())
                 kept.append(flat.gather(1, places).flatten())
                 values.append(merged.flatten(0, 1).to(features.dtype))
         indices = torch.cat(kept)
@@ -88,9 +81,12 @@ class VisionZip(Pruner):
         return Pruned(indices[order], torch.cat(values)[order], torch.tensor([frames]))
 
     def _merged(
-        self, features: Tensor, saliency: Tensor, keys: Tensor, total: int, fates: Fates | None
+        self, features: Tensor, saliency: Tensor, keys: Tensor, total: int, indices: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Places in its frame (F, T) and features (F, T, D), fp32 or as they came, of what each frame keeps."""
+        """Places in its frame (F, T) and features (F, T, D) of what each frame keeps, fp32 or as they came.
+
+        indices: (F * L,) the flat indices of these frames' tokens.
+        """
         frames, tokens, dim = features.shape
         dominant = int(total * self.dominant_ratio)
         count, others = total - dominant, tokens - dominant
@@ -98,8 +94,7 @@ class VisionZip(Pruner):
         chosen, rest = ranked[:, :dominant].sort(dim=1).values, ranked[:, dominant:].sort(dim=1).values
         starts = tokens * torch.arange(frames, device=features.device)[:, None]
         table = features.reshape(-1, dim)
-        if fates is not None:
-            fates.tell_salient(chosen + starts)
+        trace.salient(chosen + starts, indices)
         if count == 0:
             return chosen, table[chosen + starts]
 
@@ -113,8 +108,7 @@ class VisionZip(Pruner):
         sizes = torch.bincount(clusters, minlength=frames * count)[:, None]
         contextual = (targets + starts).flatten()
         context = table[contextual].float() + sums / sizes.clamp(min=1)
-        if fates is not None:
-            fates.tell_merged(contextual, contextual)
-            fates.tell_merged(rows, contextual[clusters])
+        trace.merged(contextual, contextual, indices)
+        trace.merged(rows, contextual[clusters], indices)
         values = torch.cat([table[chosen + starts].float(), context.view(frames, count, dim)], dim=1)
         return torch.cat([chosen, targets], dim=1), values

@@ -93,8 +93,8 @@ def capture(
                 raise ValueError(f"{name} at a ratio of {pruner.retention_ratio:g}: {error}") from error
             (trace,), (record,) = traces, answer.videos
             grid = (int(record["grid"][0]), int(record["grid"][1]))
-            if trace.given.timestamps is not None:
-                times = tuple(float(time) for time in trace.given.timestamps)
+            if trace.video.timestamps is not None:
+                times = tuple(float(time) for time in trace.video.timestamps)
             said = str(answer.response) if question is not None else None
             drawn.append(_panel(name, pruner.retention_ratio, trace, record, said))
         panels.append(tuple(drawn))
@@ -129,8 +129,8 @@ def seen(frames: Array, rows: int, vision: Any) -> Array:
 
 def _panel(name: str, ratio: float, trace: Trace, record: dict[str, Any], answer: str | None) -> Panel:
     heat: Array | None = None
-    if trace.given.saliency is not None:
-        saliency = trace.given.saliency.detach().float().cpu()
+    if trace.video.saliency is not None:
+        saliency = trace.video.saliency.detach().float().cpu()
         heat = heat_of(zero_sinks(saliency, getattr(trace.pruner, "sink_tokens", None)).flatten().numpy())
     return Panel(
         method=name,

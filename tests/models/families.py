@@ -35,13 +35,12 @@ class Spy(Pruner):
         self.indices, self.wanted, self.calls = torch.tensor(indices), wanted, []
 
     @property
-    def signals(self):
+    def needs(self):
         return self.wanted
 
-    def prune(self, features, **given):
-        self.calls.append({name: None for name in ("saliency", "timestamps", "segment_features", "key")} | given)
-        self.calls[-1]["features"] = features
-        return Pruned(self.indices, features.flatten(0, 1)[self.indices], torch.tensor([len(features)]))
+    def prune_tokens(self, video):
+        self.calls.append(vars(video))
+        return Pruned(self.indices, video.features.flatten(0, 1)[self.indices], torch.tensor([len(video.features)]))
 
     def _prune(self, video):
         raise NotImplementedError

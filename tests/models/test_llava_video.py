@@ -27,7 +27,7 @@ class Spy(Pruner):
     """Keeps chosen tokens and notes what it was given."""
 
     name = "spy"
-    signals = frozenset({"saliency", "segment_features"})
+    needs = frozenset({"saliency", "segment_features"})
 
     def __init__(self, indices, **settings):
         super().__init__(**settings)

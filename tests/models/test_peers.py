@@ -156,8 +156,8 @@ def test_positions_with_gaps(attention):
 class Twice(Spy):
     """Two rows at the place of token 5, the second of them another vector."""
 
-    def prune(self, features, **given):
-        pruned = super().prune(features, **given)
+    def prune_tokens(self, video):
+        pruned = super().prune_tokens(video)
         values = pruned.features.clone()
         values[2] = values[1] * 2 + 1
         return Pruned(pruned.indices, values, pruned.segment_sizes)

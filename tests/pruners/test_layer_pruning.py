@@ -124,7 +124,7 @@ def test_fastv_lets_the_whole_video_in():
     pruned = pruner.prune(features)
     assert torch.equal(pruned.indices, torch.arange(12))
     assert torch.equal(pruned.features, features.flatten(0, 1))
-    assert pruner.signals == frozenset() and pruner.before_llm(28) is pruner
+    assert pruner.needs == frozenset() and pruner.before_llm(28) is pruner
     with pytest.raises(ValueError, match="features must be finite"):
         pruner.prune(features * float("nan"))
 
