@@ -19,8 +19,8 @@ def main() -> int:
         missed.setdefault(room, Counter())["/".join(parts[1:]) or parts[0]] += file["summary"]["missing_lines"]
     print(
         "# Coverage\n\n"
-        "Which statements of `tango/` are run by the tests, on a machine without a GPU, also in the commands that tests\n"
-        f"start. Measured by `{command}` on {measured['meta']['timestamp'][:10]}; nothing fails if it changes.\n"
+        "Which statements of `tango/` are run by the tests, on a machine without a GPU, also in the commands that\n"
+        f"tests start. Measured by `{command}` on {measured['meta']['timestamp'][:10]}; nothing fails if it changes.\n"
         "A statement that is run need not be checked.\n\n"
         "| Part | Statements | Not run | Run | Most of what is not run |\n|---|---:|---:|---:|---|"
     )
