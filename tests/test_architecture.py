@@ -88,6 +88,11 @@ def test_arrows_point_one_way(imports):
     assert not found, "\n".join(found)
 
 
+def test_the_page_has_every_room():
+    sections = re.findall(r"^### (\w+)$", (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert {*sections, "app", "tango"} == set(ROOMS)  # app stands with cli, and tango is one file
+
+
 def test_the_arrow_that_runs_up_is_there(imports):
     assert UP in imports, "Pruner.__call__ imports tango.models no more: take UP out of this file"
 
