@@ -25,7 +25,7 @@ from tango.evaluation import provenance
 from tango.evaluation.checkpoints import Checkpoint
 from tango.evaluation.runner import Answer
 from tango.evaluation.timing import GenerationTimer, StopAt
-from tango.evaluation.video import Clip, Sampling, read_video
+from tango.inference.video import Clip, Sampling, read_video
 from tango.models import attach, family_of
 from tango.pruners.base import Pruner
 

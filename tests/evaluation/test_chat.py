@@ -12,7 +12,7 @@ from transformers import LlavaOnevisionForConditionalGeneration
 
 from tango.evaluation.chat import Chat, generation_settings
 from tango.evaluation.checkpoints import Checkpoint, CheckpointError, class_name, load
-from tango.evaluation.video import read_video
+from tango.inference.video import read_video
 from tango.models.llava_video import LlavaVideoForConditionalGeneration
 from tango.pruners import REGISTRY
 

@@ -17,7 +17,7 @@ from tango_lmms_eval.qwen import Qwen3VL, Qwen3VLChat, Qwen25VL, Qwen25VLChat, f
 from tiny import REPOSITORY, save_qwen, write_video
 
 from tango.evaluation.chat import PixelLimits
-from tango.evaluation.video import read_video
+from tango.inference.video import read_video
 
 SIZE = {"min_pixels": 24 * 24, "max_pixels": 24 * 24}  # of the tiny checkpoints: 3 x 3 tokens
 

@@ -19,7 +19,7 @@ from tiny import save_qwen, write_benchmark, write_video
 from tango.evaluation.cells import Evaluation
 from tango.evaluation.settings import SettingsError, field_types
 from tango.evaluation.sweep import CellError
-from tango.evaluation.video import read_video
+from tango.inference.video import read_video
 from tango.evaluation.vlmeval_cells import collect, vlmeval_cell
 from tango.pruners import Tango
 

@@ -19,7 +19,7 @@ from tango.evaluation.chat import Chat
 from tango.evaluation.checkpoints import load
 from tango.evaluation.journal import Journal, read_journal
 from tango.evaluation.runner import Record, Runner, Sample
-from tango.evaluation.video import read_video
+from tango.inference.video import read_video
 
 GROUP = "Videos"
 Seen = Callable[[str, str], None]
@@ -171,7 +171,7 @@ def test_what_can_be_read_is_answered(
 ) -> None:
     video = tmp_path / "clip.mp4"
     make(video)
-    with caplog.at_level(logging.WARNING, "tango.evaluation.video"):
+    with caplog.at_level(logging.WARNING, "tango.inference.video"):
         clip = read_video(video, 8)
     warned = " ".join(dict.fromkeys(record.getMessage() for record in caplog.records))
     times = ", ".join(f"{time:.2f}" for time in clip.timestamps)

@@ -9,7 +9,7 @@ import pytest
 from tiny import SIZE, write_video
 
 from tango.evaluation import motionqa
-from tango.evaluation.video import read_video, uniform_indices
+from tango.inference.video import read_video, uniform_indices
 
 
 @pytest.fixture(scope="module")
