@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 import logging
 import math
 import os
@@ -17,6 +16,7 @@ import struct
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +101,7 @@ def read_video(
     for seeking in (True, False):
         with _opened(path) as (container, stream):
             base = float(stream.time_base)
-            times, keys = _index(container, stream, path) if seeking else (_times(container, stream, name), [])
+            times, keys = _index(container, stream, path) if seeking else (_times(container, stream, path), [])
             if not times:
                 continue
             low = times[0] if start is None else times[0] + start / base
@@ -236,7 +236,7 @@ def _decoded(container: Any, stream: Any) -> Iterator[tuple[Any, bool]]:
     Packets that cannot be decoded are passed over.
     """
     hurt = False
-    for packet in itertools.chain(_packets(container, stream), [None]):  # None makes the decoder give up what it holds
+    for packet in chain(_packets(container, stream), [None]):  # None makes the decoder give up what it holds
         try:
             frames = stream.decode(packet)
         except av.FFmpegError:
@@ -247,25 +247,30 @@ def _decoded(container: Any, stream: Any) -> Iterator[tuple[Any, bool]]:
             yield frame, hurt
 
 
-def _times(container: Any, stream: Any, name: str) -> list[int]:
+def _times(container: Any, stream: Any, path: str | Path) -> list[int]:
     """Times of all frames in the order in which they are shown, from decoding them; rising, whatever the file says."""
-    base = stream.time_base
+    stamps = [(frame.pts, frame.dts) for frame, _ in _decoded(container, stream)]
+    if not stamps:
+        raise ValueError(f"{str(path)!r} holds no video frame that could be decoded; get it anew, or convert it")
+    # AVI stores the order of decoding alone, from which FFmpeg may guess presentation times that jump to and fro.
+    said = min(zip(*stamps, strict=True), key=lambda column: sum(not _rises(*pair) for pair in pairwise(column)))
+    step = max(round(1 / (stream.guessed_rate or 25) / stream.time_base), 1)
+    anew = JUMP / stream.time_base if container.format.flags & Flags.ts_discont.value else math.inf
     times: list[int] = []
-    step, offset = round(1 / (stream.guessed_rate or 25) / base), 0
-    most = JUMP / base if container.format.flags & Flags.ts_discont.value else math.inf
-    for frame, _ in _decoded(container, stream):
-        time = frame.pts if frame.pts is not None else frame.dts
-        if times:
-            if len(times) > 1:
-                step = times[-1] - times[-2]
-            time = None if time is None else time + offset
-            if time is None or not times[-1] < time <= times[-1] + most:
-                offset += 0 if time is None else times[-1] + step - time
-                time = times[-1] + step
-        times.append(0 if time is None else time)
-    if not times:
-        raise ValueError(f"{name} holds no video frame that could be decoded; get it anew, or convert it")
+    offset = -(said[0] or 0)
+    for time in said:
+        expected = times[-1] + step if times else 0
+        if time is None or not -step < time + offset - expected < anew:
+            offset += 0 if time is None else expected - time - offset
+            times.append(expected)
+        else:
+            times.append(time + offset)
+        step = times[-1] - times[-2] if len(times) > 1 else step
     return times
+
+
+def _rises(before: int | None, after: int | None) -> bool:
+    return before is not None and after is not None and before < after
 
 
 def _by_index(
