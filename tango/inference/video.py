@@ -1,18 +1,18 @@
 """Frames of a video file, sampled evenly over its length, as a player shows them, with the true time of each.
 
 The reference is what `ffmpeg -i FILE -fps_mode passthrough` writes. PyAV brings FFmpeg's own demuxers, decoders and
-filters with it, and from them the graph is built that the program builds: so turns, colours and sizes are FFmpeg's
-answer. torchcodec needs FFmpeg to be installed apart, as the program itself would be.
+filters with it, and the filters of the program are built from them (picture.py), so the answer is FFmpeg's. torchcodec
+needs FFmpeg to be installed apart, as the program itself does.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import logging
 import math
 import os
-import struct
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,19 +21,16 @@ from pathlib import Path
 from typing import Any
 
 import av
-import av.error
-import av.filter
 import numpy as np
 from av.format import Flags
-from av.sidedata.sidedata import Type as SideData
 from av.stream import Disposition
-from numpy.typing import NDArray
+
+from tango.inference.picture import Picture, Pictures
 
 log = logging.getLogger(__name__)
 
 # Chooses frames of a video, ascending indices, from how many it has and how many seconds they last.
 Sampling = Callable[[int, float], Sequence[int]]
-Picture = NDArray[np.uint8]
 # What FFmpeg may take a file for: videos and single pictures that are one file. Not playlists, patterns of names, lists
 # of files and text, which it opens as well, and which make it read other files or draw letters.
 FORMATS = (
@@ -42,9 +39,7 @@ FORMATS = (
     "jpeg_pipe,png_pipe,webp_pipe,bmp_pipe,tiff_pipe,jpegxl_pipe,jpegxl_anim,"
     "mp3,wav,aac,flac"  # hold sound alone, and are refused by that name
 )
-# Colour matrices that swscale knows, by their numbers in the standard (H.273); it takes BT.601 for any other.
-COLOURS = (0, 1, 4, 5, 6, 7, 9, 10)
-UNSPECIFIED = 2
+_warned: set[tuple[str, str]] = set()
 JUMP = 10  # seconds between two frames from which on the clock of a transport stream was set anew, as ffmpeg has it
 
 
@@ -78,7 +73,7 @@ def read_video(
     num_frames: int | Sampling,
     start: float | None = None,
     end: float | None = None,
-    resize: Callable[[Picture, int], Picture] | None = None,
+    resize: Callable[[int, Picture], Picture] | None = None,
 ) -> Clip:
     """Read `num_frames` frames of a video file, or of its part between `start` and `end` seconds.
 
@@ -88,66 +83,79 @@ def read_video(
 
     Args:
         num_frames: how many, or a function that chooses the frames of that part.
-        resize: makes a frame (height, width, 3) smaller, from it and the number of frames that there will be. It is
-            called as soon as a frame is decoded, so that one frame at a time is held in full size.
+        resize: makes a frame (height, width, 3) smaller, from how many there will be and the frame. It is called as
+            soon as a frame is decoded, so that one at a time is held in full size.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: no video, one that no decoder knows or that is cut short, or nothing in the asked-for part.
     """
-    name = repr(str(path))
     if not Path(path).is_file():
-        raise FileNotFoundError(f"no video file {name}")
-    for seeking in (True, False):
-        with _opened(path) as (container, stream):
-            base = float(stream.time_base)
-            times, keys = _index(container, stream, path) if seeking else (_times(container, stream, path), [])
-            if not times:
-                continue
-            low = times[0] if start is None else times[0] + start / base
-            high = times[-1] if end is None else times[0] + end / base
-            part = [i for i, time in enumerate(times) if low <= time <= high]
-            if not part:
-                raise ValueError(
-                    f"{name} has no frame from {start} s to {end} s; it lasts {(times[-1] - times[0]) * base:.2f} s"
-                )
-            duration = (times[part[-1]] - times[part[0]]) * base
-            duration = duration * len(part) / (len(part) - 1) if len(part) > 1 else 0.0
-            chosen = num_frames(len(part), duration) if callable(num_frames) else uniform_indices(len(part), num_frames)
-            wanted = [part[i] for i in chosen]
-        with _opened(path) as (container, stream):
-            shown = _Shown(resize, len(wanted))
-            if seeking:
-                pictures = _by_index(container, stream, times, keys, wanted, shown)
-            else:
-                pictures = _in_order(container, stream, wanted, shown, path)
-        if pictures is not None:
-            break
-    if len(missing := set(wanted) - set(pictures)):
-        raise ValueError(f"{name} changed while it was read: frame {min(missing)} is gone")
-    seconds = tuple((times[i] - times[0]) * base for i in wanted)
-    return Clip(np.stack([pictures[i] for i in wanted]), seconds, len(part), duration)
+        raise FileNotFoundError(f"no video file {str(path)!r}")
+    clip = _read(path, num_frames, start, end, resize, seeking=True)
+    clip = clip or _read(path, num_frames, start, end, resize, seeking=False)
+    if clip is None:
+        raise ValueError(f"video {str(path)!r} changed while it was read; read it again")
+    return clip
+
+
+def _read(
+    path: str | Path, num_frames: Any, start: float | None, end: float | None, resize: Any, seeking: bool
+) -> Clip | None:
+    """read_video(), by the index that packets make or by decoding the file twice; None where that does not work."""
+    with _opened(path) as (container, stream):
+        base = float(stream.time_base)
+        times, keys = _index(container, stream, path) if seeking else (_times(container, stream, path), [])
+    if not times:
+        return None
+    first = times[0]
+    low = first if start is None else first + start / base
+    high = times[-1] if end is None else first + end / base
+    part = [i for i, time in enumerate(times) if low <= time <= high]
+    if not part:
+        raise ValueError(
+            f"{str(path)!r} has no frame from {start} s to {end} s; it lasts {(times[-1] - first) * base:.2f} s"
+        )
+    duration = (times[part[-1]] - times[part[0]]) * base * len(part) / (len(part) - 1) if len(part) > 1 else 0.0
+    chosen = num_frames(len(part), duration) if callable(num_frames) else uniform_indices(len(part), num_frames)
+    wanted = [part[i] for i in chosen]
+    show = Pictures(None if resize is None else functools.partial(resize, len(wanted)))
+    with _opened(path) as (container, stream):
+        if seeking:
+            pictures = _by_index(container, stream, times, keys, wanted, show)
+        else:
+            pictures, damaged = _in_order(container, stream, wanted, show)
+            if damaged:
+                at = (times[damaged[0]] - first) * base
+                of = f"{len(damaged)} of {len(wanted)} frames, the first at {at:.3f} s, may not show what they should"
+                _warn(path, "damaged", of)
+    if len(pictures) < len({0, *wanted}):
+        return None
+    return Clip(
+        np.stack([pictures[i] for i in wanted]), tuple((times[i] - first) * base for i in wanted), len(part), duration
+    )
 
 
 @contextlib.contextmanager
 def _opened(path: str | Path) -> Iterator[tuple[Any, Any]]:
     """A file and the video stream that ffmpeg chooses; what FFmpeg says against it becomes a ValueError."""
+    container = None
     try:
         with open(path, "rb", buffering=0) as file, contextlib.ExitStack() as stack:
             if os.fstat(file.fileno()).st_size == 0:  # so say files of /proc, too, which may block
                 raise ValueError(f"video {str(path)!r} cannot be read: Invalid data, it is empty; pass a video file")
             # FFmpeg does not see the name, which it may take for an address or a pattern of names.
             nameless = stack.enter_context(open(file.fileno(), "rb", buffering=0, closefd=False))
-            options = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
-            try:
-                container = stack.enter_context(av.open(nameless, options=options, metadata_errors="replace"))
-            except av.error.ArgumentError as error:
-                raise ValueError(
-                    f"{str(path)!r} is not a video, but text, a playlist or another kind of file that FFmpeg would read "
-                    "more from; pass a video file"
-                ) from error
+            # As `options`, PyAV would hand them to streams that turn up later, too, and crash.
+            only = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
+            container = stack.enter_context(av.open(nameless, container_options=only, metadata_errors="replace"))
             yield container, _stream(container, str(path))
     except (av.FFmpegError, OSError) as error:
+        if container is None and error.errno == errno.EINVAL:  # what the list of formats refuses
+            raise ValueError(
+                f"{str(path)!r} is not a video, but a playlist, text or another kind of file that FFmpeg would open or "
+                "draw; pass a video file"
+            ) from error
         raise ValueError(
             f"video {str(path)!r} cannot be read: {error.strerror}; pass a video file that is whole, in a format that "
             "FFmpeg knows"
@@ -165,10 +173,10 @@ def _stream(container: Any, path: str) -> Any:
     # A stream without a decoder has no context, and PyAV crashes where it is asked for more than that.
     known = [s for s in shown if s.codec_context is not None]
     if not known:
-        raise ValueError(f"{path!r} is encrypted or in a codec that FFmpeg has no decoder for; convert it, to H.264 say")
-    stream = max(
-        known, key=lambda s: s.width * s.height + 5_000_000 * bool(s.disposition & Disposition.default)
-    )
+        raise ValueError(
+            f"{path!r} is encrypted or in a codec that FFmpeg has no decoder for; convert it, to H.264 say"
+        )
+    stream = max(known, key=lambda s: s.width * s.height + 5_000_000 * bool(s.disposition & Disposition.default))
     if not stream.time_base:
         raise ValueError(f"{path!r}: its video stream has no time base")
     return stream
@@ -177,33 +185,40 @@ def _stream(container: Any, path: str) -> Any:
 def _index(container: Any, stream: Any, path: str | Path) -> tuple[list[int], list[int]]:
     """Presentation times of all frames, ascending, and of the key frames, read from the packets alone.
 
-    Both are empty where packets do not tell: some have no time, two have the same, or the first is no key frame.
+    Both are empty where packets do not tell: some have no time, two have the same, the clock is set anew, or the first
+    is no key frame. A stream without an index to seek by (MPEG-TS) has its first key frame alone.
     """
     times: list[int] = []
     keys: list[int] = []
     read, end, told = 0, 0.0, True  # packets of this stream, and the second at which the last packet of any ends
-    matroska = "matroska" in container.format.name  # promises a duration, of its longest stream
-    for packet in _packets(container, None if matroska else stream):
+    # A file that promises no number of frames may promise a duration, of its longest stream.
+    streamed = bool(container.format.flags & Flags.ts_discont.value)
+    lasts = not stream.frames and not streamed
+    for packet in _packets(container, None if lasts else stream):
         if packet.pts is not None:
             end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
         if packet.stream_index != stream.index:
             continue
-        told &= packet.pts is not None and (read > 0 or packet.is_keyframe)
         read += 1
-        if not packet.is_discard:
-            times.append(packet.pts)
-        if packet.is_keyframe:
+        told = told and packet.pts is not None and (bool(keys) or packet.is_keyframe)
+        if told and packet.is_keyframe:
+            told = not keys or packet.pts > keys[-1]
             keys.append(packet.pts)
+        if told and not packet.is_discard:
+            times.append(packet.pts)
     if "mp4" in container.format.name and read < stream.frames and _is_cut(path):  # others only guess the number
         raise ValueError(
             f"{str(path)!r} is cut short: it should hold {stream.frames} frames and holds {read}; get it anew"
         )
     late, promised = max((container.start_time or 0) / av.time_base, 0), (container.duration or 0) / av.time_base
-    if matroska and end - late < 0.9 * (promised - late) - 1:
-        _warn(f"{path} is cut short: it should last {promised - late:.1f} s and ends after {end - late:.1f} s")
-    if not told or not times or len(set(times)) < len(times) or min(keys) > min(times):
+    if lasts and end - late < 0.9 * (promised - late) - 1:
+        _warn(path, "cut short", f"it should last {promised - late:.1f} s and ends after {end - late:.1f} s")
+    if not told or not times or len(set(times)) < len(times) or keys[0] > min(times):
         return [], []
-    return sorted(times), sorted(keys)
+    times.sort()
+    if streamed and any(after - before > JUMP / stream.time_base for before, after in pairwise(times)):
+        return [], []
+    return times, keys[:1] if streamed else keys
 
 
 def _is_cut(path: str | Path) -> bool:
@@ -249,11 +264,13 @@ def _decoded(container: Any, stream: Any) -> Iterator[tuple[Any, bool]]:
 
 def _times(container: Any, stream: Any, path: str | Path) -> list[int]:
     """Times of all frames in the order in which they are shown, from decoding them; rising, whatever the file says."""
+    stream.thread_count = 1  # see _in_order()
     stamps = [(frame.pts, frame.dts) for frame, _ in _decoded(container, stream)]
     if not stamps:
         raise ValueError(f"{str(path)!r} holds no video frame that could be decoded; get it anew, or convert it")
     # AVI stores the order of decoding alone, from which FFmpeg may guess presentation times that jump to and fro.
-    said = min(zip(*stamps, strict=True), key=lambda column: sum(not _rises(*pair) for pair in pairwise(column)))
+    pts, dts = zip(*stamps, strict=True)
+    said = dts if _faults(dts) < _faults(pts) else pts
     step = max(round(1 / (stream.guessed_rate or 25) / stream.time_base), 1)
     anew = JUMP / stream.time_base if container.format.flags & Flags.ts_discont.value else math.inf
     times: list[int] = []
@@ -269,121 +286,62 @@ def _times(container: Any, stream: Any, path: str | Path) -> list[int]:
     return times
 
 
-def _rises(before: int | None, after: int | None) -> bool:
-    return before is not None and after is not None and before < after
+def _faults(times: Sequence[int | None]) -> int:
+    return sum(a is None or b is None or a >= b for a, b in pairwise(times))
 
 
 def _by_index(
-    container: Any, stream: Any, times: Sequence[int], keys: Sequence[int], wanted: Sequence[int], shown: _Shown
-) -> dict[int, Picture] | None:
+    container: Any, stream: Any, times: Sequence[int], keys: Sequence[int], wanted: Sequence[int], show: Pictures
+) -> dict[int, Picture]:
     """Pictures of the wanted frames, each decoded from the key frame before it.
 
-    None where anything else comes out of the decoder than the packets promised: files without an index (MPEG-TS) seek
-    past what was asked for, some packets have no frame of their own, and some frames need more than their key frame.
+    They end where anything else comes out of the decoder than the packets promised: some have no frame of their own,
+    some frames need more than their key frame, and some files seek past what was asked for.
     """
     pictures: dict[int, Picture] = {}
     decoder: Any = None
-    first, reached = 0, -1  # the frames with which decoding began, and that came out last
+    begun, reached = 0, -1  # the frames that decoding began at, and that came out last
     for number in sorted({0, *wanted}):  # the first says how large all are
         key = keys[bisect_right(keys, times[number]) - 1]
-        if decoder is None or (reached < number and bisect_left(times, key) > reached + 1):
-            try:
-                container.seek(key, stream=stream)
-            except av.FFmpegError:
-                return None
-            decoder, first = _decoded(container, stream), bisect_left(times, key)
-            reached = first - 1
+        at = bisect_left(times, key)
+        if decoder is None or at > reached + 1:
+            if decoder is not None:  # not at the start, where some formats hand over what holds for the whole file
+                try:
+                    container.seek(key, stream=stream)
+                except av.FFmpegError:
+                    return pictures
+            decoder, begun, reached = _decoded(container, stream), at, at - 1
+        frame: Any = None
         while reached < number:
             frame, hurt = next(decoder, (None, True))
-            if frame is not None and frame.pts is not None and frame.pts < key and reached < first:
+            if frame is not None and frame.pts is not None and frame.pts < key and reached < begun:
                 continue  # stored after the key frame and shown before it
             reached += 1
             if hurt or frame.pts != times[reached]:
-                return None
-        pictures[number] = shown.picture(frame)
+                return pictures
+        pictures[number] = show(frame)
     return pictures
 
 
-def _in_order(container: Any, stream: Any, wanted: Sequence[int], shown: _Shown, path: str | Path) -> dict[int, Picture]:
-    """Pictures of the wanted frames, decoded from the start of the file."""
+def _in_order(
+    container: Any, stream: Any, wanted: Sequence[int], show: Pictures
+) -> tuple[dict[int, Picture], list[int]]:
+    """Pictures of the wanted frames, decoded from the start of the file, and which of them may be damaged."""
+    stream.thread_count = 1  # with more, what shows in place of damage is another picture each time
     pictures: dict[int, Picture] = {}
     damaged: list[int] = []
+    chosen, last = frozenset(wanted), max(wanted)
     for number, (frame, hurt) in enumerate(_decoded(container, stream)):
-        if number == 0 or number in wanted:
-            pictures[number] = shown.picture(frame)
-            damaged += [number] * (hurt and number in wanted)
-        if number == max(wanted):
+        if number == 0 or number in chosen:
+            pictures[number] = show(frame)
+            damaged += [number] * (hurt and number in chosen)
+        if number == last:
             break
-    if damaged:
-        _warn(
-            f"{path} is damaged: {len(damaged)} of {len(wanted)} frames, the first of them number {damaged[0]}, may not "
-            "show what they should"
-        )
-    return pictures
+    return pictures, damaged
 
 
-class _Shown:
-    """Pictures of decoded frames, through the filters that ffmpeg's program puts behind a decoder."""
-
-    def __init__(self, resize: Callable[[Picture, int], Picture] | None, count: int) -> None:
-        self._resize, self._count = resize, count
-        self._size: tuple[int, int] | None = None  # width and height of the first frame, upright
-        self._made_for: tuple[Any, ...] | None = None
-        self._graph: Any = None
-
-    def picture(self, frame: Any) -> Picture:
-        """(height, width, 3) RGB."""
-        matrix = frame.side_data.get(SideData.DISPLAYMATRIX)
-        matrix = None if matrix is None else struct.unpack("=9i", bytes(matrix))
-        space = int(frame.colorspace) if int(frame.colorspace) in COLOURS else UNSPECIFIED
-        frame.colorspace = space
-        wanted = (frame.width, frame.height, frame.format.name, space, int(frame.color_range), matrix)
-        if wanted != self._made_for:
-            self._graph, self._made_for = self._filters(*wanted), wanted
-        self._graph.vpush(frame)
-        out = self._graph.vpull()
-        self._size = self._size or (out.width, out.height)
-        picture: Picture = out.to_ndarray()
-        return picture if self._resize is None else self._resize(picture, self._count)
-
-    def _filters(
-        self, width: int, height: int, pixels: str, space: int, levels: int, matrix: tuple[int, ...] | None
-    ) -> Any:
-        graph = av.filter.Graph()
-        nodes = [
-            graph.add(
-                "buffer",
-                f"video_size={width}x{height}:pix_fmt={pixels}:time_base=1/1000:colorspace={space}:range={levels}",
-            )
-        ]
-        nodes += [graph.add(name, arguments) for name, arguments in _turns(matrix)]
-        if self._size is not None:
-            nodes.append(graph.add("scale", f"{self._size[0]}:{self._size[1]}:flags=bicubic"))
-        nodes += [graph.add("format", "rgb24"), graph.add("buffersink")]
-        graph.link_nodes(*nodes).configure()
-        return graph
-
-
-def _turns(matrix: tuple[int, ...] | None) -> list[tuple[str, str | None]]:
-    """Filters, with their arguments, that show a frame as its display matrix says (fftools' autorotation)."""
-    if matrix is None:
-        return []
-    a, b, _, c, d = matrix[:5]
-    if not math.hypot(a, c) or not math.hypot(b, d):
-        return []
-    turn = round(math.degrees(math.atan2(b / math.hypot(b, d), a / math.hypot(a, c)))) % 360
-    if turn == 90:
-        return [("transpose", "cclock_flip" if c > 0 else "clock")]
-    if turn == 180:
-        return [("hflip", None)] * (a < 0) + [("vflip", None)] * (d < 0)
-    if turn == 270:
-        return [("transpose", "clock_flip" if c < 0 else "cclock")]
-    if turn:
-        return [("rotate", f"{turn}*PI/180")]
-    return [("vflip", None)] * (d < 0)
-
-
-@functools.lru_cache(maxsize=1024)
-def _warn(message: str) -> None:
-    """Say it once, however often a file is read."""
-    log.warning("%s", message)
+def _warn(path: str | Path, what: str, how: str) -> None:
+    """Say what is wrong with a file, once however often it is read."""
+    if (str(path), what) not in _warned:
+        _warned.add((str(path), what))
+        log.warning("%s is %s: %s", path, what, how)
