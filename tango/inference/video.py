@@ -164,7 +164,7 @@ def _opened(path: str | Path) -> Iterator[tuple[Any, Any]]:
 
 def _stream(container: Any, path: str) -> Any:
     """The stream that ffmpeg chooses of several: the one that is marked as the default, else the largest picture."""
-    streams = [s for s in container.streams if s.type == "video"]
+    streams = container.streams.video
     shown = [s for s in streams if not s.disposition & Disposition.attached_pic]
     if not shown:
         raise ValueError(
@@ -179,6 +179,8 @@ def _stream(container: Any, path: str) -> Any:
     stream = max(known, key=lambda s: s.width * s.height + 5_000_000 * bool(s.disposition & Disposition.default))
     if not stream.time_base:
         raise ValueError(f"{path!r}: its video stream has no time base")
+    if stream.codec_context.name == "vp9":  # whose threads write past their memory where a file is damaged
+        stream.thread_count = 1
     return stream
 
 
@@ -239,7 +241,7 @@ def _is_cut(path: str | Path) -> bool:
 
 def _packets(container: Any, stream: Any) -> Iterator[Any]:
     """Packets with something in them, up to the end of the file or the first that cannot be read."""
-    with contextlib.suppress(av.FFmpegError):
+    with contextlib.suppress(av.FFmpegError, IndexError):  # the latter at the end, where a stream turned up midway
         for packet in container.demux() if stream is None else container.demux(stream):
             if packet.size:
                 yield packet
