@@ -16,8 +16,9 @@ from av.sidedata.sidedata import Type as SideData
 from numpy.typing import NDArray
 
 Picture = NDArray[np.uint8]
-# Colour matrices that swscale knows, by their numbers in H.273. Without one, or with another, it takes BT.601.
-MATRICES, UNSPECIFIED = (0, 1, 4, 5, 6, 7, 9, 10), 2
+# Colour matrices that swscale knows, by their numbers in H.273, as it takes them. Without one, or with another: BT.601.
+MATRICES = {0: 0, 1: 1, 4: 4, 5: 5, 6: 6, 7: 7, 9: 9, 10: 9}
+UNSPECIFIED = 2
 
 
 class Pictures:
@@ -36,8 +37,7 @@ class Pictures:
         """(height, width, 3) RGB."""
         stored = frame.side_data.get(SideData.DISPLAYMATRIX)
         turns = [] if stored is None else filters(struct.unpack("=9i", bytes(stored)))
-        if int(frame.colorspace) not in MATRICES:
-            frame.colorspace = UNSPECIFIED
+        frame.colorspace = MATRICES.get(int(frame.colorspace), UNSPECIFIED)
         source = f"video_size={frame.width}x{frame.height}:pix_fmt={frame.format.name}:time_base=1/1000"
         source += f":colorspace={int(frame.colorspace)}:range={int(frame.color_range)}"
         if self._made_for != (source, turns):
