@@ -39,8 +39,8 @@ FORMATS = (
     "jpeg_pipe,png_pipe,webp_pipe,bmp_pipe,tiff_pipe,jpegxl_pipe,jpegxl_anim,"
     "mp3,wav,aac,flac"  # hold sound alone, and are refused by that name
 )
-_warned: set[tuple[str, str]] = set()
 JUMP = 10  # seconds between two frames from which on the clock of a transport stream was set anew, as ffmpeg has it
+_warned: set[tuple[str, str]] = set()  # files and what is wrong with them
 
 
 @dataclass(frozen=True)
@@ -187,12 +187,12 @@ def _stream(container: Any, path: str) -> Any:
 def _index(container: Any, stream: Any, path: str | Path) -> tuple[list[int], list[int]]:
     """Presentation times of all frames, ascending, and of the key frames, read from the packets alone.
 
-    Both are empty where packets do not tell: some have no time, two have the same, the clock is set anew, or the first
+    Both are empty where packets are no index: some have no time, two have the same, the clock is set anew, or the first
     is no key frame. A stream without an index to seek by (MPEG-TS) has its first key frame alone.
     """
     times: list[int] = []
     keys: list[int] = []
-    read, end, told = 0, 0.0, True  # packets of this stream, and the second at which the last packet of any ends
+    read, end, trusted = 0, 0.0, True  # packets of this stream, and the second at which the last packet of any ends
     # A file that promises no number of frames may promise a duration, of its longest stream.
     streamed = bool(container.format.flags & Flags.ts_discont.value)
     lasts = not stream.frames and not streamed
@@ -202,11 +202,11 @@ def _index(container: Any, stream: Any, path: str | Path) -> tuple[list[int], li
         if packet.stream_index != stream.index:
             continue
         read += 1
-        told = told and packet.pts is not None and (bool(keys) or packet.is_keyframe)
-        if told and packet.is_keyframe:
-            told = not keys or packet.pts > keys[-1]
+        trusted = trusted and packet.pts is not None and (bool(keys) or packet.is_keyframe)
+        if trusted and packet.is_keyframe:
+            trusted = not keys or packet.pts > keys[-1]
             keys.append(packet.pts)
-        if told and not packet.is_discard:
+        if trusted and not packet.is_discard:
             times.append(packet.pts)
     if "mp4" in container.format.name and read < stream.frames and _is_cut(path):  # others only guess the number
         raise ValueError(
@@ -215,7 +215,7 @@ def _index(container: Any, stream: Any, path: str | Path) -> tuple[list[int], li
     late, promised = max((container.start_time or 0) / av.time_base, 0), (container.duration or 0) / av.time_base
     if lasts and end - late < 0.9 * (promised - late) - 1:
         _warn(path, "cut short", f"it should last {promised - late:.1f} s and ends after {end - late:.1f} s")
-    if not told or not times or len(set(times)) < len(times) or keys[0] > min(times):
+    if not trusted or not times or len(set(times)) < len(times) or keys[0] > min(times):
         return [], []
     times.sort()
     if streamed and any(after - before > JUMP / stream.time_base for before, after in pairwise(times)):
@@ -272,12 +272,12 @@ def _times(container: Any, stream: Any, path: str | Path) -> list[int]:
         raise ValueError(f"{str(path)!r} holds no video frame that could be decoded; get it anew, or convert it")
     # AVI stores the order of decoding alone, from which FFmpeg may guess presentation times that jump to and fro.
     pts, dts = zip(*stamps, strict=True)
-    said = dts if _faults(dts) < _faults(pts) else pts
+    clock = dts if _faults(dts) < _faults(pts) else pts
     step = max(round(1 / (stream.guessed_rate or 25) / stream.time_base), 1)
     anew = JUMP / stream.time_base if container.format.flags & Flags.ts_discont.value else math.inf
     times: list[int] = []
-    offset = -(said[0] or 0)
-    for time in said:
+    offset = -(clock[0] or 0)
+    for time in clock:
         expected = times[-1] + step if times else 0
         if time is None or not -step < time + offset - expected < anew:
             offset += 0 if time is None else expected - time - offset

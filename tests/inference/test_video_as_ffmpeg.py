@@ -43,6 +43,7 @@ MADE = {
     "bt709_full.mp4": COLOURS.format("pc", "bt709", "pc"),
     "bt2020.mp4": COLOURS.format("tv", "bt2020nc", "tv"),
     "bt2020_full.mp4": COLOURS.format("pc", "bt2020nc", "pc"),
+    "bt2020_constant.mp4": COLOURS.format("tv", "bt2020c", "tv"),
     "ycgco.mp4": COLOURS.format("tv", "ycgco", "tv"),  # swscale does not know it, and takes BT.601
     "rgb.mp4": SOURCE + "-c:v libx264rgb -g 10 ",
     "gray.mp4": SOURCE + "-c:v libx264 -pix_fmt gray ",
@@ -71,6 +72,7 @@ MADE = {
     "raw.m2v": SOURCE + "-c:v mpeg2video -r 25 ",
     "refreshed.mp4": SOURCE + "-c:v libx264 -x264-params intra-refresh=1:keyint=10 ",  # keys that need what is before
     "open_gop.mp4": SOURCE + "-c:v libx264 -x264-params open-gop=1:keyint=10:bframes=3 ",
+    "open_gop_hevc.mp4": SOURCE + "-c:v libx265 -x265-params open-gop=1:keyint=10:bframes=3:log-level=none ",
     "no_key.mp4": "-i {h264} -c copy -bsf:v noise=drop=lt(n\\,4) ",
     "no_key.mkv": "-i {h264} -c copy -bsf:v noise=drop=lt(n\\,4) ",
     "no_key.ts": "-i {h264} -c copy -bsf:v noise=drop=lt(n\\,4) ",
