@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from tango.evaluation.checkpoints import Checkpoint, check_pretrained, load
-from tango.evaluation.video import read_video
+from tango.inference.video import read_video
 from tango.pruners import Pruner
 from tango.visualize.page import write_page
 from tango.visualize.runs import capture, with_ratios

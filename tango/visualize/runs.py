@@ -9,7 +9,7 @@ from typing import Any
 
 from tango.evaluation.chat import Chat
 from tango.evaluation.checkpoints import Checkpoint
-from tango.evaluation.video import read_video
+from tango.inference.video import read_video
 from tango.pruners import REGISTRY, Pruner
 from tango.pruners.base import zero_sinks
 from tango.pruners.trace import Trace, traced

@@ -10,7 +10,7 @@ import torch
 from tango import Tango
 from tango.evaluation.chat import Chat
 from tango.evaluation.checkpoints import load
-from tango.evaluation.video import read_video
+from tango.inference.video import read_video
 from tango.pruners import REGISTRY, TopK
 from tango.pruners.trace import CONTEXT, SALIENT
 from tango.visualize import visualize

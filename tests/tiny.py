@@ -29,7 +29,7 @@ from transformers import (
     SiglipVisionModel,
 )
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[1]
 SIZE, PATCH = 32, 4  # 8 x 8 patches, 4 x 4 tokens a frame
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>"]
 TEMPLATE = (
