@@ -12,7 +12,6 @@ import platform
 import shutil
 import sys
 import tomllib
-import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -129,7 +128,7 @@ def declared() -> tuple[str, list[str]]:
 
 
 def accelerators() -> Iterator[Finding]:
-    """Whether PyTorch can be imported, which GPUs it sees, the kernels for them, and flash attention."""
+    """Whether PyTorch can be imported, which GPUs it sees, and flash attention."""
     group = "PyTorch"
     try:
         import torch
@@ -143,28 +142,12 @@ def accelerators() -> Iterator[Finding]:
         for index in range(torch.cuda.device_count()):
             properties = torch.cuda.get_device_properties(index)
             yield Finding(group, f"GPU {index}", WELL, f"{properties.name}, {properties.total_memory / GIB:.0f} GiB")
-        yield triton_kernels(group)
     else:
         advice = "models run on the CPU: fine for the shipped one, days for a benchmark with a 7B model"
         yield Finding(group, "GPU", MISSING, built, advice)
     yield importable(
         group, "flash_attn", "flash-attn", "optional, sdpa is used without; on a GPU: pip install flash-attn"
     )
-
-
-def triton_kernels(group: str) -> Finding:
-    """Whether tango's kernels for a GPU compile there and give what the plain way gives."""
-    import torch
-
-    from tango import fused
-
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        there = fused.kernels(torch.device("cuda", 0)) is not None
-    if there:
-        return Finding(group, "Triton kernels", WELL, "they compile, and are right")
-    advice = "optional, pruning is slower without; Triton needs a C compiler, such as gcc"
-    return Finding(group, "Triton kernels", MISSING, str(caught[-1].message) if caught else "not used", advice)
 
 
 def importable(group: str, module: str, name: str, advice: str) -> Finding:

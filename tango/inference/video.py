@@ -1,24 +1,46 @@
-"""Frames of a video file, sampled evenly over its length, with the true time of each (PyAV)."""
+"""Frames of a video file, sampled evenly over its length, as a player shows them, with the true time of each.
+
+The reference is what `ffmpeg -i FILE -fps_mode passthrough` writes. PyAV brings FFmpeg's own demuxers, decoders and
+filters with it, and the filters of the program are built from them (picture.py), so the answer is FFmpeg's. torchcodec
+needs FFmpeg to be installed apart, as the program itself does.
+"""
 
 from __future__ import annotations
 
-import bisect
 import contextlib
+import errno
+import functools
 import logging
+import math
+import os
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
+from av.format import Flags
 from av.stream import Disposition
-from numpy.typing import NDArray
+
+from tango.inference.picture import Picture, Pictures
 
 log = logging.getLogger(__name__)
 
 # Chooses frames of a video, ascending indices, from how many it has and how many seconds they last.
 Sampling = Callable[[int, float], Sequence[int]]
+# What FFmpeg may take a file for: videos and single pictures that are one file. Not playlists, patterns of names, lists
+# of files and text, which it opens as well, and which make it read other files or draw letters.
+FORMATS = (
+    "mov,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,h261,h263,h264,hevc,vvc,av1,obu,ivf,vc1,vc1test,dirac,cavsvideo,"
+    "flv,live_flv,asf,ogg,nut,mxf,gxf,rm,dv,wtv,nsv,yuv4mpegpipe,mjpeg,gif,apng,"
+    "jpeg_pipe,png_pipe,webp_pipe,bmp_pipe,tiff_pipe,jpegxl_pipe,jpegxl_anim,"
+    "mp3,wav,aac,flac"  # hold sound alone, and are refused by that name
+)
+JUMP = 10  # seconds between two frames from which on the clock of a transport stream was set anew, as ffmpeg has it
+_warned: set[tuple[str, str]] = set()  # files and what is wrong with them
 
 
 @dataclass(frozen=True)
@@ -31,7 +53,7 @@ class Clip:
     duration: seconds that those last, taking the last one to last as long as the others do on average.
     """
 
-    frames: NDArray[np.uint8]
+    frames: Picture
     timestamps: tuple[float, ...]
     total_frames: int
     duration: float
@@ -47,123 +69,281 @@ def uniform_indices(total: int, count: int) -> list[int]:
 
 
 def read_video(
-    path: str | Path, num_frames: int | Sampling, start: float | None = None, end: float | None = None
+    path: str | Path,
+    num_frames: int | Sampling,
+    start: float | None = None,
+    end: float | None = None,
+    resize: Callable[[int, Picture], Picture] | None = None,
 ) -> Clip:
     """Read `num_frames` frames of a video file, or of its part between `start` and `end` seconds.
 
-    A file with fewer frames gives all it has. Frame times come from the container, so variable frame rates are right.
-    A function in place of `num_frames` chooses the frames of that part.
+    Frames are turned upright, in the colours that the file says, and all as large as its first. A file with fewer
+    frames gives all it has. Times come from the container, so variable frame rates are right; a clock that is set back
+    midway goes on from where it was.
+
+    Args:
+        num_frames: how many, or a function that chooses the frames of that part.
+        resize: makes a frame (height, width, 3) smaller, from how many there will be and the frame. It is called as
+            soon as a frame is decoded, so that one at a time is held in full size.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: no video, a damaged one, one that is cut short, or nothing in the asked-for part.
+        ValueError: no video, one that no decoder knows or that is cut short, or nothing in the asked-for part.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no video file {str(path)!r}")
+    clip = _read(path, num_frames, start, end, resize, seeking=True)
+    clip = clip or _read(path, num_frames, start, end, resize, seeking=False)
+    if clip is None:
+        raise ValueError(f"video {str(path)!r} changed while it was read; read it again")
+    return clip
+
+
+def _read(
+    path: str | Path, num_frames: Any, start: float | None, end: float | None, resize: Any, seeking: bool
+) -> Clip | None:
+    """read_video(), by the index that packets make or by decoding the file twice; None where that does not work."""
     with _opened(path) as (container, stream):
         base = float(stream.time_base)
-        times, keys = _index(container, stream, str(path))
-        first = times[0]
-        low = first if start is None else first + start / base
-        high = times[-1] if end is None else first + end / base
-        part = [t for t in times if low <= t <= high]
-        if not part:
-            raise ValueError(
-                f"{str(path)!r} has no frame from {start} s to {end} s; it lasts {(times[-1] - first) * base:.2f} s"
-            )
-        duration = (part[-1] - part[0]) * base * len(part) / (len(part) - 1) if len(part) > 1 else 0.0
-        indices = num_frames(len(part), duration) if callable(num_frames) else uniform_indices(len(part), num_frames)
-        wanted = [part[i] for i in indices]
-        frames, shown = _decode(container, stream, wanted, keys)
-    if shown != wanted:  # formats without an index (MPEG-TS) seek past what was asked for: read the file from its start
-        with _opened(path) as (container, stream):
-            frames, shown = _decode(container, stream, wanted, None)
-    if len(shown) < len(wanted):
+        times, keys = _index(container, stream, path) if seeking else (_times(container, stream, path), [])
+    if not times:
+        return None
+    first = times[0]
+    low = first if start is None else first + start / base
+    high = times[-1] if end is None else first + end / base
+    part = [i for i, time in enumerate(times) if low <= time <= high]
+    if not part:
         raise ValueError(
-            f"{str(path)!r} is damaged: no frame could be decoded at {wanted[len(shown)] * base:.3f} s; get it anew"
+            f"{str(path)!r} has no frame from {start} s to {end} s; it lasts {(times[-1] - first) * base:.2f} s"
         )
-    return Clip(np.stack(frames), tuple((t - first) * base for t in shown), len(part), duration)
+    duration = (times[part[-1]] - times[part[0]]) * base * len(part) / (len(part) - 1) if len(part) > 1 else 0.0
+    chosen = num_frames(len(part), duration) if callable(num_frames) else uniform_indices(len(part), num_frames)
+    wanted = [part[i] for i in chosen]
+    show = Pictures(None if resize is None else functools.partial(resize, len(wanted)))
+    with _opened(path) as (container, stream):
+        if seeking:
+            pictures = _by_index(container, stream, times, keys, wanted, show)
+        else:
+            pictures, damaged = _in_order(container, stream, wanted, show)
+            if damaged:
+                at = (times[damaged[0]] - first) * base
+                of = f"{len(damaged)} of {len(wanted)} frames, the first at {at:.3f} s, may not show what they should"
+                _warn(path, "damaged", of)
+    if len(pictures) < len({0, *wanted}):
+        return None
+    return Clip(
+        np.stack([pictures[i] for i in wanted]), tuple((times[i] - first) * base for i in wanted), len(part), duration
+    )
 
 
 @contextlib.contextmanager
 def _opened(path: str | Path) -> Iterator[tuple[Any, Any]]:
-    """A file and its first video stream; what FFmpeg says against it becomes a ValueError that names the file."""
+    """A file and the video stream that ffmpeg chooses; what FFmpeg says against it becomes a ValueError."""
+    container = None
     try:
-        with av.open(f"file:{path}") as container:  # without `file:`, a colon in the name would start a protocol's
-            streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
-            if not streams:
-                cover = " but a cover picture" if container.streams.video else ""
-                raise ValueError(f"{str(path)!r} holds no video stream{cover}; pass a video file")
-            if streams[0].time_base is None:
-                raise ValueError(f"{str(path)!r}: its video stream has no time base")
-            yield container, streams[0]
-    except av.FFmpegError as error:
+        with open(path, "rb", buffering=0) as file, contextlib.ExitStack() as stack:
+            if os.fstat(file.fileno()).st_size == 0:  # so say files of /proc, too, which may block
+                raise ValueError(f"video {str(path)!r} cannot be read: Invalid data, it is empty; pass a video file")
+            # FFmpeg does not see the name, which it may take for an address or a pattern of names.
+            nameless = stack.enter_context(open(file.fileno(), "rb", buffering=0, closefd=False))
+            # As `options`, PyAV would hand them to streams that turn up later, too, and crash.
+            only = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
+            container = stack.enter_context(av.open(nameless, container_options=only, metadata_errors="replace"))
+            yield container, _stream(container, str(path))
+    except (av.FFmpegError, OSError) as error:
+        if container is None and error.errno == errno.EINVAL:  # what the list of formats refuses
+            raise ValueError(
+                f"{str(path)!r} is not a video, but a playlist, text or another kind of file that FFmpeg would open or "
+                "draw; pass a video file"
+            ) from error
         raise ValueError(
             f"video {str(path)!r} cannot be read: {error.strerror}; pass a video file that is whole, in a format that "
             "FFmpeg knows"
         ) from error
 
 
-def _index(container: Any, stream: Any, path: str) -> tuple[list[int], list[int]]:
-    """Presentation times of all frames and of the key frames among them, ascending, read from the packets alone."""
-    times, keys = [], []
-    read, end = 0, 0.0  # packets of this stream, and the second at which the last packet of any ends
-    # A file that promises no number of frames promises a duration, of its longest stream.
-    for packet in container.demux(stream) if stream.frames else container.demux():
-        if packet.pts is None or packet.size == 0:
-            continue
-        end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+def _stream(container: Any, path: str) -> Any:
+    """The stream that ffmpeg chooses of several: the one that is marked as the default, else the largest picture."""
+    streams = container.streams.video
+    shown = [s for s in streams if not s.disposition & Disposition.attached_pic]
+    if not shown:
+        raise ValueError(
+            f"{path!r} holds no video stream{' but a cover picture' if streams else ''}; pass a video file"
+        )
+    # A stream without a decoder has no context, and PyAV crashes where it is asked for more than that.
+    known = [s for s in shown if s.codec_context is not None]
+    if not known:
+        raise ValueError(
+            f"{path!r} is encrypted or in a codec that FFmpeg has no decoder for; convert it, to H.264 say"
+        )
+    stream = max(known, key=lambda s: s.width * s.height + 5_000_000 * bool(s.disposition & Disposition.default))
+    if not stream.time_base:
+        raise ValueError(f"{path!r}: its video stream has no time base")
+    if stream.codec_context.name == "vp9":  # whose threads write past their memory where a file is damaged
+        stream.thread_count = 1
+    return stream
+
+
+def _index(container: Any, stream: Any, path: str | Path) -> tuple[list[int], list[int]]:
+    """Presentation times of all frames, ascending, and of the key frames, read from the packets alone.
+
+    Both are empty where packets are no index: some have no time, two have the same, the clock is set anew, or the first
+    is no key frame. A stream without an index to seek by (MPEG-TS) has its first key frame alone.
+    """
+    times: list[int] = []
+    keys: list[int] = []
+    read, end, trusted = 0, 0.0, True  # packets of this stream, and the second at which the last packet of any ends
+    # A file that promises no number of frames may promise a duration, of its longest stream.
+    streamed = bool(container.format.flags & Flags.ts_discont.value)
+    lasts = not stream.frames and not streamed
+    for packet in _packets(container, None if lasts else stream):
+        if packet.pts is not None:
+            end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
         if packet.stream_index != stream.index:
             continue
         read += 1
-        if not packet.is_discard:
+        trusted = trusted and packet.pts is not None and (bool(keys) or packet.is_keyframe)
+        if trusted and packet.is_keyframe:
+            trusted = not keys or packet.pts > keys[-1]
+            keys.append(packet.pts)
+        if trusted and not packet.is_discard:
             times.append(packet.pts)
-            if packet.is_keyframe:
-                keys.append(packet.pts)
-    if not times:
-        raise ValueError(f"{path!r} holds no video frames")
-    if "mp4" in container.format.name and read < stream.frames:  # other formats only guess the number
-        raise ValueError(f"{path!r} is cut short: it should hold {stream.frames} frames and holds {read}; get it anew")
-    start, promised = (container.start_time or 0) / av.time_base, (container.duration or 0) / av.time_base
-    if not stream.frames and end - start < 0.9 * promised - 1:
-        log.warning("%s is cut short: it should last %.1f s and ends after %.1f s", path, promised, end - start)
-    return sorted(times), sorted(keys)
+    if "mp4" in container.format.name and read < stream.frames and _is_cut(path):  # others only guess the number
+        raise ValueError(
+            f"{str(path)!r} is cut short: it should hold {stream.frames} frames and holds {read}; get it anew"
+        )
+    late, promised = max((container.start_time or 0) / av.time_base, 0), (container.duration or 0) / av.time_base
+    if lasts and end - late < 0.9 * (promised - late) - 1:
+        _warn(path, "cut short", f"it should last {promised - late:.1f} s and ends after {end - late:.1f} s")
+    if not trusted or not times or len(set(times)) < len(times) or keys[0] > min(times):
+        return [], []
+    times.sort()
+    if streamed and any(after - before > JUMP / stream.time_base for before, after in pairwise(times)):
+        return [], []
+    return times, keys[:1] if streamed else keys
 
 
-def _decode(
-    container: Any, stream: Any, wanted: list[int], keys: list[int] | None
-) -> tuple[list[NDArray[np.uint8]], list[int]]:
-    """The first frame at or after each wanted time, with its own time, as far as there are frames.
+def _is_cut(path: str | Path) -> bool:
+    """Whether the last box of an MP4 goes on behind the end of the file."""
+    size, at = Path(path).stat().st_size, 0
+    with open(path, "rb") as file:
+        while at < size:
+            file.seek(at)
+            head = file.read(16).ljust(16, b"\0")
+            length = int.from_bytes(head[:4], "big")
+            if length == 1:
+                length = int.from_bytes(head[8:], "big")
+            if length == 0:  # up to the end, however far that is
+                return False
+            at += max(length, 8)
+    return at > size
 
-    Decodes only from the key frame before each; without `keys` from where the container is, which was just opened.
+
+def _packets(container: Any, stream: Any) -> Iterator[Any]:
+    """Packets with something in them, up to the end of the file or the first that cannot be read."""
+    with contextlib.suppress(av.FFmpegError, IndexError):  # the latter at the end, where a stream turned up midway
+        for packet in container.demux() if stream is None else container.demux(stream):
+            if packet.size:
+                yield packet
+
+
+def _decoded(container: Any, stream: Any) -> Iterator[tuple[Any, bool]]:
+    """Frames from where the container is, each with whether it may not show what it should, for damage before it.
+
+    Packets that cannot be decoded are passed over.
     """
-    frames: list[NDArray[np.uint8]] = []
-    shown: list[int] = []
-    decoder: Any = None
-    reached: int | None = None  # time of the last frame that came out of the decoder
-    damaged: list[int] = []
-    hurt = False  # whether that frame, or one that it is told apart from, was damaged
-    for time in wanted:
-        at = bisect.bisect_right(keys or [], time) - 1
-        key = keys[at] if keys and at >= 0 else None
-        if decoder is None or (key is not None and reached is not None and key > reached):
-            if keys is not None:
-                container.seek(key if key is not None else wanted[0], stream=stream, backward=True)
-            decoder = container.decode(stream)
-        for frame in decoder:
+    hurt = False
+    for packet in chain(_packets(container, stream), [None]):  # None makes the decoder give up what it holds
+        try:
+            frames = stream.decode(packet)
+        except av.FFmpegError:
+            hurt = True
+            continue
+        for frame in frames:
             hurt = frame.is_corrupt or (hurt and not frame.key_frame)
-            if frame.pts is not None and frame.pts >= time:
-                break
+            yield frame, hurt
+
+
+def _times(container: Any, stream: Any, path: str | Path) -> list[int]:
+    """Times of all frames in the order in which they are shown, from decoding them; rising, whatever the file says."""
+    stream.thread_count = 1  # see _in_order()
+    stamps = [(frame.pts, frame.dts) for frame, _ in _decoded(container, stream)]
+    if not stamps:
+        raise ValueError(f"{str(path)!r} holds no video frame that could be decoded; get it anew, or convert it")
+    # AVI stores the order of decoding alone, from which FFmpeg may guess presentation times that jump to and fro.
+    pts, dts = zip(*stamps, strict=True)
+    clock = dts if _faults(dts) < _faults(pts) else pts
+    step = max(round(1 / (stream.guessed_rate or 25) / stream.time_base), 1)
+    anew = JUMP / stream.time_base if container.format.flags & Flags.ts_discont.value else math.inf
+    times: list[int] = []
+    offset = -(clock[0] or 0)
+    for time in clock:
+        expected = times[-1] + step if times else 0
+        if time is None or not -step < time + offset - expected < anew:
+            offset += 0 if time is None else expected - time - offset
+            times.append(expected)
         else:
+            times.append(time + offset)
+        step = times[-1] - times[-2] if len(times) > 1 else step
+    return times
+
+
+def _faults(times: Sequence[int | None]) -> int:
+    return sum(a is None or b is None or a >= b for a, b in pairwise(times))
+
+
+def _by_index(
+    container: Any, stream: Any, times: Sequence[int], keys: Sequence[int], wanted: Sequence[int], show: Pictures
+) -> dict[int, Picture]:
+    """Pictures of the wanted frames, each decoded from the key frame before it.
+
+    They end where anything else comes out of the decoder than the packets promised: some have no frame of their own,
+    some frames need more than their key frame, and some files seek past what was asked for.
+    """
+    pictures: dict[int, Picture] = {}
+    decoder: Any = None
+    begun, reached = 0, -1  # the frames that decoding began at, and that came out last
+    for number in sorted({0, *wanted}):  # the first says how large all are
+        key = keys[bisect_right(keys, times[number]) - 1]
+        at = bisect_left(times, key)
+        if decoder is None or at > reached + 1:
+            if decoder is not None:  # not at the start, where some formats hand over what holds for the whole file
+                try:
+                    container.seek(key, stream=stream)
+                except av.FFmpegError:
+                    return pictures
+            decoder, begun, reached = _decoded(container, stream), at, at - 1
+        frame: Any = None
+        while reached < number:
+            frame, hurt = next(decoder, (None, True))
+            if frame is not None and frame.pts is not None and frame.pts < key and reached < begun:
+                continue  # stored after the key frame and shown before it
+            reached += 1
+            if hurt or frame.pts != times[reached]:
+                return pictures
+        pictures[number] = show(frame)
+    return pictures
+
+
+def _in_order(
+    container: Any, stream: Any, wanted: Sequence[int], show: Pictures
+) -> tuple[dict[int, Picture], list[int]]:
+    """Pictures of the wanted frames, decoded from the start of the file, and which of them may be damaged."""
+    stream.thread_count = 1  # with more, what shows in place of damage is another picture each time
+    pictures: dict[int, Picture] = {}
+    damaged: list[int] = []
+    chosen, last = frozenset(wanted), max(wanted)
+    for number, (frame, hurt) in enumerate(_decoded(container, stream)):
+        if number == 0 or number in chosen:
+            pictures[number] = show(frame)
+            damaged += [number] * (hurt and number in chosen)
+        if number == last:
             break
-        reached = frame.pts
-        if hurt:
-            damaged.append(time)
-        shown.append(frame.pts)
-        frames.append(frame.to_ndarray(format="rgb24"))
-    if damaged:
-        log.warning(
-            "%s is damaged: %d of %d frames, the first at %.3f s, may not show what they should",
-            container.name.removeprefix("file:"), len(damaged), len(wanted), damaged[0] * float(stream.time_base),
-        )  # fmt: skip
-    return frames, shown
+    return pictures, damaged
+
+
+def _warn(path: str | Path, what: str, how: str) -> None:
+    """Say what is wrong with a file, once however often it is read."""
+    if (str(path), what) not in _warned:
+        _warned.add((str(path), what))
+        log.warning("%s is %s: %s", path, what, how)

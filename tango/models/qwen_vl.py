@@ -19,7 +19,6 @@ from tango.models.family import Family, Video, joined, placeholders
 from tango.models.prompt import take
 from tango.models.segments import segments_together
 from tango.pruners.base import full_precision
-from tango.ragged import on_device
 
 if TYPE_CHECKING:
     from tango.pruners.base import Pruned, Pruner
@@ -252,7 +251,7 @@ class QwenVL(Family):
             # On the host: from a GPU the model's way asks for some numbers of every image, video or pair of frames.
             told = {name: x.cpu() if isinstance(x := inputs.get(name), Tensor) else x for name in names}
             positions, _ = self.core.get_rope_index(ids.cpu(), **told)
-            return on_device(positions, ids.device)
+            return positions.to(ids.device, non_blocking=True)
         given: Tensor = inputs["inputs_embeds"][..., 0] if ids is None else ids
         shown = torch.ones_like(given, dtype=torch.long) if mask is None else mask.long()
         return (shown.cumsum(1) - 1).masked_fill(shown == 0, 0).expand(3, *shown.shape)
@@ -297,7 +296,6 @@ def mean_query_saliency(
     averaged over a frame, keys over each token's patches, both rotated; weights are a softmax over the frame's tokens,
     averaged over heads.
     """
-
     rows = []
     for query, key in rotated(qkv, cos, sin, heads, frames):
         keys = key.view(len(key), -1, group, *key.shape[2:]).mean(2)

@@ -80,6 +80,11 @@ def traced() -> Iterator[list[Trace]]:
         _traces.reset(token)
 
 
+def is_asked() -> bool:
+    """Whether a call of prune() is being traced."""
+    return _recorder.get() is not None
+
+
 def static(places: Tensor) -> None:
     """Say which places are static, (F, L) bool."""
     if (recorder := _recorder.get()) is not None:

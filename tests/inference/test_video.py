@@ -1,5 +1,6 @@
 """Frames of video files: which, when, and what of files that are not as they should be."""
 
+import weakref
 from fractions import Fraction
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from tiny import SIZE, write_video
 
 from tango.inference.video import read_video, uniform_indices
 from tango.motionqa import scenes
+
+ODD = Path(__file__).parents[1] / "data/video"
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +64,57 @@ def test_variable_frame_rates_give_true_times(tmp_path: Path) -> None:
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     assert read_video(path, 10).timestamps == pytest.approx([t / 30 for t in times])
+
+
+def number(frame: np.ndarray) -> int:
+    """What the left fifth of a picture of tests/data/video says: eight bands, the lowest bit at the top."""
+    bands = np.array_split(frame[:, : frame.shape[1] // 5], 8)
+    return sum(int(band[1:-1].mean() > 125) << bit for bit, band in enumerate(bands))
+
+
+EIGHT_OF_60 = [0, 8, 16, 25, 33, 42, 50, 59]
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "total", "eight"),
+    [
+        ("rot90.mp4", (128, 96), 60, EIGHT_OF_60),  # to be turned by a quarter
+        ("bt709.mp4", (96, 128), 60, EIGHT_OF_60),
+        ("trim_end.mp4", (96, 128), 20, [0, 2, 5, 8, 10, 13, 16, 19]),  # an edit list ends it before its packets do
+        ("h264_bf.avi", (96, 128), 60, EIGHT_OF_60),  # packets in the order of decoding, without times of presentation
+        ("restart.ts", (96, 128), 60, EIGHT_OF_60),  # the clock starts anew midway
+        ("reschange.webm", (96, 128), 60, EIGHT_OF_60),  # frames of another size midway
+        ("offset.mkv", (96, 128), 60, EIGHT_OF_60),  # the first frame is at 100 s
+    ],
+)
+def test_videos_that_are_not_what_they_seem(
+    name: str, size: tuple[int, int], total: int, eight: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    every, some = read_video(ODD / name, 1000), read_video(ODD / name, 8)
+    assert every.frames.shape == (total, *size, 3) and every.total_frames == some.total_frames == total
+    upright = [np.rot90(frames.frames, 3 * (name == "rot90.mp4"), (1, 2)) for frames in (every, some)]
+    assert [number(frame) for frame in upright[0]] == list(range(total))
+    assert [number(frame) for frame in upright[1]] == eight
+    assert every.timestamps == pytest.approx([i / 10 for i in range(total)], abs=1e-3)
+    assert every.duration == pytest.approx(total / 10, abs=1e-3)
+    assert caplog.records == []
+
+
+def test_colours_are_those_that_the_file_says() -> None:
+    frame = read_video(ODD / "bt709.mp4", 1).frames[0].reshape(-1, 3).astype(int)
+    assert (np.abs(frame - (220, 30, 30)).max(1) <= 3).sum() > 400  # a red square; read as BT.601: (201, 8, 30)
+
+
+def test_one_frame_at_a_time_is_held_in_full_size(video: Path) -> None:
+    held: list[weakref.ref[np.ndarray]] = []
+
+    def smaller(count: int, frame: np.ndarray) -> np.ndarray:
+        held.append(weakref.ref(frame))
+        assert count == 5 and sum(full() is not None for full in held) == 1
+        return np.ascontiguousarray(frame[::2, ::2])
+
+    clip = read_video(video, 5, resize=smaller)
+    assert len(held) == 5 and np.array_equal(clip.frames, read_video(video, 5).frames[:, ::2, ::2])
 
 
 def test_files_that_cannot_be_read(tmp_path: Path, video: Path) -> None:
