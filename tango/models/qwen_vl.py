@@ -296,6 +296,7 @@ def mean_query_saliency(
     averaged over a frame, keys over each token's patches, both rotated; weights are a softmax over the frame's tokens,
     averaged over heads.
     """
+
     rows = []
     for query, key in rotated(qkv, cos, sin, heads, frames):
         keys = key.view(len(key), -1, group, *key.shape[2:]).mean(2)
