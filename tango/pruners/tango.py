@@ -170,7 +170,7 @@ class Tango(Pruner):
             context = merge(features_of, sets.rows[rest], anchors, labels, self.anchor_weight, self.memory_limit)
             stand = rest[anchors if self.placement == "anchor" else clusters.by_score]
 
-        if trace.is_asked():
+        if trace.RECORDER.get() is not None:
             trace.static(static.repeat_interleave(sizes, 0))
             _trace(sets, salient, rest, stand, labels)
         indices, order = sets.home(torch.cat([salient, stand])).sort()
