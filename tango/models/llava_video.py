@@ -7,6 +7,7 @@ placeholders. After pruning a newline follows each row of a frame of which a tok
 Importing this file makes the class known to AutoConfig, AutoModelForImageTextToText and AutoProcessor.
 """
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -58,17 +59,23 @@ class LlavaVideoModel(LlavaOnevisionModel):  # type: ignore[no-untyped-call]
         grid = image_features.view(frames, side, side, width).permute(0, 3, 1, 2)
         return F.avg_pool2d(grid, 2).flatten(2).mT.contiguous()
 
-    def get_video_features(self, pixel_values: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """As in LlavaOnevisionModel, with `pooler_output` (V, F*W*(W + 1) - 1, D): the tokens with a newline after
-        each row but the last, because LlavaOnevisionModel.forward() ends a video with one.
+    @functools.wraps(LlavaOnevisionModel.get_video_features, assigned=())  # generate() goes by the names it takes
+    def get_video_features(self, *args: Any, **kwargs: Any) -> Any:
+        """As in LlavaOnevisionModel, with `pooler_output` (V, F*W*(W + 1), D): a newline after each row of tokens.
+
+        Before transformers 5.18 without the last one: there LlavaOnevisionModel.forward() ends each video with it.
         """
         whole = kwargs.pop("return_dict", self.config.return_dict)
-        output = super().get_video_features(pixel_values, *args, return_dict=True, **kwargs)
+        output = super().get_video_features(*args, return_dict=True, **kwargs)
         features = output.pooler_output
-        side = math.isqrt(features.shape[1] // pixel_values.shape[1])
-        rows = features.view(len(features), -1, side, features.shape[-1])
+        videos, length, width = features.shape
+        frames = len(output.last_hidden_state) // videos
+        side = math.isqrt(length // frames)
+        tokens = frames * side**2
+        rows = features[:, :tokens].reshape(videos, -1, side, width)
         newlines = self.image_newline.to(rows).expand(*rows.shape[:2], 1, -1)
-        output.pooler_output = torch.cat((rows, newlines), 2).flatten(1, 2)[:, :-1]
+        lines = torch.cat((rows, newlines), 2).flatten(1, 2)
+        output.pooler_output = lines if length > tokens else lines[:, :-1]
         return output if whole or whole is None else output.to_tuple()
 
 

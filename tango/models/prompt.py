@@ -114,6 +114,12 @@ def shorten(
     return Prompt(out, extra, mask, positions, source, spans, visual, unchanged)
 
 
+def cache_of(kwargs: Mapping[str, Any]) -> Any:
+    """The cache among the arguments of a model or layer, under the name of transformers 5.20 or the one before."""
+    cache = kwargs.get("cache")
+    return kwargs.get("past_key_values") if cache is None else cache
+
+
 def renumber(given: Tensor, source: Tensor, attended: Tensor) -> Tensor:
     """Positions (B, W) without gaps, each row going on from the first of those given to the unpruned prompt (B, N)."""
     first = take(given.expand(source.shape[0], -1), source).gather(1, attended.int().argmax(1, keepdim=True))

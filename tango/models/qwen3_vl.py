@@ -35,7 +35,9 @@ class Qwen3VL(QwenVL):
         self._waiting: Tensor | None = None  # deepstack features (B, W, X) of the prompt that comes next
 
     def _tokens(self, output: Any) -> Tensor:
-        return torch.cat((torch.cat(output.pooler_output), *output.deepstack_features), dim=-1)
+        # Before transformers 5.18 a layer's features of all videos are one tensor; since then, one tensor a video.
+        deepstack = (x if isinstance(x, Tensor) else torch.cat(x) for x in output.deepstack_features)
+        return torch.cat((torch.cat(output.pooler_output), *deepstack), dim=-1)
 
     def begin(self, prompt: "Prompt | None") -> None:
         self._waiting = None if prompt is None else prompt.extra

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from tango.models.family import Family, Video
 from tango.models.in_llm import DecoderPruner
-from tango.models.prompt import Edit, Prompt, Side, shorten
+from tango.models.prompt import Edit, Prompt, Side, cache_of, shorten
 from tango.pruners.base import Pruner
 from tango.pruners.video import Pruned, VideoTokens
 
@@ -264,7 +264,14 @@ class Seam:
     # -- both ----------------------------------------------------------------------------------------------------
 
     def _has_video(self, kwargs: Mapping[str, Any]) -> bool:
-        return any(kwargs.get(name) is not None for name in self.family.video_inputs)
+        found = any(kwargs.get(name) is not None for name in self.family.video_inputs)
+        encoded = kwargs.get("mm_encoder_outputs") or {}
+        if encoded.get("video") is not None or (found and encoded):
+            raise ValueError(
+                "mm_encoder_outputs does not work while a pruner is attached: videos are pruned as they are encoded; "
+                "pass pixel_values_videos, and images as pixel_values"
+            )
+        return found
 
     def prune(self, inputs: Mapping[str, Any], side: Side | None) -> Prompt:
         """Encode and prune the videos of a prompt and embed what is left.
@@ -355,10 +362,10 @@ def entry(values: Sequence[Any], index: int, name: str) -> Any:
 
 def check_prefill(inputs: Mapping[str, Any]) -> None:
     """Videos are pruned at prefill, into an empty cache: columns of an earlier prompt could not be told apart."""
-    cache = inputs.get("past_key_values")
+    cache = cache_of(inputs)
     if cache is not None and cache.get_seq_length() > 0:
         raise ValueError(
-            f"past_key_values holds {cache.get_seq_length()} tokens and the prompt a video: while a pruner is attached "
+            f"the cache holds {cache.get_seq_length()} tokens and the prompt a video: while a pruner is attached "
             "videos must come in the first prompt; pass an empty cache"
         )
 

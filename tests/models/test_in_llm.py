@@ -242,7 +242,8 @@ def test_masks_as_flash_attention_takes_them(deep, monkeypatch, method, rows):
         expected = model.generate(**inputs)
         monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "flash_by_hand", unpadded)
         monkeypatch.setitem(ALL_MASK_ATTENTION_FUNCTIONS._global_mapping, "flash_by_hand", flash_attention_mask)
-        monkeypatch.setattr(model.model.language_model.config, "_attn_implementation_internal", "flash_by_hand")
+        for config in (model.config, model.model.language_model.config):
+            monkeypatch.setattr(config, "_attn_implementation_internal", "flash_by_hand")
         for changes in ({}, {"use_cache": False}, {"cache_implementation": "static"}):
             assert torch.equal(model.generate(**inputs, **changes), expected)
 
