@@ -9,17 +9,15 @@ import contextlib
 import importlib
 from collections.abc import Iterator
 from types import ModuleType
-from typing import TYPE_CHECKING
 
 import transformers
 from packaging.version import Version
 from torch import nn
 
 from tango.models.in_llm import DecoderPruner
-from tango.models.seam import Seam, Session, VideoRecord
-
-if TYPE_CHECKING:
-    from tango.pruners.base import Pruner
+from tango.models.seam import Seam
+from tango.models.session import Session, VideoRecord
+from tango.pruners.base import Pruner
 
 __all__ = ["FAMILIES", "Session", "VideoRecord", "attach", "family_of"]
 
@@ -58,7 +56,7 @@ def check_transformers() -> None:
 
 
 @contextlib.contextmanager
-def attach(model: nn.Module, pruner: "Pruner") -> Iterator[Session]:
+def attach(model: nn.Module, pruner: Pruner) -> Iterator[Session]:
     """Prune the videos of every prompt that `model` sees in `generate()` and `forward()` while the context is open.
 
     Yields a Session whose `videos` tells what the last call kept. The model is left as it was found, also when the

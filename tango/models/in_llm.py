@@ -19,17 +19,15 @@ import contextlib
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.masking_utils import create_causal_mask
 
-from tango.models.prompt import Prompt, cache_of, pad, padding_side, take
+from tango.models.prompt import Prompt, cache_of, pad, side_of_padding, take
+from tango.models.session import Session
 from tango.pruners.in_llm import LayerPruning, attention_row, average_ratio
-
-if TYPE_CHECKING:
-    from tango.models.seam import Session
 
 MARK = "tango_layout"  # the attribute of a cache that holds its Layout
 
@@ -71,7 +69,7 @@ class DecoderPruner:
         self._deepstack: list[Tensor] = []  # (B, N, D), later (B, n', D): to be added after layers K, K + 1, ..
 
     @contextlib.contextmanager
-    def installed(self, session: "Session") -> Iterator[None]:
+    def installed(self, session: Session) -> Iterator[None]:
         """Hook the decoder; `session` is told what stayed. Unhooked at the end, whatever happened."""
         self.session = session
         layer = self.settings.layer
@@ -200,7 +198,7 @@ class DecoderPruner:
             value=True,
         )
         columns = torch.arange(length, device=hidden.device)
-        source = pad([columns[row] for row in stay & attended], padding_side(attended))
+        source = pad([columns[row] for row in stay & attended], side_of_padding(attended))
         shorter = take(hidden, source)
         for row, places, kept in merges:
             slots = torch.isin(source[row], places[kept]).nonzero()[:, 0]

@@ -10,7 +10,7 @@ Importing this file makes the class known to AutoConfig, AutoModelForImageTextTo
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,11 +25,10 @@ from transformers import (
 )
 from transformers.models.llava_onevision.modeling_llava_onevision import LlavaOnevisionModel
 
-from tango.models.family import Video
+from tango.models.family import PlacedVideo
 from tango.models.llava_onevision import LlavaOnevision, language_model, vision_modules
-
-if TYPE_CHECKING:
-    from tango.pruners.base import Pruned
+from tango.models.prompt import Edit
+from tango.pruners.video import Pruned
 
 __all__ = [
     "FAMILY", "FRAMES", "LlavaVideoConfig", "LlavaVideoForConditionalGeneration", "LlavaVideoProcessor",
@@ -37,8 +36,6 @@ __all__ = [
 ]  # fmt: skip
 
 FRAMES = 64  # sampled from each video, as in the published evaluation
-# Positions that draw attention in every frame whatever it shows, by grid.
-SINK_TOKENS = {(13, 13): (26, 157, 11)}
 
 
 class LlavaVideoConfig(LlavaOnevisionConfig):  # type: ignore[no-untyped-call]
@@ -113,10 +110,10 @@ class LlavaVideoProcessor(LlavaOnevisionProcessor):
 
 
 class LlavaVideo(LlavaOnevision):
-    """LlavaVideoForConditionalGeneration. Signals as LLaVA-OneVision's, pooled by averages."""
+    """LlavaVideoForConditionalGeneration. Everything as in LLaVA-OneVision, pooled by averages."""
 
     title = "LLaVA-Video"
-    sinks = SINK_TOKENS
+    sinks: Mapping[tuple[int, int], tuple[int, ...]] = {(13, 13): (26, 157, 11)}
 
     @staticmethod
     def layout(config: Any, frames: int) -> tuple[int, int, str]:
@@ -124,20 +121,18 @@ class LlavaVideo(LlavaOnevision):
         side = vision.image_size // vision.patch_size // 2
         return side, frames * side * (side + 1), f"{side} rows of {side} and a newline a frame"
 
-    def token_columns(self, video: Video) -> Tensor:
-        return video.columns.view(-1, video.grid[1] + 1)[:, :-1].flatten()
-
-    def lay_out(self, video: Video, pruned: "Pruned") -> tuple[Tensor, Tensor]:
+    def lay_out(self, video: PlacedVideo, pruned: Pruned) -> Edit:
         """The kept tokens in ascending place, whatever order the pruner gave them, and a newline after each row."""
-        width = video.grid[1]
-        indices = pruned.indices.to(pruned.features.device)
+        features, (_, width) = pruned.features, video.grid
+        indices = pruned.indices.to(features.device)
         rows = indices // width
         ends: Tensor = torch.unique(rows)  # ascending
         places = torch.cat((indices + rows, ends * (width + 1) + width))
-        order = places.argsort(stable=True)
-        newlines = self.core.image_newline.to(pruned.features).expand(len(ends), -1)
-        columns = video.columns[places[order].to(video.columns.device)]
-        return torch.cat((pruned.features, newlines))[order], columns
+        places, order = places.sort(stable=True)
+        newlines = self.core.image_newline.to(features).expand(len(ends), -1)
+        columns = video.columns[places.to(video.columns.device)]
+        visual = places % (width + 1) != width
+        return Edit(video.row, video.columns, columns, torch.cat((features, newlines))[order], visual)
 
 
 FAMILY = LlavaVideo

@@ -8,7 +8,7 @@ from tiny_llava import build_model, pixels, prompt, video
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from tango.models import attach
-from tango.models.siglip import recorded_states
+from tango.models.tower import recorded
 
 BOTH = frozenset({"saliency", "segment_features"})
 
@@ -108,14 +108,17 @@ def test_feature_layers_of_the_caller(models):
 
 
 @torch.no_grad()
-def test_states(models):
-    """The recorded states are transformers' hidden states, and nothing stays behind."""
+def test_recorded(models):
+    """Outputs of modules are transformers' hidden states, and nothing stays behind, also when a call fails."""
     tower, frames = models().model.vision_tower, pixels(1)[0]
     expected = tower(frames, output_hidden_states=True).hidden_states
-    with recorded_states(tower, {0, 1, 2}) as states:
+    modules = {0: tower.embeddings, 1: tower.encoder.layers[0], 2: tower.encoder.layers[1]}
+    hooks = [len(module._forward_hooks) for module in modules.values()]  # transformers leaves some of its own
+    with recorded(modules) as states:
         tower(frames)
-    hooks = [len(layer._forward_pre_hooks) for layer in tower.encoder.layers]
-    assert hooks == [0, 0]
-    assert len(expected) == 3
+    with pytest.raises(ValueError), recorded(modules):
+        tower(frames[:, :, :8])
+    assert [len(module._forward_hooks) for module in modules.values()] == hooks
+    assert len(expected) == len(states) == 3
     for index, state in states.items():
         assert torch.equal(state, expected[index])
