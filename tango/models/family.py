@@ -189,7 +189,7 @@ class Family(ABC):
         real = source >= 0
         attended = real & take(shown, source)
         left = take(whole, source)
-        out = self.embed(*((left, None) if embeds is None else (None, left)), real, inputs)
+        out = self.embed(left if embeds is None else None, None if embeds is None else left, real, inputs)
         spans, visual = torch.full_like(source, -1), torch.zeros_like(real)
         for index, (edit, own) in enumerate(zip(edits, places, strict=True)):
             out[edit.row, own.to(out.device)] = edit.embeddings.to(out.device, out.dtype)

@@ -152,7 +152,7 @@ class PoolingHead:
 
 
 def joined(chunks: Iterable[Mapping[str, Tensor]], length: int) -> dict[str, Tensor]:
-    """Tensors (n, ..) by name, a chunk at a time, as tensors (length, ..): filled in place, so nothing is held twice."""
+    """Tensors (n, ..) by name, a chunk at a time, as tensors (length, ..): filled in place, not held twice."""
     whole: dict[str, Tensor] = {}
     start = 0
     for chunk in chunks:
