@@ -88,12 +88,12 @@ class Family(ABC):
     def lay_out(self, video: PlacedVideo, pruned: Pruned) -> Edit:
         """What stands in the prompt for a pruned video."""
 
-    def seconds(self, timestamps: Sequence[float] | Tensor, frames: int) -> Tensor:
-        """The second of each frame (F,), from times that the caller gives or that come with a video."""
-        times = torch.as_tensor(timestamps, dtype=torch.float32).flatten()
-        if len(times) != frames:
-            raise ValueError(f"{len(times)} timestamps for a video of {frames} frames; one a frame is needed")
-        return times
+    def timestamps(self, timestamps: Sequence[float] | Tensor, frames: int) -> Tensor:
+        """Seconds of each frame (F,), from those that the caller gives or that come with a video."""
+        timestamps = torch.as_tensor(timestamps, dtype=torch.float32).flatten()
+        if len(timestamps) != frames:
+            raise ValueError(f"{len(timestamps)} timestamps for a video of {frames} frames; one a frame is needed")
+        return timestamps
 
     def positions(self, inputs: Mapping[str, Any], source: Tensor, attended: Tensor) -> Tensor | None:
         """Position ids (.., B, W) of a pruned prompt whose tokens keep those that the unpruned prompt gives them.
@@ -115,11 +115,11 @@ class Family(ABC):
 
     def videos(self, inputs: Mapping[str, Any]) -> Iterator[PlacedVideo]:
         """Encode the videos of a prompt, in prompt order."""
-        timestamps, keys = inputs.get("video_timestamps"), inputs.get("video_keys")
-        if timestamps is None:
-            timestamps = times_of(inputs.get("video_metadata"))
+        video_timestamps, video_keys = inputs.get("video_timestamps"), inputs.get("video_keys")
+        if video_timestamps is None:
+            video_timestamps = timestamps_of(inputs.get("video_metadata"))
         lengths, words = self.placeholders(inputs)
-        for name, values in (("video_keys", keys), ("video_timestamps", timestamps)):
+        for name, values in (("video_keys", video_keys), ("video_timestamps", video_timestamps)):
             if values is not None and len(values) != len(lengths):
                 raise ValueError(f"{name} has {len(values)} entries for {len(lengths)} videos")
         found = self.find(self.core.config.video_token_id, inputs.get("input_ids"), inputs.get("inputs_embeds"))
@@ -134,11 +134,11 @@ class Family(ABC):
         columns = torch.split(places[:, 1], lengths)
         for index, (parts, own, (row,)) in enumerate(zip(self.encode(inputs), columns, rows, strict=True)):
             # The ordinal counts within the prompt, so that a prompt is pruned alike in any batch.
-            key = str(seen[row] if keys is None else keys[index])
+            key = str(seen[row] if video_keys is None else video_keys[index])
             seen[row] += 1
             frames, extra = len(parts["features"]), parts.pop("extra", None)
-            if timestamps is not None and (times := timestamps[index]) is not None:
-                parts["timestamps"] = self.seconds(times, frames)
+            if video_timestamps is not None and (timestamps := video_timestamps[index]) is not None:
+                parts["timestamps"] = self.timestamps(timestamps, frames)
             parts.setdefault("timestamps", torch.arange(frames))
             try:
                 tokens = VideoTokens(**parts, key=key)
@@ -218,13 +218,13 @@ def language_model(model: Any) -> nn.Module:
     return decoder
 
 
-def times_of(video_metadata: Sequence[Any] | None) -> list[list[float] | None] | None:
+def timestamps_of(video_metadata: Sequence[Any] | None) -> list[list[float] | None] | None:
     """Seconds of the sampled frames from a processor's `video_metadata`; None for a video without frame rate."""
     if video_metadata is None:
         return None
-    times: list[list[float] | None] = []
+    timestamps: list[list[float] | None] = []
     for video in video_metadata:
         video = video[0] if isinstance(video, list | tuple) else video
         rate, frames = video["fps"], video["frames_indices"]
-        times.append(None if rate is None or frames is None else [float(frame) / rate for frame in frames])
-    return times
+        timestamps.append(None if rate is None or frames is None else [float(frame) / rate for frame in frames])
+    return timestamps

@@ -76,7 +76,7 @@ class QwenVL(Family):
                 found["timestamps"] = torch.arange(shape[0], dtype=torch.float32) * float(intervals[index])
             yield found
 
-    def seconds(self, timestamps: Sequence[float] | Tensor, frames: int) -> Tensor:
+    def timestamps(self, timestamps: Sequence[float] | Tensor, frames: int) -> Tensor:
         """Seconds of each frame (F,), from one a frame or one a sampled frame: a frame is at the mean of its samples.
 
         The last sampled frame counts for those that are missing to a multiple of temporal_patch_size, as the
@@ -92,7 +92,7 @@ class QwenVL(Family):
                 )
             times = torch.as_tensor(timestamps, dtype=torch.float64).flatten()
             timestamps = torch.cat((times, times[-1:].expand(missing))).view(frames, samples).mean(1)
-        return super().seconds(timestamps, frames)
+        return super().timestamps(timestamps, frames)
 
     def lay_out(self, video: PlacedVideo, pruned: Pruned) -> Edit:
         """Kept tokens in the places of their own placeholders; `extra` of a merged token is that of its place."""
