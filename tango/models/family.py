@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tango.models.prompt import Edit, PaddingSide, Prompt, columns_left, renumber, take
+from tango.models.prompt import Edit, PaddingSide, Prompt, columns_left, renumber, take, written
 from tango.models.tower import parts_of_attention
 from tango.pruners.base import Pruner
 from tango.pruners.video import Pruned, VideoTokens
@@ -29,13 +29,11 @@ class PlacedVideo:
     """One encoded video and its place in a prompt.
 
     row, columns: its row of the batch and the prompt columns (n,) of its placeholders, ascending.
-    grid: that of the tokens.
     extra (F, L, X) or None: what else of each token the language model receives; pruners do not see it.
     """
 
     row: int
     columns: Tensor
-    grid: tuple[int, int]
     tokens: VideoTokens
     extra: Tensor | None = None
 
@@ -122,8 +120,7 @@ class Family(ABC):
         for name, values in (("video_keys", video_keys), ("video_timestamps", video_timestamps)):
             if values is not None and len(values) != len(lengths):
                 raise ValueError(f"{name} has {len(values)} entries for {len(lengths)} videos")
-        found = self.find(self.core.config.video_token_id, inputs.get("input_ids"), inputs.get("inputs_embeds"))
-        places = found.nonzero()
+        places = self.find(self.core.config.video_token_id, written(inputs)).nonzero()
         if len(places) != sum(lengths):
             raise ValueError(f"the prompt holds {len(places)} video placeholders, and {words}")
         rows = [set(own.tolist()) for own in torch.split(places[:, 0].cpu(), lengths)]
@@ -144,29 +141,26 @@ class Family(ABC):
                 tokens = VideoTokens(**parts, key=key)
             except ValueError as error:
                 raise ValueError(f"video {index} (key {key!r}): its {error}") from error
-            yield PlacedVideo(row, own, parts["grid"], tokens, extra)
+            yield PlacedVideo(row, own, tokens, extra)
 
-    def find(self, token: int, ids: Tensor | None, embeds: Tensor | None) -> Tensor:
-        """Where a placeholder stands (B, N), bool; in a prompt of embeddings it is known by its embedding."""
-        found: Tensor
-        if embeds is None:
-            found = ids == token  # type: ignore[assignment]
-        else:
-            embedding = self.core.get_input_embeddings()(torch.tensor(token, device=embeds.device))
-            found = (embeds == embedding.to(embeds.device)).all(-1)
-        return found
+    def find(self, token: int, text: Tensor) -> Tensor:
+        """Where a placeholder stands (B, N), bool, in ids (B, N), or in embeddings (B, N, D), by its own embedding."""
+        if text.dim() == 3:
+            embedding: Tensor = self.core.get_input_embeddings()(torch.tensor(token, device=text.device))
+            return (text == embedding.to(text.device)).all(-1)
+        return text == token
 
-    def embed(self, ids: Tensor | None, embeds: Tensor | None, real: Tensor, inputs: Mapping[str, Any]) -> Tensor:
-        """Embed a prompt, images included and videos not: (B, W, D + X). `real` (B, W) is False where it is padded.
+    def embed(self, text: Tensor, real: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+        """Embed ids (B, W) or take embeddings (B, W, D), images put in and videos not yet: (B, W, D + X).
 
-        The prompt comes as ids (B, W) or, where the caller gave embeddings, as embeds (B, W, D).
+        real: (B, W) bool, False where the prompt is padded.
         """
-        out: Tensor = self.core.get_input_embeddings()(ids) if embeds is None else embeds
+        out: Tensor = self.core.get_input_embeddings()(text) if text.dim() == 2 else text
         out = F.pad(out, (0, self.extra_width)) if self.extra_width else out
         if inputs.get("pixel_values") is None:
             return out
         features = self.image_features(inputs).to(out)
-        mask = self.find(self.core.config.image_token_id, ids, embeds) & real
+        mask = self.find(self.core.config.image_token_id, text) & real
         if (places := int(mask.sum())) != len(features):
             raise ValueError(f"the prompt holds {places} image placeholders for {len(features)} image features")
         return out.masked_scatter(mask.unsqueeze(-1).to(out.device), features)
@@ -180,16 +174,14 @@ class Family(ABC):
         keep_positions: every token keeps its position of the unpruned prompt, also where the family leaves no gaps.
         A prompt of which nothing is dropped keeps its width, padding, mask and positions.
         """
-        embeds, mask = inputs.get("inputs_embeds"), inputs.get("attention_mask")
-        whole: Tensor = inputs["input_ids"] if embeds is None else embeds
-        shown = torch.ones(whole.shape[:2], dtype=torch.bool, device=whole.device)
-        shown = shown if mask is None else mask.to(whole.device).bool()
+        text, mask = written(inputs), inputs.get("attention_mask")
+        shown = torch.ones(text.shape[:2], dtype=torch.bool, device=text.device)
+        shown = shown if mask is None else mask.to(text.device).bool()
         source, places = columns_left(shown, edits, side)
         unchanged = source.shape == shown.shape and bool((source == torch.arange(shown.shape[1]).to(source)).all())
         real = source >= 0
         attended = real & take(shown, source)
-        left = take(whole, source)
-        out = self.embed(left if embeds is None else None, None if embeds is None else left, real, inputs)
+        out = self.embed(take(text, source), real, inputs)
         spans, visual = torch.full_like(source, -1), torch.zeros_like(real)
         for index, (edit, own) in enumerate(zip(edits, places, strict=True)):
             out[edit.row, own.to(out.device)] = edit.embeddings.to(out.device, out.dtype)

@@ -123,7 +123,8 @@ class LlavaVideo(LlavaOnevision):
 
     def lay_out(self, video: PlacedVideo, pruned: Pruned) -> Edit:
         """The kept tokens in ascending place, whatever order the pruner gave them, and a newline after each row."""
-        features, (_, width) = pruned.features, video.grid
+        grid: Any = video.tokens.grid
+        features, width = pruned.features, grid[1]
         indices = pruned.indices.to(features.device)
         rows = indices // width
         ends: Tensor = torch.unique(rows)  # ascending

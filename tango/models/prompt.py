@@ -112,6 +112,15 @@ def pad(rows: Sequence[Tensor], side: PaddingSide) -> Tensor:
     return nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=-1, padding_side=side)
 
 
+def written(inputs: Mapping[str, Any]) -> Tensor:
+    """The text of a prompt: the embeddings (B, N, D) if the caller gives some, else the ids (B, N)."""
+    for name in ("inputs_embeds", "input_ids"):
+        if inputs.get(name) is not None:
+            text: Tensor = inputs[name]
+            return text
+    raise ValueError("a prompt with videos needs input_ids or inputs_embeds")
+
+
 def cache_of(inputs: Mapping[str, Any]) -> Any:
     """The cache among the arguments of a model or layer: `cache`, before transformers 5.2x `past_key_values`."""
     cache = inputs.get("cache")

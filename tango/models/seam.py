@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from tango.models.family import Family
 from tango.models.in_llm import DecoderPruner
-from tango.models.prompt import PaddingSide, Prompt, cache_of
+from tango.models.prompt import PaddingSide, Prompt, cache_of, written
 from tango.models.session import Session, VideoRecord
 from tango.pruners.base import Pruner
 
@@ -150,8 +150,7 @@ class Seam:
     def _infer_mask(self, inputs: Mapping[str, Any]) -> Tensor:
         """The mask generate() would make of the unpruned prompt: pads are masked unless eos is the pad."""
         if (ids := inputs.get("input_ids")) is None:
-            embeds: Tensor = inputs["inputs_embeds"]
-            return torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
+            return torch.ones_like(inputs["inputs_embeds"][..., 0], dtype=torch.long)
         pad, eos = self._setting(inputs, "pad_token_id"), self._setting(inputs, "eos_token_id")
         if pad is None or pad in (eos if isinstance(eos, list | tuple) else [eos]):
             return torch.ones_like(ids)
@@ -245,13 +244,12 @@ class Seam:
         check_prompt(inputs)
         edits, records = [], []
         for video in self.family.videos(inputs):
-            tokens = video.tokens
-            pruned = self._pruner_for(video.grid).prune_tokens(tokens)
+            grid: Any = video.tokens.grid
+            pruned = self._pruner_for(grid).prune_tokens(video.tokens)
             edits.append(self.family.lay_out(video, pruned))
-            frames, length, _ = tokens.features.shape
+            frames, length, _ = video.tokens.features.shape
             before, after, sizes = frames * length, len(pruned.indices), pruned.segment_sizes.tolist()
-            indices, ratio = pruned.indices.cpu(), after / before
-            records.append(VideoRecord(before, after, video.grid, frames, sizes, indices, after, ratio))
+            records.append(VideoRecord(before, after, grid, frames, sizes, pruned.indices.cpu(), after, after / before))
         prompt = self.family.shorten(inputs, edits, side, self.pruner.keep_positions)
         self.session.videos = records
         self._arm(prompt)
@@ -286,14 +284,11 @@ def check_prompt(inputs: Mapping[str, Any]) -> None:
 
     Videos are pruned at prefill: columns of an earlier prompt could not be told apart from those of this one.
     """
-    whole = next((inputs[name] for name in ("inputs_embeds", "input_ids") if inputs.get(name) is not None), None)
-    if whole is None:
-        raise ValueError("a prompt with videos needs input_ids or inputs_embeds")
-    cache, mask = cache_of(inputs), inputs.get("attention_mask")
+    shape, cache, mask = written(inputs).shape[:2], cache_of(inputs), inputs.get("attention_mask")
     if cache is not None and cache.get_seq_length() > 0:
         raise ValueError(
             f"the cache holds {cache.get_seq_length()} tokens and the prompt a video: while a pruner is attached "
             "videos must come in the first prompt; pass an empty cache"
         )
-    if mask is not None and tuple(mask.shape) != tuple(whole.shape[:2]):
-        raise ValueError(f"attention_mask has shape {tuple(mask.shape)}; the prompt needs {tuple(whole.shape[:2])}")
+    if mask is not None and mask.shape != shape:
+        raise ValueError(f"attention_mask has shape {tuple(mask.shape)}; the prompt needs {tuple(shape)}")
