@@ -19,7 +19,6 @@ from tango.models.segments import segments_together
 from tango.models.tower import from_attention, joined, recorded
 from tango.pruners.base import Pruner
 from tango.pruners.video import Pruned
-from tango.ragged import on_device
 
 # The tower sees no more patches at once (at least a frame), so that its memory does not grow with the video.
 PATCHES_PER_CALL = 1 << 15
@@ -212,7 +211,7 @@ class QwenVL(Family):
             # On the host: from a GPU the model's way asks for some numbers of every image, video or pair of frames.
             on_host = {name: x.cpu() if isinstance(x := inputs.get(name), Tensor) else x for name in names}
             positions, _ = self.core.get_rope_index(ids.cpu(), **on_host)
-            return on_device(positions, ids.device)
+            return positions.to(ids.device, non_blocking=True)
         whole: Tensor = inputs["inputs_embeds"][..., 0] if ids is None else ids
         shown = torch.ones_like(whole, dtype=torch.long) if mask is None else mask.long()
         return (shown.cumsum(1) - 1).masked_fill(shown == 0, 0).expand(3, *shown.shape)
