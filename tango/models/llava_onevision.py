@@ -106,7 +106,7 @@ class LlavaOnevision(Family):
         projections = {"queries": attention.q_proj, "keys": attention.k_proj} if self.parts else {}
         with recorded(states | projections) as outputs:
             tower(pixels)
-        selected = torch.cat([outputs[layer] for layer in chosen], dim=-1)
+        selected = outputs[last] if chosen == [last] else torch.cat([outputs[layer] for layer in chosen], dim=-1)
         strategy = inputs.get("vision_feature_select_strategy") or config.vision_feature_select_strategy
         if strategy == "default":
             selected = selected[:, 1:]
