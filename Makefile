@@ -1,7 +1,8 @@
 # make demo: install, then accuracy and time of the unpruned model and of Tango on the shipped benchmark, in lmms-eval and
 # in VLMEvalKit (CPU, minutes).
-# make test: install, then ruff, mypy and pytest.
+# make test: install, then ruff, mypy and pytest. make format: what ruff can put right by itself.
 # make test-oldest: the models' and methods' tests with the oldest transformers that pyproject.toml allows.
+# make coverage: which lines of tango/ the tests run, into docs/coverage.md; TESTS=tests/pruners measures a part.
 # make docs: the site of docs/, into build/site. make package: sdists and wheels, each tried in a fresh environment.
 
 PYTHON ?= python3
@@ -9,7 +10,9 @@ BIN := .venv/bin
 TOOLS := build/tools
 OLDEST := build/oldest
 
-.PHONY: demo benchmark test test-oldest docs package setup data clean
+TESTS ?= tests
+
+.PHONY: demo benchmark test test-oldest format coverage docs package setup data clean
 
 demo: setup
 	$(BIN)/python scripts/demo.py
@@ -21,11 +24,22 @@ benchmark: setup
 
 test: setup
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
 test-oldest: $(OLDEST)/installed
 	$(OLDEST)/bin/python -m pytest tests/models tests/pruners
+
+format: setup
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+coverage: setup
+	rm -rf build/coverage
+	$(BIN)/python -m pytest --cov --cov-report= $(TESTS)
+	$(BIN)/coverage json --quiet -o build/coverage/coverage.json
+	$(BIN)/python scripts/coverage_page.py build/coverage/coverage.json "make coverage TESTS=$(TESTS)" >docs/coverage.md
 
 docs: $(TOOLS)/installed
 	$(TOOLS)/bin/mkdocs build --strict

@@ -27,8 +27,8 @@ from torch import nn
 from tango import __version__
 from tango.evaluation.timing import Clock
 from tango.models import family_of
+from tango.ops.similarity import neighbour_similarity
 from tango.pruners import Pruned, Pruner, VideoTokens
-from tango.segmentation import neighbour_similarity
 
 STAGES = ("vision", "project", "prune", "prefill")
 MIB = 2**20

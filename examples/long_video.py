@@ -11,7 +11,7 @@ import sys
 from transformers import AutoProcessor, LlavaOnevisionForConditionalGeneration
 
 from tango import Tango
-from tango.evaluation.video import read_video
+from tango.inference.video import read_video
 
 video = sys.argv[1] if len(sys.argv) > 1 else "data/motionqa/videos/0.mp4"
 BUDGET = 128  # video tokens for the language model

@@ -10,7 +10,7 @@ import sys
 from transformers import AutoProcessor, LlavaOnevisionForConditionalGeneration
 
 from tango import Tango
-from tango.evaluation.video import read_video
+from tango.inference.video import read_video
 
 CHECKPOINT = "checkpoints/tango-tiny"  # or, for real use: llava-hf/llava-onevision-qwen2-7b-ov-hf, with 32 frames
 FRAMES = 8

@@ -15,9 +15,9 @@ import torch
 from tango import Tango
 from tango.evaluation.chat import Chat
 from tango.evaluation.checkpoints import Checkpoint, load
+from tango.ops.rope import rotate
+from tango.ops.similarity import neighbour_similarity
 from tango.pruners.trace import Trace, traced
-from tango.rope import rotate
-from tango.segmentation import neighbour_similarity
 from tango.visualize import visualize
 
 matplotlib.use("agg")

@@ -12,12 +12,8 @@ from contextlib import contextmanager, nullcontext
 from unittest import mock
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
-
-import tango.fused
-import tango.neighbors
-import tango.pruners.tango
 
 DEVICE = torch.device("meta")  # the one device beside the CPU that PyTorch turns to without having it
 aten = torch.ops.aten
@@ -98,56 +94,13 @@ class PretendCuda(TorchDispatchMode):
         if target is not None:
             kwargs["device"] = torch.device("cpu")
         args, kwargs = tree_map(lambda x: x.held if isinstance(x, OnDevice) else x, (args, kwargs))
-        out = self.on_cpu(func, args, kwargs)
+        out = func(*args, **kwargs)
         if name == "_local_scalar_dense" or not to_device:
             return out
         # What is changed in place is the same tensor afterwards.
         known = {id(x.held): x for x in flat if isinstance(x, OnDevice)}
         wrap = lambda x: known[id(x)] if id(x) in known else OnDevice(x)  # noqa: E731
         return tree_map(lambda x: wrap(x) if isinstance(x, torch.Tensor) else x, out)
-
-    @staticmethod
-    def on_cpu(func, args, kwargs):
-        """The same on the CPU, which has no products of bfloat16 with sums in fp32."""
-        if func in (aten.mm.dtype, aten.bmm.dtype):
-            left, right, dtype = args
-            return torch.matmul(left.to(dtype), right.to(dtype))
-        return func(*args, **kwargs)
-
-
-class PretendKernels:
-    """Stands for tango.kernels: one launch each."""
-
-    def __init__(self, mode):
-        self.mode = mode
-
-    def _launched(self, function, *tensors):
-        self.mode.launches["kernel"] += 1
-        with _disable_current_modes():
-            return OnDevice(function(*(tensor.held for tensor in tensors)))
-
-    def recheck(self, points, rows, others):
-        return self._launched(tango.neighbors.recheck_plainly, points, rows, others)
-
-    def halves(self, values, low_second):
-        return self._launched(lambda x: tango.neighbors.split_plainly(x, low_second), values)
-
-    def rotate(self, table, rows, cos, sin, axes, sections):
-        def turned(table, rows, cos, sin):
-            height, width = axes[1:]
-            places = rows // (height * width), axes[0] + rows // width % height, axes[0] + axes[1] + rows % width
-            halves = [section // 2 for section in sections]
-            cos, sin = (
-                [part[place] for part, place in zip(x.split(halves, 1), places, strict=True)] for x in (cos, sin)
-            )
-            vectors = torch.nn.functional.normalize(table[rows].float(), dim=1).split(sections, 1)
-            parts = []
-            for vector, one, other in zip(vectors, cos, sin, strict=True):
-                first, second = vector.chunk(2, 1)
-                parts += [first * one - second * other, second * one + first * other]
-            return torch.cat(parts, 1)
-
-        return self._launched(turned, table, rows, cos, sin)
 
 
 def made_on_the_host(make):
@@ -163,18 +116,12 @@ def made_on_the_host(make):
 
 
 @contextmanager
-def pretend_cuda(halves=True, kernels=False):
-    """A mode in which tensors go to the device by .to(DEVICE), and prune() takes its way for a GPU.
-
-    halves: whether that GPU has matrix units for bfloat16; kernels: whether Triton's are used there.
-    """
+def pretend_cuda():
+    """A mode in which tensors go to the device by .to(DEVICE)."""
     with (
         mock.patch.object(torch, "tensor", made_on_the_host(torch.tensor)),
         mock.patch.object(torch, "as_tensor", made_on_the_host(torch.as_tensor)),
-        mock.patch.object(tango.pruners.tango, "FIXED_SHAPES", (DEVICE.type,)),
-        mock.patch.object(tango.neighbors, "splits", lambda device: halves and device == DEVICE),
         mock.patch.object(torch, "autocast", lambda *args, **kwargs: nullcontext()),
         PretendCuda() as mode,
-        mock.patch.object(tango.fused, "kernels", lambda device: PretendKernels(mode) if kernels else None),
     ):
         yield mode

@@ -12,7 +12,7 @@ from golden_cases import cases, read
 from oracle import Oracle
 
 from tango import Tango
-from tango.rope import rope_sections, rotate
+from tango.ops.rope import rope_sections, rotate
 
 CASES = cases()
 FIELDS = (

@@ -11,7 +11,7 @@ from transformers import AutoProcessor, LlavaOnevisionForConditionalGeneration
 from tango import Tango
 from tango.evaluation.motionqa import GLYPH_HEIGHT, GLYPH_WIDTH, LETTERS, Question, sample_spec
 from tango.evaluation.scoring import parse_choice
-from tango.evaluation.video import read_video
+from tango.inference.video import read_video
 from tango.pruners.topk import TopK
 
 ROOT = Path(__file__).parents[1]

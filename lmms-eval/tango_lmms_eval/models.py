@@ -29,7 +29,7 @@ from tango.evaluation.journal import Journal
 from tango.evaluation.runner import Answer, Record, Runner, Sample
 from tango.evaluation.settings import SettingsError, from_environment
 from tango.evaluation.summary import report, run_digest, summarise
-from tango.evaluation.video import Sampling
+from tango.inference.video import Sampling
 from tango.models.llava_video import FRAMES
 from tango_lmms_eval import __version__, hooks
 from tango_lmms_eval.arguments import MODELS, ONEVISION, OWN, VIDEO, ArgumentError, Fixed, check_fixed

@@ -63,7 +63,7 @@ def check_video(video: str | None) -> str:
     if not Path(path).is_file():
         raise InputError(f"no video file {path!r}; give the path of one, or none for the shipped {VIDEO}")
     with input_errors():
-        from tango.evaluation.video import read_video
+        from tango.inference.video import read_video
 
         read_video(path, 1)
     return path

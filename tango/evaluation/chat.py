@@ -25,7 +25,8 @@ from tango.evaluation import provenance
 from tango.evaluation.checkpoints import Checkpoint
 from tango.evaluation.runner import Answer
 from tango.evaluation.timing import GenerationTimer, StopAt
-from tango.evaluation.video import Clip, Sampling, read_video
+from tango.inference.picture import Picture
+from tango.inference.video import Clip, Sampling, read_video
 from tango.models import attach, family_of
 from tango.pruners.base import Pruner
 
@@ -243,7 +244,7 @@ class Chat:
         if images:
             media["images"] = images
         if clips:
-            media["videos"] = [self._pixels(clip) for clip in clips]
+            media["videos"] = [torch.from_numpy(clip.frames).permute(0, 3, 1, 2) for clip in clips]
             media["video_metadata"] = [_metadata(clip) for clip in clips]
             media["videos_kwargs"] = {"do_sample_frames": False}  # sampled already, with their times known
         if self.limits is not None:
@@ -262,18 +263,25 @@ class Chat:
         """A video's frames; the last video is remembered, since benchmarks ask several questions in a row about one."""
         wanted = (str(part["video"]), part.get("start"), part.get("end"))
         if self._clip is None or self._clip[0] != wanted:
-            self._clip = (wanted, read_video(wanted[0], self.sampling or self.max_frames, wanted[1], wanted[2]))
+            self._clip = (wanted, read_video(wanted[0], self.sampling or self.max_frames, *wanted[1:], self._resized))
         return self._clip[1]
 
-    def _pixels(self, clip: Clip) -> torch.Tensor:
-        """A video's frames (F, 3, height, width) in uint8, in the size they are to be shown in."""
-        frames = torch.from_numpy(clip.frames).permute(0, 3, 1, 2)
-        if self.limits is None:
-            return frames
+    def _resized(self, frames: int, frame: Picture) -> Picture:
+        """A frame of a video of so many in the size it is to be shown in, (height, width, 3).
+
+        This is the processor's own rule, applied early so that frames need not be held in the size they are stored in.
+        """
         processor = self.checkpoint.processor.video_processor
-        side = processor.patch_size * processor.merge_size
-        size = self.limits.frame_size(len(frames), frames.shape[-2], frames.shape[-1], side)
-        shown: torch.Tensor = resize(frames, list(size), InterpolationMode.BICUBIC, antialias=True)
+        how = InterpolationMode.BICUBIC
+        if self.limits is not None:
+            side = processor.patch_size * processor.merge_size
+            size = self.limits.frame_size(frames, frame.shape[0], frame.shape[1], side)
+        elif processor.do_resize and processor.size["height"]:
+            size, how = (processor.size["height"], processor.size["width"]), processor.resample
+        else:
+            return frame
+        pixels = torch.from_numpy(frame).permute(2, 0, 1)
+        shown: Picture = resize(pixels, list(size), how, antialias=True).permute(1, 2, 0).numpy()
         return shown
 
     def _videos(self, inputs: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -28,7 +28,15 @@ PACKAGES = ("torch", "transformers", "accelerate", "lmms-eval", "ms-vlmeval", "t
 TOLD = ("tango", "python", "torch", "transformers", "lmms-eval", "ms-vlmeval")
 SHOWN = ("WRAPPER", "TANGO_CONFIG", "TANGO_ARGS")
 # What can change an answer or its timing. Tables, plots and sweeps are made from answers and are not in it.
-CODE = ("*.py", "pruners/*.py", "models/*.py", "evaluation/chat.py", "evaluation/video.py", "evaluation/timing.py")
+CODE = (
+    "*.py",
+    "pruners/*.py",
+    "models/*.py",
+    "evaluation/chat.py",
+    "inference/picture.py",
+    "inference/video.py",
+    "evaluation/timing.py",
+)
 
 
 def provenance(device: torch.device | str, **extra: Any) -> dict[str, Any]:

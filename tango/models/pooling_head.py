@@ -83,6 +83,7 @@ def find_beside(checkpoint: str | None, config: Any, tried: list[str]) -> dict[s
 
 
 def fits_default(config: Any) -> bool:
+    """Whether a tower has the dimensions of the default checkpoint's."""
     return all(getattr(config, name, None) == value for name, value in DEFAULT_DIMENSIONS.items())
 
 
@@ -123,6 +124,7 @@ def download(repository: str, file: str, tried: list[str]) -> Path | None:
 
 
 def weight_map(index: Path) -> dict[str, str]:
+    """Tensor name -> file name, from the index of a sharded checkpoint."""
     try:
         return dict(json.loads(index.read_text())["weight_map"])
     except (ValueError, KeyError) as error:
@@ -139,6 +141,7 @@ def files_of(file: Path) -> dict[str, Path]:
 
 
 def is_head(name: str) -> bool:
+    """Whether this is a tensor of the pooling head, whatever it is prefixed with."""
     return any(name == wanted or name.endswith("." + wanted) for wanted in ATTENTION_TENSORS + OUTPUT_TENSORS)
 
 

@@ -85,7 +85,7 @@ class Seam:
 
     @torch.no_grad()
     def generate(self, original: Callable[..., Any], inputs: dict[str, Any]) -> Any:
-        """The original generate() on the pruned prompt. Sequences come back as without pruning: prompt, new tokens.
+        """Run the original generate() on the pruned prompt. Sequences come back as without pruning: prompt, new tokens.
 
         Takes two more keyword arguments, both one entry per video in prompt order: `video_timestamps` (each (F,)
         seconds; else the processor's `video_metadata`; else frame f is at second f) and `video_keys` (ids as text).
@@ -276,6 +276,7 @@ def by_name(method: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str
 
 
 def without(inputs: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """The arguments of a call but for those of these names."""
     return {name: value for name, value in inputs.items() if name not in names}
 
 

@@ -18,14 +18,13 @@ from torch import Tensor
 
 from tango.pruners import trace
 from tango.pruners.budget import fit
+from tango.pruners.settings import PositiveShare, Saliency, check_settings
 from tango.pruners.video import Pruned, VideoTokens, as_times
 
 if TYPE_CHECKING:
     from torch import nn
 
     from tango.pruners.in_llm import LayerPruning
-
-SALIENCY_SIGNALS = ("pooling_head", "global_query", "received_attention")
 
 
 @dataclass
@@ -50,19 +49,14 @@ class Pruner(ABC):
 
     name: ClassVar[str]
 
-    retention_ratio: float = 0.1
-    saliency: str | None = None
+    retention_ratio: PositiveShare = 0.1
+    saliency: Saliency | None = None
     saliency_weights: str | None = None
     exact_budget: bool = False
     keep_positions: bool = False
 
     def __post_init__(self) -> None:
-        self._number("retention_ratio", above=0, most=1)
-        self._choice("saliency", (*SALIENCY_SIGNALS, None))
-        if self.saliency_weights is not None and not isinstance(self.saliency_weights, str):
-            self._reject("saliency_weights", "a path or a hub id as text, or None")
-        self._flag("exact_budget")
-        self._flag("keep_positions")
+        check_settings(self)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -111,7 +105,9 @@ class Pruner(ABC):
 
     def prune_tokens(self, video: VideoTokens) -> Pruned:
         """The same for a video that is a VideoTokens already."""
-        return trace.recorded(self, video, self._whole if self.retention_ratio == 1 else self._prune)
+        prune = self._whole if self.retention_ratio == 1 else self._prune
+        traces = trace.TRACES.get()
+        return prune(video) if traces is None else trace.recorded(traces, self, video, prune)
 
     @staticmethod
     def _whole(video: VideoTokens) -> Pruned:
@@ -152,45 +148,6 @@ class Pruner(ABC):
         """All fields as plain JSON values, for the files that hold results."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
-
-    def _reject(self, field: str, expected: str) -> None:
-        raise ValueError(f"{type(self).__name__}.{field} = {getattr(self, field)!r}: expected {expected}")
-
-    def _number(
-        self, field: str, *, least: float = -math.inf, above: float = -math.inf, most: float = math.inf
-    ) -> None:
-        """Check that a field is a finite number with least <= value <= most and value > above."""
-        value = getattr(self, field)
-        low = f"({above}" if above > -math.inf else f"[{least}"
-        expected = f"a finite number in {low}, {most}{']' if most < math.inf else ')'}"
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            self._reject(field, expected)
-        if not (least <= value <= most and above < value < math.inf):
-            self._reject(field, expected)
-
-    def _integer(self, field: str, *, least: int) -> None:
-        value = getattr(self, field)
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            self._reject(field, f"an integer of at least {least}")
-
-    def _flag(self, field: str) -> None:
-        if not isinstance(getattr(self, field), bool):
-            self._reject(field, "True or False")
-
-    def _choice(self, field: str, choices: Sequence[str | None]) -> None:
-        if getattr(self, field) not in choices:
-            self._reject(field, "one of " + ", ".join(repr(choice) for choice in choices))
-
-    def _positions(self, field: str) -> None:
-        """Check a field of token positions: None or integers of at least 0; lists (from YAML) become tuples."""
-        value = getattr(self, field)
-        if isinstance(value, list):
-            value = tuple(value)
-            setattr(self, field, value)
-        if value is None:
-            return
-        if not isinstance(value, tuple) or any(isinstance(v, bool) or not isinstance(v, int) or v < 0 for v in value):
-            self._reject(field, "None or token positions of a frame, integers of at least 0")
 
 
 def zero_sinks(saliency: Tensor, sink_tokens: Sequence[int] | None) -> Tensor:

@@ -7,14 +7,15 @@ nothing is merged.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
-from tango.clustering import distances
+from tango.ops.density import distances
 from tango.pruners.base import Pruner, full_precision, keep
 from tango.pruners.budget import evenly
+from tango.pruners.settings import OneOf
 from tango.pruners.video import Pruned, VideoTokens
 
 SCOPES = ("video", "frame")
@@ -43,11 +44,7 @@ class DivPrune(Pruner):
 
     name: ClassVar[str] = "divprune"
 
-    scope: str = "video"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._choice("scope", SCOPES)
+    scope: Annotated[str, OneOf("video", "frame")] = "video"
 
     def _prune(self, video: VideoTokens) -> Pruned:
         features = video.features

@@ -7,13 +7,14 @@ Features only; "merging" drops tokens, and nothing is averaged.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
 from tango.pruners.base import Pruner, full_precision, keep
 from tango.pruners.budget import apportion
+from tango.pruners.settings import OneOf, Share
 from tango.pruners.video import Pruned, VideoTokens
 
 ORDERS = ("published", "ascending")
@@ -46,13 +47,8 @@ class DyCoke(Pruner):
 
     name: ClassVar[str] = "dycoke"
 
-    merging_ratio: float = 0.7
-    order: str = "published"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._number("merging_ratio", least=0, most=1)
-        self._choice("order", ORDERS)
+    merging_ratio: Share = 0.7
+    order: Annotated[str, OneOf(*ORDERS)] = "published"
 
     def _prune(self, video: VideoTokens) -> Pruned:
         features = video.features

@@ -9,6 +9,7 @@ import torch
 
 from tango.pruners.base import Pruner, keep
 from tango.pruners.in_llm import LayerPruning, check_layer
+from tango.pruners.settings import Count
 from tango.pruners.video import Pruned, VideoTokens
 
 
@@ -31,11 +32,7 @@ class FastV(Pruner):
 
     name: ClassVar[str] = "fastv"
 
-    pruned_layer: int = 2
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._integer("pruned_layer", least=1)
+    pruned_layer: Count = 2
 
     def in_llm(self, layers: int) -> LayerPruning | None:
         """See Pruner.in_llm."""

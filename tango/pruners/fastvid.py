@@ -9,13 +9,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tango.clustering import density_peaks
-from tango.merging import segment_sums
+from tango.ops.density import density_peaks
+from tango.ops.merging import segment_sums
+from tango.ops.segmentation import fastvid
 from tango.pruners import trace
 from tango.pruners.base import Pruner, full_precision
+from tango.pruners.settings import Cosine, Count, Share
+from tango.pruners.similarity import most_similar
 from tango.pruners.video import Pruned, VideoTokens
-from tango.segmentation import fastvid
-from tango.similarity import most_similar
 
 NEIGHBORS = 4  # for the density of anchors, the token itself among them
 
@@ -54,19 +55,11 @@ class FastVID(Pruner):
     name: ClassVar[str] = "fastvid"
 
     keep_positions: bool = True
-    min_segments: int = 8
-    similarity_threshold: float = 0.9
-    context_ratio: float = 0.4
-    anchor_interval: int = 4
-    anchor_weight: float = 0.6
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._integer("min_segments", least=1)
-        self._number("similarity_threshold", least=-1, most=1)
-        self._number("context_ratio", least=0, most=1)
-        self._integer("anchor_interval", least=1)
-        self._number("anchor_weight", least=0, most=1)
+    min_segments: Count = 8
+    similarity_threshold: Cosine = 0.9
+    context_ratio: Share = 0.4
+    anchor_interval: Count = 4
+    anchor_weight: Share = 0.6
 
     @property
     def needs(self) -> frozenset[str]:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
-from tango.clustering import assign, density_peaks
-from tango.merging import segment_sums
+from tango.ops.density import assign, density_peaks
+from tango.ops.merging import segment_sums
+from tango.ops.segmentation import fastvid
 from tango.pruners import trace
 from tango.pruners.base import Pruner, full_precision, keep
 from tango.pruners.in_llm import LayerPruning, check_layer, prefill_ratio
+from tango.pruners.settings import Cosine, Count, OneOf, Positive, PositiveShare, Saliency, Share, reject
+from tango.pruners.similarity import most_similar
 from tango.pruners.video import Pruned, VideoTokens
-from tango.segmentation import fastvid
-from tango.similarity import most_similar
 
 EXPANSION = 1.25  # of the published settings, 28 / (20 + 8 * 0.3) = 36 / (28 + 8 * 0.1)
 SELECTIONS = ("v1", "v2")
@@ -73,32 +74,21 @@ class FlashVID(Pruner):
 
     name: ClassVar[str] = "flashvid"
 
-    saliency: str | None = "received_attention"
-    segment_threshold: float = 0.9
-    min_segments: int = 8
-    expansion: float | None = None
-    alpha: float = 0.7
-    temporal_threshold: float = 0.8
-    selection: str = "v2"
-    tree_mean: str = "published"
-    pruning_layer: int | None = None
-    llm_retention_ratio: float = 0.3
+    saliency: Saliency | None = "received_attention"
+    segment_threshold: Cosine = 0.9
+    min_segments: Count = 8
+    expansion: Positive | None = None
+    alpha: Share = 0.7
+    temporal_threshold: Cosine = 0.8
+    selection: Annotated[str, OneOf(*SELECTIONS)] = "v2"
+    tree_mean: Annotated[str, OneOf(*TREE_MEANS)] = "published"
+    pruning_layer: Count | None = None
+    llm_retention_ratio: PositiveShare = 0.3
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._number("segment_threshold", least=-1, most=1)
-        self._integer("min_segments", least=1)
-        if self.expansion is not None:
-            self._number("expansion", above=0)
-            if self.exact_budget:
-                self._reject("expansion", "None with exact_budget, which keeps the ratio")
-        self._number("alpha", least=0, most=1)
-        self._number("temporal_threshold", least=-1, most=1)
-        self._choice("selection", SELECTIONS)
-        self._choice("tree_mean", TREE_MEANS)
-        if self.pruning_layer is not None:
-            self._integer("pruning_layer", least=1)
-        self._number("llm_retention_ratio", above=0, most=1)
+        if self.expansion is not None and self.exact_budget:
+            reject(self, "expansion", "None with exact_budget, which keeps the ratio")
 
     @property
     def needs(self) -> frozenset[str]:

@@ -9,14 +9,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tango.clustering import assign, density_peaks
-from tango.merging import segment_sums
+from tango.ops.density import assign, density_peaks
+from tango.ops.merging import segment_sums
+from tango.ops.segmentation import holitom, holitom_threshold
+from tango.ops.similarity import neighbour_similarity
 from tango.pruners import trace
 from tango.pruners.base import Pruner, full_precision
 from tango.pruners.budget import fit
 from tango.pruners.in_llm import LayerPruning, check_layer
+from tango.pruners.settings import Cosine, Count, Saliency, Share, reject
 from tango.pruners.video import Pruned, VideoTokens
-from tango.segmentation import holitom, holitom_threshold, neighbour_similarity
 
 
 @dataclass
@@ -57,26 +59,18 @@ class HoliTom(Pruner):
 
     name: ClassVar[str] = "holitom"
 
-    saliency: str | None = "received_attention"
-    similarity_threshold: float | None = None
-    anchor_weight: float = 0.6
-    num_neighbors: int = 7
-    max_window: int = 1024
-    pruned_layer: int | None = None
-    llm_drop_ratio: float = 0.5
+    saliency: Saliency | None = "received_attention"
+    similarity_threshold: Cosine | None = None
+    anchor_weight: Share = 0.6
+    num_neighbors: Count = 7
+    max_window: Count = 1024
+    pruned_layer: Count | None = None
+    llm_drop_ratio: Share = 0.5
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.similarity_threshold is not None:
-            self._number("similarity_threshold", least=-1, most=1)
-        self._number("anchor_weight", least=0, most=1)
-        self._integer("num_neighbors", least=1)
-        self._integer("max_window", least=1)
-        if self.pruned_layer is not None:
-            self._integer("pruned_layer", least=1)
-        self._number("llm_drop_ratio", least=0, most=1)
         if self.llm_drop_ratio == 1:
-            self._reject("llm_drop_ratio", "a finite number in [0, 1)")
+            reject(self, "llm_drop_ratio", "a finite number in [0, 1)")
 
     @property
     def needs(self) -> frozenset[str]:

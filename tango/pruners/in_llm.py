@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tango.pruners.base import full_precision
-from tango.similarity import most_similar
+from tango.pruners.similarity import most_similar
 
 MERGINGS = ("drop", "mean", "sequential")
 ROUNDINGS = ("half_even", "up")

@@ -9,16 +9,17 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
-from tango.clustering import assign, density_peaks
-from tango.merging import segment_sums
+from tango.ops.density import assign, density_peaks
+from tango.ops.merging import segment_sums
 from tango.pruners import trace
 from tango.pruners.base import Pruner, full_precision
 from tango.pruners.budget import apportion
+from tango.pruners.settings import Cosine, Count, OneOf, PositiveShare, Share, reject
 from tango.pruners.video import Pruned, VideoTokens
 
 ORDERS = ("published", "ascending")
@@ -56,24 +57,17 @@ class PruneVid(Pruner):
 
     name: ClassVar[str] = "prunevid"
 
-    tau: float = 0.8
-    temporal_segment_ratio: float = 0.25
-    cluster_ratio: float | None = None
-    num_neighbors: int = 7
-    merge_above: int = 14
-    order: str = "published"
+    tau: Cosine = 0.8
+    temporal_segment_ratio: Share = 0.25
+    cluster_ratio: PositiveShare | None = None
+    num_neighbors: Count = 7
+    merge_above: Count = 14
+    order: Annotated[str, OneOf(*ORDERS)] = "published"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._number("tau", least=-1, most=1)
-        self._number("temporal_segment_ratio", least=0, most=1)
-        if self.cluster_ratio is not None:
-            self._number("cluster_ratio", above=0, most=1)
-            if self.exact_budget:
-                self._reject("cluster_ratio", "None with exact_budget, which sets it")
-        self._integer("num_neighbors", least=1)
-        self._integer("merge_above", least=1)
-        self._choice("order", ORDERS)
+        if self.cluster_ratio is not None and self.exact_budget:
+            reject(self, "cluster_ratio", "None with exact_budget, which sets it")
 
     def _prune(self, video: VideoTokens) -> Pruned:
         with full_precision(video.features.device):
@@ -179,7 +173,7 @@ class PruneVid(Pruner):
         return peaks.indices, (sums / members).view(groups, count, dim)
 
 
-def scenes(frame_means: Tensor, ratio: float = 0.25, num_neighbors: int = 7) -> Tensor:
+def scenes(frame_means: Tensor, ratio: float = 0.25, num_neighbors: Count = 7) -> Tensor:
     """Cut a video into scenes: frames clustered by their means, stray frames given to the runs beside them.
 
     Args:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 
 from tango.pruners.base import Pruner, keep, token_budget
+from tango.pruners.settings import Integer
 from tango.pruners.video import Pruned, VideoTokens
 
 
@@ -26,11 +27,7 @@ class Random(Pruner):
 
     name: ClassVar[str] = "random"
 
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._integer("seed", least=0)
+    seed: Annotated[int, Integer(0)] = 0
 
     @property
     def needs(self) -> frozenset[str]:

@@ -1,34 +1,63 @@
 """Tango: segments of similar frames, diverse salient tokens, and context tokens merged over space and time.
 
-Yin et al., "Tango: Taming Visual Signals for Efficient Video Large Language Models", arXiv 2604.09547. This file puts
-the steps together and owns the budgets; the steps themselves are the pure functions of tango/.
+Yin et al., "Tango: Taming Visual Signals for Efficient Video Large Language Models", arXiv 2604.09547. `_prune` is the
+method, step by step; each step is a pure function of tango/ops. This file puts them together and owns the budgets.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
-from tango.merging import PLACEMENTS, merge, plan_merging, segment_sums
+from tango.ops.density import cluster
+from tango.ops.merging import merge, segment_sums, take
+from tango.ops.rope import rope_sections, rotate_rows
+from tango.ops.segmentation import fastvid, holitom, holitom_threshold
+from tango.ops.selection import select
+from tango.ops.similarity import neighbour_similarity, static_places
 from tango.pruners import trace
 from tango.pruners.base import Pruner, full_precision, zero_sinks
 from tango.pruners.budget import apportion
 from tango.pruners.in_llm import LayerPruning, check_layer, prefill_ratio
-from tango.pruners.plan import Kept, Plan
+from tango.pruners.settings import Cosine, Count, Number, OneOf, Positive, PositiveShare, Share, TokenPositions, reject
 from tango.pruners.video import Pruned, VideoTokens
-from tango.ragged import Doubts, on_device, true_places
-from tango.rope import Axes, Rotated, rope_sections
-from tango.segmentation import fastvid, holitom, holitom_threshold, neighbour_similarity, static_places
-from tango.selection import select
 
-SEGMENTATIONS = ("holitom", "fastvid", "none")
-SELECTIONS = ("diversity", "topk")
-MERGINGS = ("st_rope", "cosine")
-BLOCK_BYTES = 32 << 20  # on a CPU larger blocks for similarities and rotations are not faster
-FIXED_SHAPES = ("cuda",)  # devices that are not asked for a number on the way, see tango.ragged
+
+@dataclass(frozen=True)
+class Sets:
+    """The sets of tokens that salient ones are selected from: F frames' dynamic tokens, then T segments' static ones.
+
+    A set has L places, so that set * L + place names a token in it; for frames that is its flat index in the video.
+    What is not selected goes to a pool: one for all frames of a segment (S), one for its static tokens (T).
+
+    members: (F + T, L) bool, which places a set holds. static: (T, L), those of the static sets.
+    origin: (F + T,) the frame where a set's tokens stand: its own, or its segment's first.
+    rows: ((F + T) * L,) where the features of a place are: in the video, or behind it in the means of static tokens.
+    averaged: (A,) flat indices of all static tokens of the video, and mean_of: (A,) the mean that each is part of.
+    sizes, salient: members of each set, and how many to select. pools, context: tokens in each pool, and how many to
+        merge them to. These are known on the host, the others lie on the device.
+    """
+
+    members: Tensor
+    static: Tensor
+    origin: Tensor
+    rows: Tensor
+    averaged: Tensor
+    mean_of: Tensor
+    sizes: list[int]
+    salient: list[int]
+    pools: list[int]
+    context: list[int]
+
+    def home(self, places: Tensor) -> Tensor:
+        """Flat indices in the video of places set * L + place."""
+        length = self.members.shape[1]
+        return self.origin[places // length] * length + places % length
 
 
 @dataclass
@@ -37,79 +66,53 @@ class Tango(Pruner):
 
     Args:
         retention_ratio, saliency, saliency_weights: see Pruner.
-        exact_budget: see Pruner. Frames by themselves, and the static and the dynamic part of each segment, share the
+        exact_budget: see Pruner. Single frames, and the static and the dynamic part of each other segment, share the
             budget in proportion to their tokens times their ratio, by largest remainder instead of rounding up. Where
-            static tokens are so many that all parts kept whole do not use it up, the most salient others come back.
+            all parts kept whole do not use it up, the most salient other tokens come back.
         context_ratio: share of a budget that goes to merged tokens, the rest to salient ones.
-        similarity_threshold: similarity that counts as the same when cutting into segments; None means 0.65 up to a
-            retention ratio of 0.1 and 0.8 above.
-        static_threshold: similarity that counts as static inside a segment.
+        similarity_threshold, static_threshold: similarity that counts as the same when cutting into segments (None
+            means 0.65 up to a retention ratio of 0.1 and 0.8 above), and as static inside a segment.
         expansion: salient candidates for each salient token to select.
-        num_neighbors: neighbours for the density.
-        anchor_weight: least weight of the anchor in a merged token.
-        time_base, space_base: frequency bases of ST-RoPE.
+        num_neighbors: neighbours for the density. anchor_weight: least weight of the anchor in a merged token.
+        time_base, space_base: frequency bases of ST-RoPE. memory_limit: MiB of temporary memory.
         segmentation: "holitom", "fastvid", or "none", which cuts nowhere: the video is one segment.
         selection: of salient tokens: "diversity" clusters candidates (step 5); "topk" takes the most salient ones.
         merging: what context tokens are clustered on (step 6): "st_rope", or "cosine", the unrotated unit vectors.
         placement: "anchor" puts a merged token at its anchor; "published" permutes them as the published code does.
-        memory_limit: MiB of temporary memory for distances and conversions.
         sink_tokens: positions of a frame whose saliency is set to 0; None leaves them to the model family (no sinks
             when prune() is called directly).
         pruned_layer: prune again inside the language model, before this layer (the paper's LLaVA-Video: 18 of 28); None
-            does not. On a model, retention_ratio is then the mean over the layers, so that more stays before them.
-            prune() called directly knows no layers and keeps retention_ratio. Nothing is pruned at a ratio of 1.
+            does not. retention_ratio is then the mean over the layers, so that more stays before them (on a model:
+            prune() called directly knows no layers). Nothing is pruned at a ratio of 1.
         llm_retention: share of a video's tokens that stays at that layer; each dropped one merges into a kept one.
-        pre_retention_ratio: share of the tokens that stays before the language model, given directly instead of derived
-            from retention_ratio; only with pruned_layer.
-
-    Raises:
-        ValueError: a field is out of its range.
+        pre_retention_ratio: with pruned_layer, share of the tokens that stays before the language model, in place of
+            the one that follows from retention_ratio.
     """
 
     name: ClassVar[str] = "tango"
 
-    context_ratio: float = 0.4
-    similarity_threshold: float | None = None
-    static_threshold: float = 0.8
-    expansion: float = 1.5
-    num_neighbors: int = 7
-    anchor_weight: float = 0.6
-    time_base: float = 10000.0
-    space_base: float = 1000.0
-    segmentation: str = "holitom"
-    selection: str = "diversity"
-    merging: str = "st_rope"
-    placement: str = "anchor"
-    memory_limit: float = 256
-    sink_tokens: tuple[int, ...] | None = None
-    pruned_layer: int | None = None
-    llm_retention: float = 0.5
-    pre_retention_ratio: float | None = None
+    context_ratio: Share = 0.4
+    similarity_threshold: Cosine | None = None
+    static_threshold: Cosine = 0.8
+    expansion: Annotated[float, Number(least=1)] = 1.5
+    num_neighbors: Count = 7
+    anchor_weight: Share = 0.6
+    time_base: Positive = 10000.0
+    space_base: Positive = 1000.0
+    segmentation: Annotated[str, OneOf("holitom", "fastvid", "none")] = "holitom"
+    selection: Annotated[str, OneOf("diversity", "topk")] = "diversity"
+    merging: Annotated[str, OneOf("st_rope", "cosine")] = "st_rope"
+    placement: Annotated[str, OneOf("anchor", "published")] = "anchor"
+    memory_limit: Positive = 256
+    sink_tokens: TokenPositions | None = None
+    pruned_layer: Count | None = None
+    llm_retention: PositiveShare = 0.5
+    pre_retention_ratio: PositiveShare | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._number("context_ratio", least=0, most=1)
-        if self.similarity_threshold is not None:
-            self._number("similarity_threshold", least=-1, most=1)
-        self._number("static_threshold", least=-1, most=1)
-        self._number("expansion", least=1)
-        self._integer("num_neighbors", least=1)
-        self._number("anchor_weight", least=0, most=1)
-        self._number("time_base", above=0)
-        self._number("space_base", above=0)
-        self._choice("segmentation", SEGMENTATIONS)
-        self._choice("selection", SELECTIONS)
-        self._choice("merging", MERGINGS)
-        self._choice("placement", PLACEMENTS)
-        self._number("memory_limit", above=0)
-        self._positions("sink_tokens")
-        if self.pruned_layer is not None:
-            self._integer("pruned_layer", least=1)
-        self._number("llm_retention", above=0, most=1)
-        if self.pre_retention_ratio is not None:
-            self._number("pre_retention_ratio", above=0, most=1)
-            if self.pruned_layer is None:
-                self._reject("pre_retention_ratio", "None without pruned_layer, where retention_ratio says it")
+        if self.pre_retention_ratio is not None and self.pruned_layer is None:
+            reject(self, "pre_retention_ratio", "None without pruned_layer, where retention_ratio says it")
 
     def in_llm(self, layers: int) -> LayerPruning | None:
         """See Pruner.in_llm; merges by the mean, as the paper's code does."""
@@ -134,58 +137,90 @@ class Tango(Pruner):
         return frozenset({"saliency", "segment_features"} if self.segmentation == "fastvid" else {"saliency"})
 
     def _prune(self, video: VideoTokens) -> Pruned:
-        features, vectors = video.features, video.segment_features
-        saliency, times = video.required("saliency"), video.required("timestamps")
-        if video.grid is None:
-            raise ValueError("grid is missing: this method needs the rows and columns of a frame's tokens, (H, W)")
-        rope_sections(features.shape[2])
-        with full_precision(features.device):
-            return self._merged(features.detach(), saliency, video.grid, times, vectors)
+        """The method, step by step as in the paper."""
+        saliency, grid = zero_sinks(video.required("saliency"), self.sink_tokens), video.required("grid")
+        features, device = video.features.detach(), video.features.device
+        rope_sections(width := features.shape[2])  # refuses an odd width
+        axes = video.required("timestamps"), *(torch.arange(float(length), device=device) for length in grid)
+        settings = self.num_neighbors, self.memory_limit
+        with full_precision(device):
+            # Segmentation. From here on the host knows every shape, and need not ask a GPU for one.
+            similarity = neighbour_similarity(features).cpu()
+            sizes = self._segments(similarity, features, video.segment_features)
+            static = static_places(similarity, sizes, self.static_threshold)
 
-    def _merged(
-        self,
-        features: Tensor,
-        saliency: Tensor,
-        grid: tuple[int, int],
-        times: Tensor,
-        frame_vectors: Tensor | None,
-    ) -> Pruned:
-        frames, tokens, _ = features.shape
-        device, block = features.device, self._block_bytes(features.device)
-        weights = zero_sinks(saliency, self.sink_tokens)
-        similarity = neighbour_similarity(features, block)
-        similar = similarity.cpu()  # from here on the host knows every shape, and need not ask the device for one
-        threshold = self._threshold()
+            # Static positions are stored once: the mean of their tokens, where the first of them is.
+            sets, table = self._sets(sizes, static, device), features.flatten(0, 1)
+            means, scores = self._static_means(table, sets), self._static_means(saliency.view(-1, 1), sets)
+            scores = torch.cat([saliency, saliency.new_zeros(sets.static.shape).masked_scatter(sets.static, scores)])
+
+            # ST-RoPE, of the places that it is asked for; at the origin nothing is rotated.
+            positions = torch.cartesian_prod(*axes)
+            rotated = self._rotated(table, positions, sets)
+            to_merge = rotated if self.merging == "st_rope" else self._rotated(table, 0 * positions, sets)
+
+            # Diversity-driven selection of salient tokens, in each frame and among the static ones of each segment.
+            expansion = self.expansion if self.selection == "diversity" else 1.0
+            chosen = select(scores, sets.members, sets.sizes, sets.salient, rotated, width, expansion, *settings)
+            salient, rest = (mask.flatten().nonzero()[:, 0] for mask in (chosen, sets.members & ~chosen))
+
+            # Spatio-temporal merging of what is left of all frames of a segment, or of its static tokens.
+            clusters = cluster(lambda i: to_merge(rest[i]), width, sets.pools, sets.context, device, *settings)
+            features_of, anchors, labels = (table, means), clusters.anchors, clusters.labels
+            context = merge(features_of, sets.rows[rest], anchors, labels, self.anchor_weight, self.memory_limit)
+            stand = rest[anchors if self.placement == "anchor" else clusters.by_score]
+
+        if trace.RECORDER.get() is not None:
+            trace.static(static.repeat_interleave(sizes, 0))
+            _trace(sets, salient, rest, stand, labels)
+        indices, order = sets.home(torch.cat([salient, stand])).sort()
+        values = torch.cat([take(features_of, sets.rows[salient]), context])[order]
+        return self.exactly(Pruned(indices, values.to(features.dtype), sizes), features, saliency)
+
+    def _segments(self, similarity: Tensor, features: Tensor, frame_vectors: Tensor | None) -> Tensor:
+        """Frames in each segment (S,); similarity (F - 1, L) of neighbouring frames."""
+        if self.segmentation == "none":
+            return torch.tensor([len(features)])
         if self.segmentation == "holitom":
-            sizes = holitom(similar, threshold)
-        elif self.segmentation == "none":
-            sizes = torch.tensor([frames])
-        else:
-            if frame_vectors is None:
-                frame_vectors = features.mean(1, dtype=torch.float32)
-            sizes = fastvid(frame_vectors, threshold)
-        static = static_places(similar, sizes, self.static_threshold)
-        plan = Plan.of(sizes, static, self._budgets(sizes, static.sum(1), tokens), self.context_ratio)
+            return holitom(similarity, self._threshold())
+        return fastvid(
+            features.mean(1, dtype=torch.float32) if frame_vectors is None else frame_vectors, self._threshold()
+        )
 
-        axes = times, torch.arange(float(grid[0]), device=device), torch.arange(float(grid[1]), device=device)
-        doubts = Doubts() if device.type in FIXED_SHAPES else None
-        kept = self._keep(features, weights, axes, plan, doubts)
-        if doubts is not None and doubts.any():
-            kept = self._keep(features, weights, axes, plan, None)
-        trace.static(static.repeat_interleave(sizes, 0))
-        kept.tell(plan)
-        indices, order = kept.indices.sort()
-        pruned = Pruned(indices, kept.values[order].to(features.dtype), sizes)
-        return self.exactly(pruned, features, weights)
+    def _sets(self, sizes: Tensor, static: Tensor, device: torch.device) -> Sets:
+        """The sets and their budgets, for segments of sizes (S,) frames with static places (S, L), both on the host."""
+        frames, (count, tokens) = int(sizes.sum()), static.shape
+        budgets = self._budgets(sizes, static.sum(1), tokens)
+        segment_of = torch.arange(count).repeat_interleave(sizes)
+        still = static.any(1).nonzero()[:, 0]
+        members = torch.cat([~static[segment_of], static[still]])
+        # A frame's share of the salient budget, in double precision and rounded down as int() does.
+        dynamic = (budgets[:, 1].double() / sizes * (1 - self.context_ratio)).long()
+        of_static = (budgets[still, 0].double() * (1 - self.context_ratio)).long()
+        salient = torch.cat([dynamic[segment_of], of_static]).minimum(members.sum(1))
+        left = members.sum(1) - salient
+        pools = torch.zeros(count, dtype=torch.int64).index_add_(0, segment_of, left[:frames])
+        means = static[still].flatten().cumsum(0) - 1
+        averaged = static[segment_of].flatten().nonzero()[:, 0]
+        number = torch.zeros(count, dtype=torch.int64).index_copy_(0, still, torch.arange(len(still)))
+        return Sets(
+            members=members.to(device),
+            static=static[still].to(device),
+            origin=torch.cat([torch.arange(frames), (sizes.cumsum(0) - sizes)[still]]).to(device),
+            rows=torch.cat([torch.arange(frames * tokens), frames * tokens + means]).to(device),
+            averaged=averaged.to(device),
+            mean_of=means[number[segment_of[averaged // tokens]] * tokens + averaged % tokens].to(device),
+            sizes=members.sum(1).tolist(),
+            salient=salient.tolist(),
+            pools=torch.cat([pools, left[frames:]]).tolist(),
+            context=torch.cat([budgets[:, 1] - sizes * dynamic, budgets[still, 0] - of_static]).tolist(),
+        )
 
     def _budgets(self, sizes: Tensor, static: Tensor, tokens: int) -> Tensor:
         """Tokens to keep of each segment's static and dynamic part, (S, 2) int64; a single frame is all dynamic.
 
-        In double precision, and in the order in which the paper's code evaluates it.
-
-        Args:
-            sizes: (S,) frames in each segment; static: (S,) static places in each, 0 for a single frame.
-            tokens: L.
+        In double precision, in the order in which the paper's code evaluates it, of segments of sizes (S,) frames with
+        static (S,) of their `tokens` places static.
         """
         whole = (sizes * tokens).double()
         ratio = (self.retention_ratio / ((whole - (sizes - 1) * static) / whole)).clamp(max=1.0)
@@ -198,79 +233,31 @@ class Tango(Pruner):
         least = torch.stack([static.clamp(max=1), (sizes == 1).long()], 1)
         return shares.ceil().long().maximum(least) * frames
 
-    def _keep(self, features: Tensor, saliency: Tensor, axes: Axes, plan: Plan, doubts: Doubts | None) -> Kept:
-        """Steps 3 to 6: select in every set of the plan, merge what is left of every pool of it.
+    def _static_means(self, table: Tensor, sets: Sets) -> Tensor:
+        """Means (M, X) fp32 over their segments' frames of rows (F * L, X) of static tokens."""
+        count = int(sets.static.sum())
+        sums = segment_sums(table, sets.averaged, sets.mean_of, count, self.memory_limit)
+        return sums / torch.bincount(sets.mean_of, minlength=count)[:, None]
 
-        Args:
-            features: (F, L, D); saliency: (F, L); axes: F seconds, H rows, W columns.
-            doubts: see density_peaks().
-        """
-        frames, tokens, dim = features.shape
-        device, table = features.device, features.reshape(-1, dim)
-        bases = self.time_base, self.space_base, self._block_bytes(device)
-        rotated = unrotated = Rotated(table, axes, *bases)
-        if self.merging == "cosine":
-            origin = torch.zeros_like(axes[0]), torch.zeros_like(axes[1]), torch.zeros_like(axes[2])
-            unrotated = Rotated(table, origin, *bases)  # at the origin nothing is rotated
-        members, first = on_device(plan.members, device), on_device(plan.first, device)
-        scores, means = saliency, table[:0].float()
-        if len(plan.frames):
-            scores = torch.cat([scores, self._means(saliency, plan.frame_rows, plan.frame_of, plan.frames)])
-            means = self._means(table, plan.rows, plan.mean_of, plan.mean_frames)
-
-        chosen = select(
-            scores,
-            members,
-            plan.sizes,
-            plan.salient,
-            lambda sets, places: rotated(first[sets][:, None] + places),
-            dim,
-            self.expansion if self.selection == "diversity" else 1.0,
-            self.num_neighbors,
-            self.memory_limit,
-            doubts,
-        )
-        # Places in all sets, one set behind the other: those of frames are also flat indices of the video.
-        selected = true_places(chosen.flatten(), sum(plan.salient))
-        rest = true_places((members & ~chosen).flatten(), sum(plan.pools))
-        merging = plan_merging(
-            len(rest),
-            plan.pools,
-            plan.context,
-            lambda places: unrotated(first[rest[places] // tokens] + rest[places] % tokens),
-            dim,
-            device,
-            self.num_neighbors,
-            self.placement,
-            self.memory_limit,
-            doubts,
-        )
-        # Of frames come rows of the video, of still places behind them rows of their means.
-        mean = on_device(plan.mean, device)
-        split, cut, merged = plan.of_frames()
-        settings = self.anchor_weight, self.memory_limit
-        values = [
-            table[selected[:split]].float(),
-            means[mean[selected[split:] - frames * tokens]],
-            merge(table, rest[:cut], merging.anchors[:merged], merging.clusters[:cut], *settings),
-        ]
-        if len(plan.frames):
-            rows, anchors = mean[rest[cut:] - frames * tokens], merging.anchors[merged:] - cut
-            values.append(merge(means, rows, anchors, merging.clusters[cut:] - merged, *settings))
-        places = torch.cat([selected, rest[merging.places]])
-        return Kept(first[places // tokens] + places % tokens, torch.cat(values), selected, rest, merging)
-
-    def _means(self, table: Tensor, rows: Tensor, means: Tensor, counts: Tensor) -> Tensor:
-        """Means of table rows: rows[i] counts towards mean means[i] of counts[j] rows each; indices on the host."""
-        rows, means = on_device(rows, table.device), on_device(means, table.device)
-        divisors = on_device(counts, table.device)[:, None]
-        return segment_sums(table, rows, means, len(divisors), self.memory_limit) / divisors
-
-    def _block_bytes(self, device: torch.device) -> int:
-        block = int(self.memory_limit * 2**20)
-        return min(block, BLOCK_BYTES) if device.type == "cpu" else block
+    def _rotated(self, table: Tensor, positions: Tensor, sets: Sets) -> Callable[[Tensor], Tensor]:
+        """A function that gives the ST-RoPE vectors of places (..), of tokens (F * L, D) at positions (F * L, 3)."""
+        block = int(min(self.memory_limit, 8 if table.device.type == "cpu" else math.inf) * 2**20)  # 8: of a cache
+        return lambda places: rotate_rows(table, positions, sets.home(places), self.time_base, self.space_base, block)
 
     def _threshold(self) -> float:
         if self.similarity_threshold is not None:
             return self.similarity_threshold
         return holitom_threshold(self.retention_ratio)
+
+
+def _trace(sets: Sets, salient: Tensor, rest: Tensor, stand: Tensor, labels: Tensor) -> None:
+    """Say what became of each token: a place of `rest` went to stand[its label], a static token where its mean went."""
+    total = len(sets.rows) - sets.static.numel()
+    went = torch.full_like(sets.rows, -1)
+    went[salient] = salient
+    went[rest[labels < len(stand)]] = stand[labels[labels < len(stand)]]
+    place = torch.arange(total, device=went.device)
+    place[sets.averaged] = (total + sets.static.flatten().nonzero()[:, 0])[sets.mean_of]
+    there = (went[place] >= 0).nonzero()[:, 0]
+    trace.salient(sets.home(salient))
+    trace.merged(there, sets.home(went[place[there]]))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 
 from tango.pruners import trace
 from tango.pruners.base import Pruner, keep, token_budget, zero_sinks
 from tango.pruners.budget import evenly
+from tango.pruners.settings import OneOf, TokenPositions
 from tango.pruners.video import Pruned, VideoTokens
 
 SCOPES = ("frame", "video")
@@ -31,13 +32,8 @@ class TopK(Pruner):
 
     name: ClassVar[str] = "topk"
 
-    scope: str = "frame"
-    sink_tokens: tuple[int, ...] | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._choice("scope", SCOPES)
-        self._positions("sink_tokens")
+    scope: Annotated[str, OneOf(*SCOPES)] = "frame"
+    sink_tokens: TokenPositions | None = None
 
     @property
     def needs(self) -> frozenset[str]:

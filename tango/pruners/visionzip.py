@@ -9,12 +9,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tango.merging import segment_sums
+from tango.ops.merging import segment_sums
 from tango.pruners import trace
 from tango.pruners.base import Pruner, full_precision
 from tango.pruners.budget import evenly
+from tango.pruners.settings import Count, Saliency, Share, reject
+from tango.pruners.similarity import most_similar
 from tango.pruners.video import Pruned, VideoTokens
-from tango.similarity import most_similar
 
 
 @dataclass
@@ -42,17 +43,14 @@ class VisionZip(Pruner):
 
     name: ClassVar[str] = "visionzip"
 
-    saliency: str | None = "received_attention"
-    tokens_per_frame: int | None = None
-    dominant_ratio: float = 54 / 64
+    saliency: Saliency | None = "received_attention"
+    tokens_per_frame: Count | None = None
+    dominant_ratio: Share = 54 / 64
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.tokens_per_frame is not None:
-            self._integer("tokens_per_frame", least=1)
-            if self.exact_budget:
-                self._reject("tokens_per_frame", "None with exact_budget, where retention_ratio says it")
-        self._number("dominant_ratio", least=0, most=1)
+        if self.tokens_per_frame is not None and self.exact_budget:
+            reject(self, "tokens_per_frame", "None with exact_budget, where retention_ratio says it")
 
     @property
     def needs(self) -> frozenset[str]:

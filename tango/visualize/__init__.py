@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from tango.evaluation.checkpoints import Checkpoint, check_pretrained, load
-from tango.evaluation.video import read_video
+from tango.inference.video import read_video
 from tango.pruners import Pruner
 from tango.visualize.page import write_page
 from tango.visualize.runs import capture, with_ratios
@@ -47,14 +47,15 @@ def visualize(
     """Draw which tokens of a video each method keeps, drops and merges at each ratio, as a model really ran with it.
 
     Args:
+        video: the file.
         output: a folder, made if it is not there; it gets `index.html` and `sheet.png` (then `sheet_2.png`).
         model: a folder or hub id, or what tango.evaluation.checkpoints.load() returned.
         methods: names, or pruners where settings matter; their ratio is replaced.
         ratios: retention ratios in (0, 1].
-        frames: sampled evenly from the video.
+        frames: how many to sample, evenly, from the video.
         question: asked of the model with each method at each ratio, and without any; the answers are shown.
         device, dtype: see load(); not used with a loaded checkpoint.
-        command: shown, so that the picture can be made again.
+        command: text to show: what makes the picture again.
         progress: called before each step with its name, how many are done, and how many there are.
 
     Raises:
@@ -71,7 +72,7 @@ def visualize(
     folder = Path(output)
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"output {str(output)!r} is a file; name a folder for the page and the sheets")
-    read_video(video, 1)  # a file that is no video is turned away before a model is loaded
+    read_video(video, 1)  # refuses what is no video before the model is loaded, which takes longer
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = load(model, device=device, dtype=dtype) if isinstance(model, str) else model
     total, done = sum(len(row) for row in pruners) + (question is not None) + 2, 0

@@ -1,4 +1,7 @@
-"""What is drawn: a video's frames, and what each method at each ratio made of their tokens. Plain arrays, no model."""
+"""What a contact sheet and a page show: a video's frames, and for each method and ratio the fate of every token.
+
+Plain arrays, so that what draws them needs no model.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +27,7 @@ class Panel:
 
     method: the name to show, which is its own for each set of settings.
     roles (F * L,) uint8, joined (F * L, c) int64, static (F * L,) bool: see tango.pruners.trace.Trace.
-    heat (F * L,) uint8: the saliency that the method went by, 255 for the video's most salient hundredth; None where it
-        goes by none.
+    heat (F * L,) uint8: the saliency that the method used, see heat_of(); None where it uses none.
     segments: frames in each segment.
     before, after, in_llm: the video's tokens, those that enter the language model, and those its last layers see.
     answer: to the picture's question, if it has one.
@@ -56,7 +58,7 @@ class Picture:
 
     video, model, command, question: text to show; unpruned: the answer of the model as it is.
     frames (F, height, width, 3) uint8, as far as tokens stand for them; times (F,) seconds, grid (H, W) with L = H * W.
-    panels: one list a method, with one panel for each of the ratios.
+    panels: for each method, one panel for each of the ratios.
     """
 
     video: str
@@ -72,8 +74,10 @@ class Picture:
 
 
 def heat_of(saliency: Array) -> Array:
-    """Saliency (n,) as 0 to 255: from its least value to the least of its largest hundredth, which a few sinks cannot
-    stretch; all 0 where all are equal.
+    """Saliency (n,) as heat (n,) uint8, 0 to 255; all 0 where all values are equal.
+
+    255 stands for the least of the largest hundredth and for all above it, so that a few attention sinks don't make
+    everything else dark.
     """
     low, high = float(saliency.min()), float(np.quantile(saliency, 0.99, method="lower"))
     if high <= low:

@@ -1,4 +1,4 @@
-"""Runs a model on a video with each method at each ratio, and notes what became of every token on the way."""
+"""Runs a model on a video with each method at each ratio, and collects what became of every token."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from tango.evaluation.chat import Chat
 from tango.evaluation.checkpoints import Checkpoint
-from tango.evaluation.video import read_video
+from tango.inference.video import read_video
 from tango.pruners import REGISTRY, Pruner
 from tango.pruners.base import zero_sinks
 from tango.pruners.trace import Trace, traced
@@ -19,7 +19,7 @@ ANSWER_TOKENS = 64
 
 
 def with_ratios(methods: Sequence[str | Pruner], ratios: Sequence[float]) -> list[list[Pruner]]:
-    """Each method, by name or with its settings, at each ratio.
+    """One list a method, with that method at each ratio; methods are names, or pruners where settings matter.
 
     Raises:
         ValueError: no method or no ratio, one that is unknown or out of its range, or one that is there twice.
@@ -61,9 +61,10 @@ def capture(
     command: str | None = None,
     step: Callable[[str], None] = lambda name: None,
 ) -> Picture:
-    """Run everything that a picture shows; see tango.visualize.visualize().
+    """Run a model once with each method at each ratio; returns what a contact sheet and a page show.
 
     Args:
+        checkpoint, video, frames, question, command: see tango.visualize.visualize().
         pruners: one list a method, with the method at each ratio, as with_ratios() makes them.
         step: called with the name of each run before it starts.
 
@@ -73,7 +74,8 @@ def capture(
     clip = read_video(video, frames)
     text = question if question is not None else "Describe the video."
     messages = [{"role": "user", "content": [{"type": "video", "video": str(video)}, {"type": "text", "text": text}]}]
-    settings = {"max_new_tokens": ANSWER_TOKENS if question is not None else 1}  # without a question nothing is asked
+    # Without a question the answer is not shown: one token is enough for the prompt to be pruned.
+    settings = {"max_new_tokens": ANSWER_TOKENS if question is not None else 1}
     unpruned = None
     if question is not None:
         step("unpruned")
@@ -95,8 +97,8 @@ def capture(
             grid = (int(record["grid"][0]), int(record["grid"][1]))
             if trace.video.timestamps is not None:
                 times = tuple(float(time) for time in trace.video.timestamps)
-            said = str(answer.response) if question is not None else None
-            drawn.append(_panel(name, pruner.retention_ratio, trace, record, said))
+            response = str(answer.response) if question is not None else None
+            drawn.append(_panel(name, pruner.retention_ratio, trace, record, response))
         panels.append(tuple(drawn))
     count = len(panels[0][0].roles) // (grid[0] * grid[1])
     # Qwen's frames are pairs of sampled ones: the first of each is shown.
@@ -112,18 +114,21 @@ def capture(
 
 
 def seen(frames: Array, rows: int, vision: Any) -> Array:
-    """The part of frames (F, height, width, 3) that `rows` x `rows` tokens stand for, from the upper left corner.
+    """The part of frames (F, height, width, 3) that `rows` x `rows` tokens cover, from the upper left corner.
 
-    A tower for images of one size leaves out what does not fill a patch, and pooling by 2 x 2 an odd last row and
-    column of patches: with LLaVA-Video 13 x 13 tokens stand for 364 of 384 pixels. Others see all (vision: their
-    configuration).
+    A tower for images of one size drops the pixels that don't fill a patch, and pooling by 2 x 2 drops an odd last row
+    and column of patches: with LLaVA-Video 13 x 13 tokens cover 364 of 384 pixels. Towers for frames of any size cover
+    all of them.
+
+    Args:
+        vision: the vision tower's configuration, with image_size and patch_size if its images are of one size.
     """
     size, patch = getattr(vision, "image_size", None), getattr(vision, "patch_size", None)
     if size is None or patch is None:
         return frames
     patches = size // patch
-    share = min(patches, rows * round(patches / rows)) * patch / size
-    height, width = (round(side * share) for side in frames.shape[1:3])
+    covered = min(patches, rows * round(patches / rows)) * patch / size
+    height, width = (round(pixels * covered) for pixels in frames.shape[1:3])
     return frames[:, :height, :width]
 
 

@@ -1,5 +1,7 @@
-"""A picture as one contact sheet (PNG): for each method every frame with its saliency, and below, for each ratio, what
-became of its tokens. What would be too large for one file goes on in the next, by methods.
+"""A picture as one contact sheet (PNG).
+
+For each method it shows every frame under its saliency, and below, for each ratio, what became of the frame's tokens.
+What would be too large for one file goes on in the next, by methods.
 """
 
 from __future__ import annotations

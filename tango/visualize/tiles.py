@@ -22,12 +22,12 @@ Box = tuple[int, int, int, int]  # left, upper, right and lower pixels, the last
 WIDTH = 1880  # pixels that a row of frames aims at
 LARGEST, SMALLEST_CELL = 240, 6  # pixels along a frame at most, and along a token at least
 GAP = 10  # pixels between frames
-DIM, MEMBER = 0.25, 0.6  # brightness of a dropped token and of one that was merged into another
-HEAT_SHARE = 0.55
+DIM, MEMBER = 0.25, 0.6  # brightness of a dropped token, and of one that was merged into another
+HEAT_OPACITY = 0.55
 
 
 class Tiles:
-    """How large frames are drawn, and how many stand in a row."""
+    """A picture's frames at the size they are drawn in, and how many stand in a row (`columns`)."""
 
     def __init__(self, picture: Picture) -> None:
         count, height, width, _ = picture.frames.shape
@@ -53,17 +53,20 @@ class Tiles:
         return np.asarray(values[frame * size : (frame + 1) * size]).reshape(self.grid)
 
     def heat(self, panel: Panel, frame: int) -> Image.Image:
-        """A frame under its saliency; as it is where the method goes by none."""
+        """A frame with its saliency laid over it as colours; the plain frame where the method uses no saliency."""
         image = self.images[frame]
         if panel.heat is None:
             return image
         colours = heat_colours(self.of_frame(panel.heat, frame))
-        return Image.blend(image, Image.fromarray(colours).resize(image.size, Image.Resampling.NEAREST), HEAT_SHARE)
+        return Image.blend(image, Image.fromarray(colours).resize(image.size, Image.Resampling.NEAREST), HEAT_OPACITY)
 
     def fates(self, panel: Panel, frame: int, numbers: dict[int, int]) -> Image.Image:
-        """A frame with what became of its tokens; numbers: of the panel's groups, see groups().
+        """A frame with its tokens drawn as kept, merged or dropped.
 
-        A token that is part of several kept ones is drawn as part of the nearest.
+        A token that was merged into several kept ones is outlined as part of the nearest.
+
+        Args:
+            numbers: groups(panel.joined), the number of each kept token that stands for several.
         """
         roles, static = self.of_frame(panel.roles, frame), self.of_frame(panel.static, frame)
         joined = self.of_frame(panel.joined[:, 0], frame)
@@ -106,11 +109,11 @@ def mark(draw: ImageDraw.ImageDraw, box: Box, role: int, number: int | None) -> 
 
 
 def _outline(draw: ImageDraw.ImageDraw, joined: Array, row: int, column: int, box: Box, colour: Colour) -> None:
-    """The edges of a token towards tokens of other groups; joined (H, W) of its frame."""
+    """The edges of a token where its neighbour belongs to another group; joined: (H, W), of this frame."""
     left, upper, right, lower = box
-    sides = {(0, -1): (left, upper, left, lower), (0, 1): (right, upper, right, lower),
+    edges = {(0, -1): (left, upper, left, lower), (0, 1): (right, upper, right, lower),
              (-1, 0): (left, upper, right, upper), (1, 0): (left, lower, right, lower)}  # fmt: skip
-    for (down, across), line in sides.items():
+    for (down, across), line in edges.items():
         r, c = row + down, column + across
         if not (0 <= r < joined.shape[0] and 0 <= c < joined.shape[1]) or joined[r, c] != joined[row, column]:
             draw.line(line, colour, _stroke(box))

@@ -12,7 +12,7 @@ from transformers import LlavaOnevisionForConditionalGeneration
 
 from tango.evaluation.chat import Chat, generation_settings
 from tango.evaluation.checkpoints import Checkpoint, CheckpointError, class_name, load
-from tango.evaluation.video import read_video
+from tango.inference.video import read_video
 from tango.models.llava_video import LlavaVideoForConditionalGeneration
 from tango.pruners import REGISTRY
 
@@ -49,6 +49,21 @@ def test_an_answer_says_what_it_took(vanilla: Chat, video: Path) -> None:
     assert answer.timing["vit_s"] > 0
     again = vanilla.generate(about(video), SETTINGS, "y")
     assert again.response == answer.response
+
+
+def test_frames_are_resized_as_the_processor_would(
+    vanilla: Chat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Frames of 128 x 96, resized as they are read, become the same pixels as the processor makes of the whole."""
+    video = Path(__file__).parents[1] / "data/video/reschange.webm"
+    early, _ = vanilla._prepare(about(video))
+    assert vanilla._clip is not None and vanilla._clip[1].frames.shape == (8, 32, 32, 3)
+    monkeypatch.setattr(vanilla, "_clip", None)
+    monkeypatch.setattr(Chat, "_resized", lambda self, frames, frame: frame)
+    late, _ = vanilla._prepare(about(video))
+    assert vanilla._clip[1].frames.shape == (8, 96, 128, 3)
+    assert torch.equal(early["pixel_values_videos"], late["pixel_values_videos"])
+    monkeypatch.setattr(vanilla, "_clip", None)
 
 
 # Not DyCoke, which keeps what its own rule says, nor FastV, which lets every token in.

@@ -19,8 +19,8 @@ from tiny import save_qwen, write_benchmark, write_video
 from tango.evaluation.cells import Evaluation
 from tango.evaluation.settings import SettingsError, field_types
 from tango.evaluation.sweep import CellError
-from tango.evaluation.video import read_video
 from tango.evaluation.vlmeval_cells import collect, vlmeval_cell
+from tango.inference.video import read_video
 from tango.pruners import Tango
 
 TEXT = {"type": "text", "value": "What?"}

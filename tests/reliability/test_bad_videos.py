@@ -3,6 +3,8 @@
 import logging
 import shutil
 import struct
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -19,7 +21,7 @@ from tango.evaluation.chat import Chat
 from tango.evaluation.checkpoints import load
 from tango.evaluation.journal import Journal, read_journal
 from tango.evaluation.runner import Record, Runner, Sample
-from tango.evaluation.video import read_video
+from tango.inference.video import read_video
 
 GROUP = "Videos"
 Seen = Callable[[str, str], None]
@@ -90,6 +92,25 @@ def cover(path: Path) -> None:
     path.write_bytes(b"ID3\x03\x00\x00" + size + tag + sound(path.with_suffix(".mp3"), "mp3", "fltp", np.float32))
 
 
+def without_decoder(name: bytes) -> Callable[[Path], object]:
+    return lambda path: path.write_bytes(SHIPPED.read_bytes().replace(b"avc1", name))
+
+
+def playlist(path: Path) -> None:
+    (path.parent / "other.ts").write_bytes(encode(path.with_suffix(".ts")))
+    path.write_text("ffconcat version 1.0\nfile other.ts\n")
+
+
+def turned(path: Path) -> None:
+    """The matrix of the shipped video's track, by a quarter; the last line of a matrix is 0, 0, 1 in 2.30 bits."""
+    upright, turn = (struct.pack(">9i", *numbers, 0, 0, 1 << 30) for numbers in (
+        (1 << 16, 0, 0, 0, 1 << 16, 0), (0, 1 << 16, 0, -1 << 16, 0, 0)
+    ))  # fmt: skip
+    content = SHIPPED.read_bytes()
+    at = content.index(upright, content.index(b"tkhd"))
+    path.write_bytes(content[:at] + turn + content[at + len(turn) :])
+
+
 def fault(make: Callable[[Path], object], told: str, case: str, injected: str) -> object:
     return pytest.param(make, told, marks=pytest.mark.fault(case, injected), id=case)
 
@@ -105,6 +126,11 @@ REFUSED = [
           "an HTML page called `clip.mp4`"),
     fault(lambda path: path.write_bytes(sound(path.with_suffix(".wav"), "pcm_s16le", "s16", np.int16)),
           "holds no video stream; pass", "audio only", "a WAV file called `clip.mp4`"),
+    fault(without_decoder(b"encv"), "no decoder for", "encrypted", "the shipped video, its codec said to be encrypted"),
+    fault(without_decoder(b"avc\xb1"), "no decoder for", "no decoder", "one byte of its codec's name changed"),
+    fault(playlist, "is not a video, but a playlist", "mislabelled: a playlist", "a list that names other.ts"),
+    fault(lambda path: path.write_text(";FFMETADATA1\ntitle=a\n"), "is not a video, but a playlist, text",
+          "mislabelled: metadata", "a text that FFmpeg has a format for"),
     fault(cover, "no video stream but a cover picture", "audio with a cover picture",
           "an MP3 with an ID3 picture, which FFmpeg shows as a video of one frame"),
 ]  # fmt: skip
@@ -119,6 +145,7 @@ READ = [
           "mislabelled: WebM", "VP8 in WebM called `clip.mp4`"),
     fault(lambda path: path.write_bytes(encode(path.with_suffix(".ts"))), "8 frames: 0.00, 1.25, 2.75",
           "mislabelled: MPEG-TS", "MPEG-TS, which has no index to seek by, called `clip.mp4`"),
+    fault(turned, "8 frames: 0.00, 1.12", "turned by a quarter", "a display matrix in the shipped video"),
     fault(picture, "1 frame", "mislabelled: a picture", "a JPEG called `clip.mp4`"),
     fault(cut_webm, "cut short: it should last 10.0 s and ends after", "truncated WebM", "the first half of a WebM"),
     fault(damaged, "of 8 frames, the first at", "damaged in the middle", "1500 bytes of the shipped video overwritten"),
@@ -171,7 +198,7 @@ def test_what_can_be_read_is_answered(
 ) -> None:
     video = tmp_path / "clip.mp4"
     make(video)
-    with caplog.at_level(logging.WARNING, "tango.evaluation.video"):
+    with caplog.at_level(logging.WARNING, "tango.inference.video"):
         clip = read_video(video, 8)
     warned = " ".join(dict.fromkeys(record.getMessage() for record in caplog.records))
     times = ", ".join(f"{time:.2f}" for time in clip.timestamps)
@@ -181,6 +208,50 @@ def test_what_can_be_read_is_answered(
     assert first.failure is None and answered.failure is None and answered.videos[0]["frames"] == len(clip.frames)
     assert 0 < answered.tokens["video_tokens_after"] < answered.tokens["video_tokens_before"]
     seen(f"{read}; warning: `{warned}`" if warned else read, "all answers")
+
+
+ENDLESS = Path("/proc/kmsg")
+
+
+@pytest.mark.skipif(not ENDLESS.exists(), reason="no files of the kernel here")
+@pytest.mark.fault("a file that never ends", "`/proc/kmsg`, which waits for the kernel's next message")
+def test_a_file_that_never_ends(seen: Seen) -> None:
+    with pytest.raises(ValueError, match="it is empty") as refused:
+        read_video(ENDLESS, 2)
+    seen(str(refused.value), "all answers")
+
+
+CHANGED = """
+import random, sys
+from pathlib import Path
+from tango.inference.video import read_video
+random.seed(20)
+seeds = [path.read_bytes() for path in map(Path, sys.argv[2:])]
+for _ in range(300):
+    content = bytearray(random.choice(seeds))
+    head = content.find(b"moov")  # what an MP4 says of its streams; other formats say it at the start
+    part = range(max(head, 0), min(head + 1500, len(content))) if random.random() < 0.7 else range(len(content))
+    for _ in range(random.choice([1, 1, 3, 30])):
+        content[random.choice(part)] = random.choice([0, 127, 255, random.randrange(256)])
+    Path(sys.argv[1]).write_bytes(content)
+    try:
+        print(len(read_video(sys.argv[1], 8).frames))
+    except ValueError as refused:
+        print(refused)
+"""
+
+
+@pytest.mark.fault("changed bytes", "1 to 30 bytes of 8 videos in 6 formats changed, 300 times")
+def test_changed_bytes_end_no_process(tmp_path: Path, seen: Seen) -> None:
+    seeds = [SHIPPED, *sorted((ROOT / "tests/data/video").iterdir())]
+    done = subprocess.run(
+        [sys.executable, "-c", CHANGED, tmp_path / "clip.mp4", *seeds], capture_output=True, text=True, timeout=120
+    )
+    said = done.stdout.splitlines()
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len(said) == 300 and 50 < sum(line.isdigit() for line in said) < 300
+    assert all(line.isdigit() or "clip.mp4" in line for line in said)
+    seen("(frames, or a sentence that names the file)", "all answers")
 
 
 @pytest.mark.fault("a colon in the name", "the shipped video as `http:b.mp4` in the current folder")

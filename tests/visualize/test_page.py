@@ -1,15 +1,19 @@
 """The page: self-contained, safe with any text, and alive in a real browser: sliders, keys and mouse change it."""
 
+import contextlib
 import json
 import re
+import shutil
 
 import pytest
 import small_picture
-from browser import executable, started
+from playwright.sync_api import sync_playwright
 from small_picture import ALONE, CONTEXT, SALIENT, TOKENS
 
 from tango.visualize.page import page_data, write_page
 
+CHROMIUM = shutil.which("chromium")
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here (Debian: apt-get install chromium)")
 NASTY = "</script><script>console.error(1)</script><!-- <img src=x onerror=alert(1)> {{data}} \u2028 \" ' &amp; é.mp4"
 
 
@@ -39,110 +43,138 @@ def test_the_page_is_one_file_of_plain_data(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    if executable() is None:
-        pytest.skip("no Chromium here (Debian: apt-get install chromium)")
-    with started(tmp_path_factory.mktemp("chromium") / "profile") as running:
+def browser():
+    with (
+        sync_playwright() as playwright,
+        contextlib.closing(
+            # Debian's browser. It needs no sandbox of its own as root in a container.
+            playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        ) as running,
+    ):
         yield running
 
 
-PIXELS = "[...document.querySelectorAll('canvas.view')].map(c => c.toDataURL())"
-WORDS = "[...document.querySelectorAll('section')].map(s => s.querySelector('.told').textContent)"
-
-
-def place(browser, token, view=0):
-    """Where a token is on the screen."""
-    row, column = divmod(token % TOKENS, small_picture.GRID[1])
-    left, top, width, height = browser.js(
-        f"(() => {{ const c = document.querySelectorAll('canvas.view')[{view}]; c.scrollIntoView({{block: 'center'}});"
-        " const b = c.getBoundingClientRect(); return [b.left, b.top, b.width, b.height]; })()"
-    )
-    return left + (column + 0.5) * width / small_picture.GRID[1], top + (row + 0.5) * height / small_picture.GRID[0]
-
-
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_it_works_in_a_browser(browser, tmp_path, dark):
+@pytest.fixture(params=["light", "dark"])
+def page(browser, tmp_path, request):
+    """example() in a browser. Anything in the console, any error and any request to another host fails the test."""
     write_page(example(), tmp_path / "page.html")
-    browser.problems.clear()
-    browser.open(tmp_path / "page.html", dark)
+    problems = []
+    with contextlib.closing(
+        browser.new_context(color_scheme=request.param, viewport={"width": 1100, "height": 900}, offline=True)
+    ) as context:
+        page = context.new_page()
+        page.on("console", lambda message: problems.append(f"console.{message.type}: {message.text}"))
+        page.on("pageerror", lambda error: problems.append(f"error: {error}"))
+        page.on("request", lambda sent: problems.append(sent.url) if not sent.url.startswith(("file:", "data:")) else 0)
+        page.goto((tmp_path / "page.html").as_uri())
+        page.locator("body[data-ready=yes]").wait_for()
+        yield page
+    assert problems == []
 
-    # What is there: the texts as texts, one picture a method, sliders over frames and ratios.
-    assert browser.js("document.querySelector('h1').textContent") == NASTY
-    assert browser.js("[...document.querySelectorAll('h2')].map(h => h.textContent)") == ["tango", "topk k=<b>"]
-    assert NASTY in browser.js("document.querySelector('section').textContent")
-    assert browser.js("document.querySelectorAll('main img, main b, main script').length") == 0
-    assert browser.js("document.querySelectorAll('canvas.view').length") == 2
-    assert browser.js("['frame', 'ratio'].map(id => +document.getElementById(id).max)") == [3, 1]
-    paper = browser.js("getComputedStyle(document.body).backgroundColor")
-    assert (sum(int(v) for v in re.findall(r"\d+", paper)) < 200) is dark
 
-    # The sliders move by keys, as everywhere, and change the pictures.
-    shown = [browser.js(PIXELS)]
-    browser.js("document.getElementById('frame').focus()")
-    browser.press("ArrowRight", 39)
-    assert browser.js("document.getElementById('frame').value") == "1"
-    assert "1.00 s" in browser.js("document.getElementById('frame-says').textContent")
-    shown.append(browser.js(PIXELS))
-    browser.js("document.getElementById('ratio').focus()")
-    browser.press("ArrowRight", 39)
-    assert browser.js("document.getElementById('ratio-says').textContent") == "0.5"
-    assert "5 of 24" in browser.js("document.querySelector('section').textContent")
-    shown.append(browser.js(PIXELS))
-    assert shown[0][0] != shown[1][0] and shown[0][1] != shown[1][1] and shown[1][1] != shown[2][1]
-    browser.press("ArrowLeft", 37)
-    assert browser.js(PIXELS) == shown[1]
-    browser.js("document.getElementById('heat').click()")
-    heat = browser.js(PIXELS)
-    assert heat[0] != shown[1][0]
-    browser.js("document.getElementById('heat').click()")
+def pixels(page):
+    return page.evaluate("[...document.querySelectorAll('canvas.view')].map(canvas => canvas.toDataURL())")
 
-    # Pointing at a merged token, or at one of its members, shows its members.
-    browser.point(*place(browser, CONTEXT))
-    assert "frame 1, row 0, column 1: kept, merged. It stands for 4 tokens of frames 0 to 2." in browser.js(WORDS)[0]
-    lit = browser.js(PIXELS)[0]
-    assert lit != shown[1][0]
-    browser.point(*place(browser, CONTEXT, view=1))
-    assert browser.js(WORDS)[0] == "" and browser.js(PIXELS)[0] == shown[1][0]
-    assert browser.js(WORDS)[1].endswith("column 1: dropped.")
-    browser.point(*place(browser, CONTEXT + 1))
-    text = browser.js(WORDS)[0]
-    assert "column 2: merged. The token that stands at frame 1, row 0, column 1, stands for 4 tokens" in text
-    browser.point(1, 1)
 
-    # The same by keys alone: from the first token of the last frame but one to a member, and on to where it stands.
-    browser.js("goTo(2)")
-    browser.js("document.querySelector('canvas.view').focus()")
-    browser.press("ArrowRight", 39)
-    assert "frame 2, row 0, column 0: dropped" in browser.js(WORDS)[0]
-    browser.press("ArrowRight", 39)
-    assert "frame 2, row 0, column 1: merged" in browser.js(WORDS)[0]
-    browser.press("Enter", 13)
-    assert browser.js("document.getElementById('frame').value") == "1"
-    assert "It stands for 4 tokens" in browser.js(WORDS)[0]
-    browser.press("Escape", 27)
-    assert browser.js(WORDS)[0] == "" and browser.js(PIXELS)[0] == shown[1][0]
+def point(page, token, view=0):
+    """Move the mouse to the middle of a token."""
+    canvas = page.locator("canvas.view").nth(view)
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    (row, column), (rows, columns) = divmod(token % TOKENS, small_picture.GRID[1]), small_picture.GRID
+    page.mouse.move(box["x"] + (column + 0.5) * box["width"] / columns, box["y"] + (row + 0.5) * box["height"] / rows)
 
-    # The strip goes to a frame; a token that is merged of itself alone, and a salient one, say no number.
-    browser.js("document.querySelector('.strip').scrollIntoView({block: 'center'})")
-    x, y, width = browser.js(
-        "(({left, top, width}) => [left, top, width])(document.querySelector('.strip').getBoundingClientRect())"
+
+@needs_browser
+def test_texts_are_shown_as_they_are(page):
+    assert page.locator("h1").text_content() == NASTY
+    assert page.locator("h2").all_text_contents() == ["tango", "topk k=<b>"]
+    assert NASTY in page.locator("section").first.text_content()
+    assert page.locator("main :is(img, b, script)").count() == 0
+
+
+@needs_browser
+def test_colours_follow_the_system(page, request):
+    paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (sum(int(value) for value in re.findall(r"\d+", paper)) < 200) is ("dark" in request.node.name)
+
+
+@needs_browser
+def test_sliders_move_by_keys_and_change_the_pictures(page):
+    frame, ratio = page.locator("#frame"), page.locator("#ratio")
+    assert page.locator("canvas.view").count() == 2
+    assert (frame.get_attribute("max"), ratio.get_attribute("max")) == ("3", "1")
+    first = pixels(page)
+    frame.press("ArrowRight")
+    assert frame.input_value() == "1" and "1.00 s" in page.locator("#frame-says").text_content()
+    second = pixels(page)
+    ratio.press("ArrowRight")
+    assert page.locator("#ratio-says").text_content() == "0.5"
+    assert "5 of 24" in page.locator("section").first.text_content()
+    assert first[0] != second[0] and first[1] != second[1] and pixels(page)[1] != second[1]
+    ratio.press("ArrowLeft")
+    assert pixels(page) == second
+    page.locator("#heat").click()
+    assert pixels(page)[0] != second[0]
+    page.locator("#heat").click()
+    assert pixels(page) == second
+
+
+@needs_browser
+def test_pointing_at_a_token_shows_what_it_is_part_of(page):
+    words, other = (page.locator("section").nth(number).locator(".words") for number in (0, 1))
+    page.evaluate("goTo(1)")
+    dark = pixels(page)[0]
+    point(page, CONTEXT)
+    assert "frame 1, row 0, column 1: kept, merged. It stands for 4 tokens of frames 0 to 2." in words.text_content()
+    assert pixels(page)[0] != dark
+    point(page, CONTEXT, view=1)
+    assert words.text_content() == "" and pixels(page)[0] == dark
+    assert other.text_content().endswith("column 1: dropped.")
+    point(page, CONTEXT + 1)
+    assert (
+        "column 2: merged. The token that stands at frame 1, row 0, column 1, stands for 4 tokens"
+        in words.text_content()
     )
-    for kind in ("mousePressed", "mouseReleased"):
-        at = {"x": x + width * 0.6, "y": y + 20, "button": "left", "clickCount": 1}
-        browser.call("Input.dispatchMouseEvent", type=kind, **at)
-    assert browser.js("document.getElementById('frame').value") == "2"
-    browser.point(*place(browser, ALONE))
-    assert browser.js(WORDS)[0].endswith("kept, merged.")
-    browser.js("goTo(0)")
-    browser.point(*place(browser, SALIENT + 1))
-    browser.point(*place(browser, SALIENT))
-    assert browser.js(WORDS)[0].endswith("kept, salient.")
+
+    # A token that is merged of itself alone, and a salient one, say no number.
+    page.evaluate("goTo(2)")
+    point(page, ALONE)
+    assert words.text_content().endswith("kept, merged.")
+    page.evaluate("goTo(0)")
+    point(page, SALIENT + 1)
+    point(page, SALIENT)
+    assert words.text_content().endswith("kept, salient.")
 
     # A token of two kept ones is shown with the nearer one, and lights up with both.
-    browser.js("(state.ratio = 1, draw())")
-    browser.point(*place(browser, 1))
-    assert browser.js(WORDS)[0].endswith("stands for 4 tokens of frames 0 to 2. It is part of 1 more kept token.")
-    browser.js("goTo(2)")
-    browser.point(*place(browser, ALONE))
-    assert browser.js(WORDS)[0].endswith("kept, merged. It stands for 2 tokens of frames 0 to 2.")
-    assert browser.problems == []
+    page.locator("#ratio").press("ArrowRight")
+    point(page, 1)
+    assert words.text_content().endswith("stands for 4 tokens of frames 0 to 2. It is part of 1 more kept token.")
+    page.evaluate("goTo(2)")
+    point(page, ALONE)
+    assert words.text_content().endswith("kept, merged. It stands for 2 tokens of frames 0 to 2.")
+
+
+@needs_browser
+def test_the_same_by_keys_alone(page):
+    """From the first token of the last frame but one to a member, and on to where its token stands."""
+    words, view = page.locator("section").first.locator(".words"), page.locator("canvas.view").first
+    page.evaluate("goTo(1)")
+    dark = pixels(page)[0]
+    page.evaluate("goTo(2)")
+    view.press("ArrowRight")
+    assert "frame 2, row 0, column 0: dropped" in words.text_content()
+    view.press("ArrowRight")
+    assert "frame 2, row 0, column 1: merged" in words.text_content()
+    view.press("Enter")
+    assert page.locator("#frame").input_value() == "1"
+    assert "It stands for 4 tokens" in words.text_content()
+    view.press("Escape")
+    assert words.text_content() == "" and pixels(page)[0] == dark
+
+
+@needs_browser
+def test_the_strip_goes_to_a_frame(page):
+    strip = page.locator(".strip").first
+    strip.click(position={"x": strip.bounding_box()["width"] * 0.6, "y": 20})
+    assert page.locator("#frame").input_value() == "2"

@@ -11,7 +11,7 @@ from small_picture import ALONE, CONTEXT, DROPPED, FRAMES, GREY, SALIENT, STATIC
 from tango.visualize import sheet
 from tango.visualize.picture import HEAT, SALIENT_COLOUR, group_colour, groups, heat_colours, heat_of
 from tango.visualize.sheet import BAR, CAPTION, LABEL, LEAST_WIDTH, MARGIN, SEGMENTS, draw_method, draw_sheets
-from tango.visualize.tiles import DIM, GAP, HEAT_SHARE, MEMBER, SMALLEST_CELL, Tiles
+from tango.visualize.tiles import DIM, GAP, HEAT_OPACITY, MEMBER, SMALLEST_CELL, Tiles
 
 
 def tile_of(picture, panel, frame, kind="fates"):
@@ -21,7 +21,7 @@ def tile_of(picture, panel, frame, kind="fates"):
 
 
 def pixel(tile, tiles, token, x=0.5, y=0.3):
-    """The colour of a token at a share of its width and height; in the middle of its upper part by default."""
+    """The colour of a token x and y of the way through its width and height."""
     row, column = divmod(token % TOKENS, tiles.grid[1])
     return tuple(int(v) for v in tile[int((row + y) * tiles.cell[1]), int((column + x) * tiles.cell[0])])
 
@@ -63,7 +63,7 @@ def test_heat_is_the_frame_under_its_saliency():
     panel = picture.panels[0][0]
     tile, tiles = tile_of(picture, panel, 0, "heat")
     for token, colour in ((SALIENT, HEAT[-1]), (1, HEAT[0])):
-        expected = [round(GREY + HEAT_SHARE * (channel - GREY)) for channel in colour]
+        expected = [round(GREY + HEAT_OPACITY * (channel - GREY)) for channel in colour]
         assert np.abs(np.array(pixel(tile, tiles, token)) - expected).max() <= 1
     plain, tiles = tile_of(picture, small_picture.kept_only(), 0, "heat")
     assert np.array_equal(plain, np.asarray(tiles.images[0]))

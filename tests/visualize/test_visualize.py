@@ -1,4 +1,4 @@
-"""visualize() on the shipped model and a shipped video: what is drawn is what a run keeps; and what it turns away."""
+"""visualize() on the shipped model and a shipped video: what is drawn is what a run keeps; and what it refuses."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +10,7 @@ import torch
 from tango import Tango
 from tango.evaluation.chat import Chat
 from tango.evaluation.checkpoints import load
-from tango.evaluation.video import read_video
+from tango.inference.video import read_video
 from tango.pruners import REGISTRY, TopK
 from tango.pruners.trace import CONTEXT, SALIENT
 from tango.visualize import visualize
@@ -25,7 +25,7 @@ def checkpoint():
     return load(str(ROOT / "checkpoints" / "tango-tiny"))
 
 
-def test_a_picture_shows_what_the_model_was_given(checkpoint):
+def test_a_picture_shows_what_the_model_sees(checkpoint):
     pruners = with_ratios([Tango(sink_tokens=(3,)), "random"], [0.1, 0.2])
     picture = capture(checkpoint, VIDEO, pruners, 6, "What colour is the ring?")
     assert picture.frames.shape[0] == len(picture.times) == 6 and picture.grid == (8, 8)
@@ -107,7 +107,7 @@ def test_labels():
     ({"output": __file__}, NotADirectoryError, "name a folder"),
     ({"model": "no-such-folder"}, ValueError, "no such folder"),
 ])  # fmt: skip
-def test_what_cannot_be_is_turned_away_before_the_model_is_loaded(tmp_path, monkeypatch, changes, error, message):
+def test_bad_input_is_refused_before_the_model_is_loaded(tmp_path, monkeypatch, changes, error, message):
     def load(*args, **kwargs):
         raise AssertionError("loaded")
 

@@ -1,0 +1,1 @@
+"""What makes a loaded model answer, without any benchmark: today, reading videos."""

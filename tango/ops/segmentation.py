@@ -1,0 +1,78 @@
+"""Cutting a video into segments of similar frames.
+
+Tango, arXiv 2604.09547, temporal segmentation (step 2): "holitom" (largest gain from static tokens, by dynamic
+programming) and "fastvid" (cuts where neighbouring frames differ). Pure functions on tensors.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tango.ops.similarity import neighbour_similarity
+
+CUTS = 7  # fastvid cuts at the seven least similar places at least
+
+
+def holitom(similarity: Tensor, threshold: float, max_window: int | None = None) -> Tensor:
+    """Partition frames so that the total gain of the segments is largest.
+
+    The gain of a window of frames [a, b] is (b - a) times the number of positions whose similarity is above the
+    threshold for every pair of neighbours in it. Among equal partitions the last segment is the shortest, by the
+    order in which the recurrence tries windows: one frame, two, three, and so on, taking only strict improvements.
+
+    Args:
+        similarity: (F - 1, L) cosine of neighbouring frames at each position. threshold: it must be exceeded.
+        max_window: most frames a segment may have; None for any number.
+
+    Returns:
+        (S,) int64 on the CPU, frames in each segment.
+    """
+    pairs, frames = len(similarity), len(similarity) + 1
+    if frames == 1:
+        return torch.ones(1, dtype=torch.int64)
+    # run[i, l]: how many pairs in a row, ending with pair i, are static at position l. A window of g + 1 frames ending
+    # at frame i + 1 has as many static positions as run[i] has entries of at least g: counts of run lengths suffice.
+    order = torch.arange(pairs, device=similarity.device)[:, None]
+    broken = torch.where(similarity > threshold, -1, order).cummax(0).values
+    run = order - broken
+    lengths = torch.bincount((order * frames + run).flatten(), minlength=pairs * frames).view(pairs, frames).cpu()
+    static = lengths.flip(1).cumsum(1).flip(1)
+    gains = static * torch.arange(frames)  # gains[i, g]: of the window of g + 1 frames ending at frame i + 1
+
+    best = torch.zeros(frames + 1, dtype=torch.int64)  # best[j]: of the first j frames
+    length = [1] * (frames + 1)
+    for last in range(1, frames):
+        totals = (best[: last + 1].flip(0) + gains[last - 1, : last + 1])[:max_window]
+        best[last + 1] = totals.max()
+        length[last + 1] = int((totals == best[last + 1]).nonzero()[0]) + 1  # the first of equals
+    sizes, end = [], frames
+    while end:
+        sizes.append(length[end])
+        end -= length[end]
+    return torch.tensor(sizes[::-1], dtype=torch.int64)
+
+
+def holitom_threshold(retention_ratio: float) -> float:
+    """The similarity threshold that HoliTom (arXiv 2505.21334) and Tango were published with at a retention ratio."""
+    return 0.65 if retention_ratio <= 0.1 else 0.8
+
+
+def fastvid(frame_vectors: Tensor, threshold: float, cuts: int = CUTS) -> Tensor:
+    """Cut between neighbouring frames that are among the `cuts` least similar pairs, or less similar than a threshold.
+
+    Args:
+        frame_vectors: (F, E) one vector a frame. threshold: pairs with a cosine below it are cut in any case.
+        cuts: how many places to cut at least, where there are as many.
+
+    Returns:
+        (S,) int64 on the CPU, frames in each segment.
+    """
+    frames = frame_vectors.shape[0]
+    if frames == 1:
+        return torch.ones(1, dtype=torch.int64)
+    similarity = neighbour_similarity(frame_vectors[:, None])[:, 0].cpu()
+    cut = similarity < threshold
+    cut[similarity.sort(stable=True).indices[:cuts]] = True
+    ends = torch.cat([cut.nonzero()[:, 0] + 1, torch.tensor([frames])])
+    return torch.diff(ends, prepend=torch.zeros(1, dtype=torch.int64))
