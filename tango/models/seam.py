@@ -85,7 +85,7 @@ class Seam:
 
     @torch.no_grad()
     def generate(self, original: Callable[..., Any], inputs: dict[str, Any]) -> Any:
-        """Run the method that was replaced on the pruned prompt. Sequences come back as without pruning: prompt, new tokens.
+        """Run the replaced method on the pruned prompt. Sequences come back as without pruning: prompt, new tokens.
 
         Takes two more keyword arguments, both one entry per video in prompt order: `video_timestamps` (each (F,)
         seconds; else the processor's `video_metadata`; else frame f is at second f) and `video_keys` (ids as text).
