@@ -1,16 +1,18 @@
 # make demo: install, then accuracy and time of the unpruned model and of Tango on the shipped benchmark, in lmms-eval and
 # in VLMEvalKit (CPU, minutes).
 # make test: install, then ruff, mypy and pytest. make format: what ruff can put right by itself.
+# make test-oldest: the models' and methods' tests with the oldest transformers that pyproject.toml allows.
 # make coverage: which lines of tango/ the tests run, into docs/coverage.md; TESTS=tests/pruners measures a part.
 # make docs: the site of docs/, into build/site. make package: sdists and wheels, each tried in a fresh environment.
 
 PYTHON ?= python3
 BIN := .venv/bin
 TOOLS := build/tools
+OLDEST := build/oldest
 
 TESTS ?= tests
 
-.PHONY: demo benchmark test format coverage docs package setup data clean
+.PHONY: demo benchmark test test-oldest format coverage docs package setup data clean
 
 demo: setup
 	$(BIN)/python scripts/demo.py
@@ -25,6 +27,9 @@ test: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+test-oldest: $(OLDEST)/installed
+	$(OLDEST)/bin/python -m pytest tests/models tests/pruners
 
 format: setup
 	$(BIN)/ruff check --fix-only .
@@ -49,6 +54,14 @@ setup: .venv/installed
 	$(BIN)/pip install --disable-pip-version-check -r requirements.txt
 	$(BIN)/pip install --disable-pip-version-check --no-deps -r requirements-vlmeval.txt
 	$(BIN)/pip install --disable-pip-version-check --no-deps -e . -e ./lmms-eval -e ./VLMEvalKit
+	touch $@
+
+# Only transformers is installed here; all else comes from .venv.
+$(OLDEST)/installed: .venv/installed
+	$(PYTHON) -m venv $(OLDEST)
+	$(BIN)/python -c "import sysconfig; print('import site; site.addsitedir(%r)' % sysconfig.get_path('purelib'))" \
+	  > "$$($(OLDEST)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/setup.pth"
+	$(OLDEST)/bin/pip install --disable-pip-version-check --no-deps transformers==5.17.0
 	touch $@
 
 $(TOOLS)/installed: requirements-tools.txt

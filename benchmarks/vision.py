@@ -35,9 +35,9 @@ from shapes import SHAPES, Shape, build  # noqa: E402
 from tango import Tango  # noqa: E402
 from tango.models import family_of  # noqa: E402
 from tango.models.pooling_head import load_pooling_head  # noqa: E402
-from tango.models.qwen_vl import mean_query_saliency, recorded_queries  # noqa: E402
+from tango.models.qwen_vl import recorded_attention  # noqa: E402
 from tango.models.segments import segments_together  # noqa: E402
-from tango.models.siglip import recorded_states  # noqa: E402
+from tango.models.tower import from_attention, mean_query_saliency, recorded  # noqa: E402
 from tango.pruners import REGISTRY  # noqa: E402
 
 
@@ -56,19 +56,20 @@ def stages(shape: Shape, model: Any, inputs: dict[str, Tensor]) -> tuple[Callabl
     if shape.llava:
         tower, frames = model.model.vision_tower, inputs["pixel_values_videos"].flatten(0, 1)
         head = load_pooling_head(tower, model.config._name_or_path, None, with_output=False)
-        last = len(tower.encoder.layers)
-        with recorded_states(tower, {last}) as states:
+        with recorded({"last": tower.encoder.layers[-1]}) as states:
             tower(frames)
-        hidden = states[last]
+        hidden = states["last"]
         pool = model.model.apply_pooling
         return lambda: tower(frames), lambda: pool(head.attention(hidden)[1].mean(1)[..., None]), hidden
     tower, pixels, grid = model.model.visual, inputs["pixel_values_videos"], inputs["video_grid_thw"]
     attention = tower.blocks[-1].attn
-    with recorded_queries(attention) as states:
+    with recorded_attention(attention) as states:
         hidden = tower(pixels, grid_thw=grid).last_hidden_state
-    qkv, cos, sin = states["qkv"], states["cos"], states["sin"]
-    settings = attention.num_heads, attention.scaling, int(grid[0, 0]), tower.spatial_merge_size**2
-    return lambda: tower(pixels, grid_thw=grid), lambda: mean_query_saliency(qkv, cos, sin, *settings), hidden
+    qkv, *rotation = (states[name].unflatten(0, (int(grid[0, 0]), -1)) for name in ("qkv", "cos", "sin"))
+    queries, keys, _ = qkv.chunk(3, -1)
+    settings = attention.num_heads, attention.scaling, tower.spatial_merge_size**2, tuple(rotation)
+    parts = {"saliency": mean_query_saliency}
+    return lambda: tower(pixels, grid_thw=grid), lambda: from_attention(parts, queries, keys, *settings), hidden
 
 
 def pooling(model: Any, hidden: Tensor) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:

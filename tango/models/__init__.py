@@ -9,15 +9,15 @@ import contextlib
 import importlib
 from collections.abc import Iterator
 from types import ModuleType
-from typing import TYPE_CHECKING
 
+import transformers
+from packaging.version import Version
 from torch import nn
 
 from tango.models.in_llm import DecoderPruner
-from tango.models.seam import Seam, Session, VideoRecord
-
-if TYPE_CHECKING:
-    from tango.pruners.base import Pruner
+from tango.models.seam import Seam
+from tango.models.session import Session, VideoRecord
+from tango.pruners.base import Pruner
 
 __all__ = ["FAMILIES", "Session", "VideoRecord", "attach", "family_of"]
 
@@ -29,6 +29,9 @@ FAMILIES = {
     "Qwen3VLForConditionalGeneration": "tango.models.qwen3_vl",
     "Qwen3VLMoeForConditionalGeneration": "tango.models.qwen3_vl",
 }
+
+# Versions of transformers that the families' tests pass with: from the first, below the second. As in pyproject.toml.
+TRANSFORMERS = ("5.17", "5.25")
 
 
 def family_of(model: nn.Module) -> ModuleType:
@@ -42,8 +45,18 @@ def family_of(model: nn.Module) -> ModuleType:
     raise TypeError(f"no pruning for {type(model).__name__}; supported: {', '.join(FAMILIES)}")
 
 
+def check_transformers() -> None:
+    """Raise ImportError unless transformers is of a version that was tested: others hand data over in other places."""
+    least, below = TRANSFORMERS
+    if not Version(least).release <= Version(transformers.__version__).release < Version(below).release:
+        raise ImportError(
+            f"transformers {transformers.__version__} is installed, and pruning is tested with versions from {least} "
+            f"to below {below}; install one of these: pip install 'transformers>={least},<{below}'"
+        )
+
+
 @contextlib.contextmanager
-def attach(model: nn.Module, pruner: "Pruner") -> Iterator[Session]:
+def attach(model: nn.Module, pruner: Pruner) -> Iterator[Session]:
     """Prune the videos of every prompt that `model` sees in `generate()` and `forward()` while the context is open.
 
     Yields a Session whose `videos` tells what the last call kept. The model is left as it was found, also when the
@@ -51,9 +64,11 @@ def attach(model: nn.Module, pruner: "Pruner") -> Iterator[Session]:
     arguments, `video_timestamps` and `video_keys` (see `Seam.generate`); `forward()` returns the logits of the pruned
     prompt, whose rows are padded on the side they came with.
 
-    Raises TypeError for a model of no known family, RuntimeError if a pruner is attached to the model already,
-    ValueError or FileNotFoundError if a signal that the pruner needs cannot be had.
+    Raises ImportError for a version of transformers that was not tested, TypeError for a model of no known family,
+    RuntimeError if a pruner is attached to the model already, ValueError or FileNotFoundError if something that the
+    pruner needs cannot be had.
     """
+    check_transformers()
     module = family_of(model)
     decoder = module.language_model(model)
     layers = decoder.config.num_hidden_layers

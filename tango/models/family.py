@@ -1,95 +1,97 @@
-"""What a model family must say of itself: where its features, saliency, grid, time and positions come from.
+"""What a model family says of itself, and what all families share: placing videos, times, embedding a shorter prompt.
 
-`Family` is the base class of the one class in each family file; `Video` is what it hands over for each video.
+Each family file has one subclass of `Family`. Data goes from its `encode()` through `Family.videos()`, which makes the
+VideoTokens that methods see, and its `lay_out()` of what a method kept, to `Family.shorten()`, the pruned prompt.
 """
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-if TYPE_CHECKING:
-    from tango.models.prompt import Prompt
-    from tango.pruners.base import Pruned, Pruner
+from tango.models.prompt import Edit, PaddingSide, Prompt, columns_left, renumber, take, written
+from tango.models.tower import parts_of_attention
+from tango.pruners.base import Pruner
+from tango.pruners.video import Pruned, VideoTokens
+
+# The parts of VideoTokens that a method may need beside features, grid and timestamps.
+PARTS = frozenset({"saliency", "segment_features", "frame_vectors", "keys", "key"})
 
 
 @dataclass(frozen=True)
-class Video:
-    """One encoded video of a prompt, as a family hands it over.
+class PlacedVideo:
+    """One encoded video and its place in a prompt.
 
     row, columns: its row of the batch and the prompt columns (n,) of its placeholders, ascending.
-    features (F, L, D), saliency (F, L) or None, segment_features (F, E) or None, grid (H, W) with H*W = L.
-    keys (F, L, K) or None: each token's key in the last vision layer, averaged over heads.
     extra (F, L, X) or None: what else of each token the language model receives; pruners do not see it.
-    interval: seconds between frames, as far as the prompt tells.
     """
 
     row: int
     columns: Tensor
-    features: Tensor
-    grid: tuple[int, int]
-    saliency: Tensor | None = None
-    segment_features: Tensor | None = None
-    keys: Tensor | None = None
+    tokens: VideoTokens
     extra: Tensor | None = None
-    interval: float = 1.0
 
 
 class Family(ABC):
-    """One model family: where its features, saliency, grid, time and positions come from.
+    """One model family. Made once for each attachment, so whatever it loads lives as long as that.
 
-    Made once for each attachment, so whatever it loads lives as long as that.
+    Raises ValueError for a saliency or a part of VideoTokens that the family does not have.
     """
 
-    inputs: tuple[str, ...]  # keyword arguments that videos() and embed() use up; the language model never sees them
-    video_inputs: tuple[str, ...]  # those of them whose presence means that the prompt holds a video
-    extra_width = 0  # X: columns of lay_out()'s and embed()'s embeddings (.., D + X) beyond the language model's width
+    title: str
+    inputs: tuple[str, ...]  # arguments of the model that are used up here; the language model sees none
+    video_inputs = ("pixel_values_videos",)  # those of them whose presence means that the prompt holds a video
+    saliencies: tuple[str, ...]  # those that a method may ask for, the default first
+    sinks: Mapping[tuple[int, int], tuple[int, ...]] = {}  # attention sinks of a frame, by grid
+    extra_width = 0  # X: columns of an Edit's embeddings (.., D + X) beyond the language model's width
 
-    @abstractmethod
-    def __init__(self, model: nn.Module, pruner: "Pruner") -> None:
-        """Prepare what `pruner.needs` needs; raises if it cannot be had."""
+    def __init__(self, model: Any, pruner: Pruner) -> None:
+        self.core = model.model
+        self.needs = pruner.needs
+        self.saliency = pruner.saliency or self.saliencies[0]
+        if self.saliency not in self.saliencies:
+            raise ValueError(f"saliency={pruner.saliency!r}: {self.title} has {', '.join(self.saliencies)}")
+        if unknown := self.needs - PARTS:
+            raise ValueError(f"{pruner.name} needs {', '.join(sorted(unknown))}; {self.title} has {sorted(PARTS)}")
+        self.parts = parts_of_attention(self.needs, self.saliency)
+        # All videos of a prompt in one call, as the model itself does, where the result must equal its own to the bit.
+        self.in_one_call = pruner.retention_ratio == 1
+
+    # -- what a family says of itself ----------------------------------------------------------------------------
 
     @classmethod
     @abstractmethod
     def sizes(cls, config: Any, inputs: Mapping[str, Any]) -> list[tuple[int, int]]:
-        """Frames and tokens a frame of each video of a prompt, told without encoding it; `config` is the model's."""
+        """Frames and tokens a frame of each video of a prompt, without encoding it; `config` is the model's."""
 
     @abstractmethod
-    def videos(self, inputs: Mapping[str, Any]) -> Iterator[Video]:
-        """Encode the videos of a prompt, in prompt order."""
+    def placeholders(self, inputs: Mapping[str, Any]) -> tuple[list[int], str]:
+        """How many placeholders each video has in a prompt, and the same in words; ValueError for malformed pixels."""
 
     @abstractmethod
-    def lay_out(self, video: Video, pruned: "Pruned") -> tuple[Tensor, Tensor]:
-        """What stands in the prompt for a pruned video: embeddings (T, D + X), prompt column of each (T,)."""
-
-    def token_columns(self, video: Video) -> Tensor:
-        """The prompt columns (F*L,) of a video's visual tokens, in flat order; here what follows them is newlines."""
-        return video.columns[: video.features.shape[0] * video.features.shape[1]]
+    def encode(self, inputs: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        """The parts of VideoTokens of each video by name, without its key; and `extra`, where there is any."""
 
     @abstractmethod
-    def embed(self, ids: Tensor | None, embeds: Tensor | None, real: Tensor, inputs: Mapping[str, Any]) -> Tensor:
-        """Embed a prompt, images included and videos not: (B, W, D + X). `real` (B, W) is False where it is padded.
+    def image_features(self, inputs: Mapping[str, Any]) -> Tensor:
+        """What the language model receives of the images of a prompt: (n, D + X)."""
 
-        The prompt comes as ids (B, W) or, where the caller gave embeddings, as embeds (B, W, D).
-        """
+    @abstractmethod
+    def lay_out(self, video: PlacedVideo, pruned: Pruned) -> Edit:
+        """What stands in the prompt for a pruned video."""
 
-    def sink_tokens(self, grid: tuple[int, int]) -> tuple[int, ...] | None:
-        """Attention sinks of this family on a grid; None where none are known."""
-        return None
-
-    def timestamps(self, video: Video, given: Sequence[float] | Tensor | None) -> Tensor:
-        """Seconds of each frame (F,); without times, frame f is taken to be at second f * video.interval."""
-        frames = video.features.shape[0]
-        if given is None:
-            return torch.arange(frames, dtype=torch.float32, device=video.features.device) * video.interval
-        times = torch.as_tensor(given, dtype=torch.float32, device=video.features.device).flatten()
-        if len(times) != frames:
-            raise ValueError(f"{len(times)} timestamps for a video of {frames} frames; one a frame is needed")
-        return times
+    def timestamps(self, timestamps: Sequence[float] | Tensor, frames: int) -> Tensor:
+        """Seconds of each frame (F,), from those that the caller gives or that come with a video."""
+        timestamps = torch.as_tensor(timestamps, dtype=torch.float32).flatten()
+        if len(timestamps) != frames:
+            raise ValueError(f"{len(timestamps)} timestamps for a video of {frames} frames; one a frame is needed")
+        return timestamps
 
     def positions(self, inputs: Mapping[str, Any], source: Tensor, attended: Tensor) -> Tensor | None:
         """Position ids (.., B, W) of a pruned prompt whose tokens keep those that the unpruned prompt gives them.
@@ -104,37 +106,117 @@ class Family(ABC):
         """Open while the pruner is attached, for hooks of the family's own."""
         yield
 
-    def begin(self, prompt: "Prompt | None") -> None:  # noqa: B027
-        """Told before the model runs on a pruned prompt; None: nothing of an earlier one is to be used any more."""
+    def begin(self, prompt: Prompt | None) -> None:  # noqa: B027
+        """Called before the model runs on a pruned prompt; None: nothing of an earlier one is to be used any more."""
+
+    # -- what all families share ---------------------------------------------------------------------------------
+
+    def videos(self, inputs: Mapping[str, Any]) -> Iterator[PlacedVideo]:
+        """Encode the videos of a prompt, in prompt order."""
+        video_timestamps, video_keys = inputs.get("video_timestamps"), inputs.get("video_keys")
+        if video_timestamps is None:
+            video_timestamps = timestamps_of(inputs.get("video_metadata"))
+        lengths, words = self.placeholders(inputs)
+        for name, values in (("video_keys", video_keys), ("video_timestamps", video_timestamps)):
+            if values is not None and len(values) != len(lengths):
+                raise ValueError(f"{name} has {len(values)} entries for {len(lengths)} videos")
+        places = self.find(self.core.config.video_token_id, written(inputs)).nonzero()
+        if len(places) != sum(lengths):
+            raise ValueError(f"the prompt holds {len(places)} video placeholders, and {words}")
+        rows = [set(own.tolist()) for own in torch.split(places[:, 0].cpu(), lengths)]
+        if any(len(own) > 1 for own in rows):
+            raise ValueError("a video's placeholders are spread over several prompts of the batch")
+
+        seen: Counter[int] = Counter()
+        columns = torch.split(places[:, 1], lengths)
+        for index, (parts, own, (row,)) in enumerate(zip(self.encode(inputs), columns, rows, strict=True)):
+            # The ordinal counts within the prompt, so that a prompt is pruned alike in any batch.
+            key = str(seen[row] if video_keys is None else video_keys[index])
+            seen[row] += 1
+            frames, extra = len(parts["features"]), parts.pop("extra", None)
+            if video_timestamps is not None and (timestamps := video_timestamps[index]) is not None:
+                parts["timestamps"] = self.timestamps(timestamps, frames)
+            parts.setdefault("timestamps", torch.arange(frames))
+            try:
+                tokens = VideoTokens(**parts, key=key)
+            except ValueError as error:
+                raise ValueError(f"video {index} (key {key!r}): its {error}") from error
+            yield PlacedVideo(row, own, tokens, extra)
+
+    def find(self, token: int, text: Tensor) -> Tensor:
+        """Where a placeholder stands (B, N), bool, in ids (B, N), or in embeddings (B, N, D), by its own embedding."""
+        if text.dim() == 3:
+            embedding: Tensor = self.core.get_input_embeddings()(torch.tensor(token, device=text.device))
+            return (text == embedding.to(text.device)).all(-1)
+        return text == token
+
+    def embed(self, text: Tensor, real: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+        """Embed ids (B, W) or take embeddings (B, W, D), images put in and videos not yet: (B, W, D + X).
+
+        real: (B, W) bool, False where the prompt is padded.
+        """
+        out: Tensor = self.core.get_input_embeddings()(text) if text.dim() == 2 else text
+        out = F.pad(out, (0, self.extra_width)) if self.extra_width else out
+        if inputs.get("pixel_values") is None:
+            return out
+        features = self.image_features(inputs).to(out)
+        mask = self.find(self.core.config.image_token_id, text) & real
+        if (places := int(mask.sum())) != len(features):
+            raise ValueError(f"the prompt holds {places} image placeholders for {len(features)} image features")
+        return out.masked_scatter(mask.unsqueeze(-1).to(out.device), features)
+
+    def shorten(
+        self, inputs: Mapping[str, Any], edits: Sequence[Edit], side: PaddingSide | None, keep_positions: bool = False
+    ) -> Prompt:
+        """The prompt (input_ids or inputs_embeds of `inputs`, its mask and positions) after the edits of its videos.
+
+        side: where rows that end up shorter than others are padded; None: where the prompt is padded already, or left.
+        keep_positions: every token keeps its position of the unpruned prompt, also where the family leaves no gaps.
+        A prompt of which nothing is dropped keeps its width, padding, mask and positions.
+        """
+        text, mask = written(inputs), inputs.get("attention_mask")
+        shown = torch.ones(text.shape[:2], dtype=torch.bool, device=text.device)
+        shown = shown if mask is None else mask.to(text.device).bool()
+        source, places = columns_left(shown, edits, side)
+        unchanged = source.shape == shown.shape and bool((source == torch.arange(shown.shape[1]).to(source)).all())
+        real = source >= 0
+        attended = real & take(shown, source)
+        out = self.embed(take(text, source), real, inputs)
+        spans, visual = torch.full_like(source, -1), torch.zeros_like(real)
+        for index, (edit, own) in enumerate(zip(edits, places, strict=True)):
+            out[edit.row, own.to(out.device)] = edit.embeddings.to(out.device, out.dtype)
+            spans[edit.row, own] = index
+            visual[edit.row, own] = edit.visual.to(own.device)
+        out, extra = torch.split(out, [out.shape[-1] - self.extra_width, self.extra_width], dim=-1)
+
+        positions, numbered = self.positions(inputs, source, attended), inputs.get("position_ids")
+        with_gaps = keep_positions and positions is None and not unchanged
+        if with_gaps:
+            every = (shown.long().cumsum(1) - 1).clamp(min=0) if numbered is None else numbered.expand(len(shown), -1)
+            positions = take(every, source)
+        elif positions is None and numbered is not None:
+            positions = numbered if unchanged else renumber(numbered, source, attended)
+        if not unchanged:
+            if mask is not None:
+                mask = attended.to(mask.device, mask.dtype)
+            elif with_gaps or not bool(real.all()):  # without a mask, gaps would be taken for starts of other sequences
+                mask = attended.long()
+        return Prompt(out.contiguous(), extra, mask, positions, source, spans, visual, unchanged)
 
 
-def placeholders(core: Any, prompt: Mapping[str, Any], token: int) -> Tensor:
-    """Where a placeholder stands (B, N); in a prompt of embeddings it is told by its embedding."""
-    embeds = prompt.get("inputs_embeds")
-    found: Tensor
-    if embeds is None:
-        found = prompt["input_ids"] == token
-    else:
-        embedding = core.get_input_embeddings()(torch.tensor(token, device=embeds.device))
-        found = (embeds == embedding.to(embeds.device)).all(-1)
-    return found
+def language_model(model: Any) -> nn.Module:
+    """The decoder, without its output projection; the same in all families."""
+    decoder: nn.Module = model.model.language_model
+    return decoder
 
 
-def joined(parts: Iterable[Mapping[str, Tensor]], length: int) -> dict[str, Tensor]:
-    """Tensors (n, ..) by name, given a chunk at a time, as tensors (length, ..): filled in place.
-
-    Collecting the chunks and putting them together at the end would hold everything twice.
-    """
-    whole: dict[str, Tensor] = {}
-    start = 0
-    for part in parts:
-        count = 0
-        for name, tensor in part.items():
-            count = len(tensor)
-            if count == length:
-                return {own: values.contiguous() for own, values in part.items()}
-            if name not in whole:
-                whole[name] = tensor.new_empty(length, *tensor.shape[1:])
-            whole[name][start : start + count] = tensor
-        start += count
-    return whole
+def timestamps_of(video_metadata: Sequence[Any] | None) -> list[list[float] | None] | None:
+    """Seconds of the sampled frames from a processor's `video_metadata`; None for a video without frame rate."""
+    if video_metadata is None:
+        return None
+    timestamps: list[list[float] | None] = []
+    for video in video_metadata:
+        video = video[0] if isinstance(video, list | tuple) else video
+        rate, frames = video["fps"], video["frames_indices"]
+        timestamps.append(None if rate is None or frames is None else [float(frame) / rate for frame in frames])
+    return timestamps

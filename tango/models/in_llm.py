@@ -19,17 +19,15 @@ import contextlib
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.masking_utils import create_causal_mask
 
-from tango.models.prompt import Prompt, pad, padding_side, take
+from tango.models.prompt import Prompt, cache_of, pad, side_of_padding, take
+from tango.models.session import Session
 from tango.pruners.in_llm import LayerPruning, attention_row, average_ratio
-
-if TYPE_CHECKING:
-    from tango.models.seam import Session
 
 MARK = "tango_layout"  # the attribute of a cache that holds its Layout
 
@@ -71,7 +69,7 @@ class DecoderPruner:
         self._deepstack: list[Tensor] = []  # (B, N, D), later (B, n', D): to be added after layers K, K + 1, ..
 
     @contextlib.contextmanager
-    def installed(self, session: "Session") -> Iterator[None]:
+    def installed(self, session: Session) -> Iterator[None]:
         """Hook the decoder; `session` is told what stayed. Unhooked at the end, whatever happened."""
         self.session = session
         layer = self.settings.layer
@@ -103,14 +101,14 @@ class DecoderPruner:
         self._scores = self._changes = None
         self._deepstack = []
         mask: Any = kwargs.get("attention_mask")
-        cache: Any = kwargs.get("past_key_values")
+        cache: Any = cache_of(kwargs)
         self._given = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
         layout, layer = getattr(cache, MARK, None), self.settings.layer
         if layout is not None and int(cache.get_seq_length()) == 0:  # emptied since, as static caches are
             delattr(cache, MARK)
         elif layout is not None and layout.layer != layer:
             raise ValueError(
-                f"past_key_values holds a prompt pruned before layer {layout.layer}, and the attached method prunes "
+                f"the cache holds a prompt pruned before layer {layout.layer}, and the attached method prunes "
                 f"before layer {layer}: go on from it with the method that filled it"
             )
         features = kwargs.get("deepstack_visual_embeds")
@@ -131,7 +129,7 @@ class DecoderPruner:
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Before layer K: drop what does not stay, or make the mask of a call that goes on from a pruned prompt."""
         hidden: Tensor = args[0]
-        cache: Any = kwargs.get("past_key_values")
+        cache: Any = cache_of(kwargs)
         layout: Layout | None = getattr(cache, MARK, None)
         if self._prompt is not None and self._scores is not None:
             source, hidden = self._drop(self._prompt, self._scores, hidden)
@@ -200,7 +198,7 @@ class DecoderPruner:
             value=True,
         )
         columns = torch.arange(length, device=hidden.device)
-        source = pad([columns[row] for row in stay & attended], padding_side(attended))
+        source = pad([columns[row] for row in stay & attended], side_of_padding(attended))
         shorter = take(hidden, source)
         for row, places, kept in merges:
             slots = torch.isin(source[row], places[kept]).nonzero()[:, 0]
@@ -222,9 +220,7 @@ class DecoderPruner:
         elif cache is not None:
             length = cache.get_mask_sizes(length, layer)[0]  # with a static cache's empty room: causality masks it
         mask = nn.functional.pad(mask, (0, max(0, length - mask.shape[1])), value=True)
-        return create_causal_mask(
-            config=config, inputs_embeds=hidden, attention_mask=mask, past_key_values=cache, layer_idx=layer
-        )
+        return create_causal_mask(config, hidden, mask, cache, layer_idx=layer)  # the fourth argument has two names
 
 
 def last_row(attention: Any, hidden: Tensor, rotary: tuple[Tensor, Tensor], visible: Tensor, last: Tensor) -> Tensor:

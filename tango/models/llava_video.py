@@ -7,9 +7,10 @@ placeholders. After pruning a newline follows each row of a frame of which a tok
 Importing this file makes the class known to AutoConfig, AutoModelForImageTextToText and AutoProcessor.
 """
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,11 +25,10 @@ from transformers import (
 )
 from transformers.models.llava_onevision.modeling_llava_onevision import LlavaOnevisionModel
 
-from tango.models.family import Video
+from tango.models.family import PlacedVideo
 from tango.models.llava_onevision import LlavaOnevision, language_model, vision_modules
-
-if TYPE_CHECKING:
-    from tango.pruners.base import Pruned
+from tango.models.prompt import Edit
+from tango.pruners.video import Pruned
 
 __all__ = [
     "FAMILY", "FRAMES", "LlavaVideoConfig", "LlavaVideoForConditionalGeneration", "LlavaVideoProcessor",
@@ -36,8 +36,6 @@ __all__ = [
 ]  # fmt: skip
 
 FRAMES = 64  # sampled from each video, as in the published evaluation
-# Positions that draw attention in every frame whatever it shows, by grid.
-SINK_TOKENS = {(13, 13): (26, 157, 11)}
 
 
 class LlavaVideoConfig(LlavaOnevisionConfig):  # type: ignore[no-untyped-call]
@@ -58,17 +56,23 @@ class LlavaVideoModel(LlavaOnevisionModel):  # type: ignore[no-untyped-call]
         grid = image_features.view(frames, side, side, width).permute(0, 3, 1, 2)
         return F.avg_pool2d(grid, 2).flatten(2).mT.contiguous()
 
-    def get_video_features(self, pixel_values: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """As in LlavaOnevisionModel, with `pooler_output` (V, F*W*(W + 1) - 1, D): the tokens with a newline after
-        each row but the last, because LlavaOnevisionModel.forward() ends a video with one.
+    @functools.wraps(LlavaOnevisionModel.get_video_features, assigned=())  # generate() goes by the names it takes
+    def get_video_features(self, *args: Any, **kwargs: Any) -> Any:
+        """As in LlavaOnevisionModel, with `pooler_output` (V, F*W*(W + 1), D): a newline after each row of tokens.
+
+        Before transformers 5.18 without the last one: there LlavaOnevisionModel.forward() ends each video with it.
         """
         whole = kwargs.pop("return_dict", self.config.return_dict)
-        output = super().get_video_features(pixel_values, *args, return_dict=True, **kwargs)
+        output = super().get_video_features(*args, return_dict=True, **kwargs)
         features = output.pooler_output
-        side = math.isqrt(features.shape[1] // pixel_values.shape[1])
-        rows = features.view(len(features), -1, side, features.shape[-1])
+        videos, length, width = features.shape
+        frames = len(output.last_hidden_state) // videos
+        side = math.isqrt(length // frames)
+        tokens = frames * side**2
+        rows = features[:, :tokens].reshape(videos, -1, side, width)
         newlines = self.image_newline.to(rows).expand(*rows.shape[:2], 1, -1)
-        output.pooler_output = torch.cat((rows, newlines), 2).flatten(1, 2)[:, :-1]
+        lines = torch.cat((rows, newlines), 2).flatten(1, 2)
+        output.pooler_output = lines if length > tokens else lines[:, :-1]
         return output if whole or whole is None else output.to_tuple()
 
 
@@ -106,10 +110,10 @@ class LlavaVideoProcessor(LlavaOnevisionProcessor):
 
 
 class LlavaVideo(LlavaOnevision):
-    """LlavaVideoForConditionalGeneration. Signals as LLaVA-OneVision's, pooled by averages."""
+    """LlavaVideoForConditionalGeneration. Everything as in LLaVA-OneVision, pooled by averages."""
 
     title = "LLaVA-Video"
-    sinks = SINK_TOKENS
+    sinks: Mapping[tuple[int, int], tuple[int, ...]] = {(13, 13): (26, 157, 11)}
 
     @staticmethod
     def layout(config: Any, frames: int) -> tuple[int, int, str]:
@@ -117,20 +121,19 @@ class LlavaVideo(LlavaOnevision):
         side = vision.image_size // vision.patch_size // 2
         return side, frames * side * (side + 1), f"{side} rows of {side} and a newline a frame"
 
-    def token_columns(self, video: Video) -> Tensor:
-        return video.columns.view(-1, video.grid[1] + 1)[:, :-1].flatten()
-
-    def lay_out(self, video: Video, pruned: "Pruned") -> tuple[Tensor, Tensor]:
+    def lay_out(self, video: PlacedVideo, pruned: Pruned) -> Edit:
         """The kept tokens in ascending place, whatever order the pruner gave them, and a newline after each row."""
-        width = video.grid[1]
-        indices = pruned.indices.to(pruned.features.device)
+        grid: Any = video.tokens.grid
+        features, width = pruned.features, grid[1]
+        indices = pruned.indices.to(features.device)
         rows = indices // width
         ends: Tensor = torch.unique(rows)  # ascending
         places = torch.cat((indices + rows, ends * (width + 1) + width))
-        order = places.argsort(stable=True)
-        newlines = self.core.image_newline.to(pruned.features).expand(len(ends), -1)
-        columns = video.columns[places[order].to(video.columns.device)]
-        return torch.cat((pruned.features, newlines))[order], columns
+        places, order = places.sort(stable=True)
+        newlines = self.core.image_newline.to(features).expand(len(ends), -1)
+        columns = video.columns[places.to(video.columns.device)]
+        visual = places % (width + 1) != width
+        return Edit(video.row, video.columns, columns, torch.cat((features, newlines))[order], visual)
 
 
 FAMILY = LlavaVideo

@@ -15,7 +15,7 @@ from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from tango.models.siglip import ATTENTION_TENSORS, OUTPUT_TENSORS, PoolingHead, tensor_shapes
+from tango.models.tower import PoolingHead
 
 FILE = "pooling_head.safetensors"
 INDEX, WEIGHTS = "model.safetensors.index.json", "model.safetensors"
@@ -23,6 +23,16 @@ DEFAULT_ID = "google/siglip-so400m-patch14-384"
 DEFAULT_DIMENSIONS = {
     "hidden_size": 1152, "intermediate_size": 4304, "num_attention_heads": 16, "patch_size": 14, "image_size": 384,
 }  # fmt: skip
+
+# Tensors of the pooling head by the names they have below the vision model.
+ATTENTION_TENSORS = (
+    "post_layernorm.weight", "post_layernorm.bias", "head.probe",
+    "head.attention.in_proj_weight", "head.attention.in_proj_bias",
+)  # fmt: skip
+OUTPUT_TENSORS = (
+    "head.attention.out_proj.weight", "head.attention.out_proj.bias", "head.layernorm.weight", "head.layernorm.bias",
+    "head.mlp.fc1.weight", "head.mlp.fc1.bias", "head.mlp.fc2.weight", "head.mlp.fc2.bias",
+)  # fmt: skip
 
 
 def load_pooling_head(tower: Any, checkpoint: str | None, given: str | None, with_output: bool) -> PoolingHead:
@@ -73,6 +83,7 @@ def find_beside(checkpoint: str | None, config: Any, tried: list[str]) -> dict[s
 
 
 def fits_default(config: Any) -> bool:
+    """Whether a tower has the dimensions of the default checkpoint's."""
     return all(getattr(config, name, None) == value for name, value in DEFAULT_DIMENSIONS.items())
 
 
@@ -113,6 +124,7 @@ def download(repository: str, file: str, tried: list[str]) -> Path | None:
 
 
 def weight_map(index: Path) -> dict[str, str]:
+    """Tensor name -> file name, from the index of a sharded checkpoint."""
     try:
         return dict(json.loads(index.read_text())["weight_map"])
     except (ValueError, KeyError) as error:
@@ -129,6 +141,7 @@ def files_of(file: Path) -> dict[str, Path]:
 
 
 def is_head(name: str) -> bool:
+    """Whether this is a tensor of the pooling head, whatever it is prefixed with."""
     return any(name == wanted or name.endswith("." + wanted) for wanted in ATTENTION_TENSORS + OUTPUT_TENSORS)
 
 
@@ -162,6 +175,27 @@ def read(files: dict[str, Path], names: Sequence[str], shapes: dict[str, tuple[i
             )
         tensors[name] = tensor
     return tensors
+
+
+def tensor_shapes(config: Any) -> dict[str, tuple[int, ...]]:
+    """Shapes of all tensors of the head that fits a tower with this SiglipVisionConfig."""
+    width, inner = config.hidden_size, config.intermediate_size
+    vector = (width,)
+    return {
+        "post_layernorm.weight": vector,
+        "post_layernorm.bias": vector,
+        "head.probe": (1, 1, width),
+        "head.attention.in_proj_weight": (3 * width, width),
+        "head.attention.in_proj_bias": (3 * width,),
+        "head.attention.out_proj.weight": (width, width),
+        "head.attention.out_proj.bias": vector,
+        "head.layernorm.weight": vector,
+        "head.layernorm.bias": vector,
+        "head.mlp.fc1.weight": (inner, width),
+        "head.mlp.fc1.bias": (inner,),
+        "head.mlp.fc2.weight": (width, inner),
+        "head.mlp.fc2.bias": vector,
+    }
 
 
 def missing(config: Any, tried: Sequence[str]) -> str:

@@ -1,16 +1,13 @@
-"""A prompt with fewer video tokens: choose the columns that stay, pad the rows to one width, embed, put videos in."""
+"""A prompt with fewer video tokens: which columns stay, in rows of one width, and where the videos go among them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from tango.models.family import Family
-
-Side = Literal["left", "right"]
+PaddingSide = Literal["left", "right"]
 
 
 @dataclass(frozen=True)
@@ -58,65 +55,41 @@ class Prompt:
         return tensor if self.unchanged else take(tensor, self.source, padding)
 
 
-def shorten(
-    family: "Family", inputs: Mapping[str, Any], edits: Sequence[Edit], side: Side | None, gaps: bool = False
-) -> Prompt:
-    """The prompt (input_ids or inputs_embeds of `inputs`, with its mask and positions) after the edits of its videos.
+def columns_left(shown: Tensor, edits: Sequence[Edit], padding_side: PaddingSide | None) -> tuple[Tensor, list[Tensor]]:
+    """The columns that stay, (B, W), -1 for padding; and the places (T,) of each edit in that width.
 
-    side: where rows that end up shorter than others are padded; None: where the prompt is padded already, or left.
-    gaps: every token keeps the position it has in the unpruned prompt, also where the family numbers without gaps.
-    A prompt of which nothing is dropped keeps its width, padding, mask and positions.
+    shown: (B, N) bool, where the prompt is not padded. A prompt of which nothing is dropped keeps its padding.
     """
-    embeds, mask = inputs.get("inputs_embeds"), inputs.get("attention_mask")
-    ids = inputs["input_ids"] if embeds is None else None
-    given: Tensor = inputs["input_ids"] if embeds is None else embeds
-    batch, width = given.shape[:2]
-    columns = torch.arange(width, device=given.device)
-    copies = torch.ones(batch, width, dtype=torch.long, device=given.device)
+    columns = torch.arange(shown.shape[1], device=shown.device)
+    copies = torch.ones_like(shown, dtype=torch.long)
     for edit in edits:
         copies[edit.row, edit.before] = 0
-        copies[edit.row] += torch.bincount(edit.after.to(copies.device), minlength=width)
-    shown = torch.ones_like(copies, dtype=torch.bool) if mask is None else mask.to(copies.device).bool()
+        copies[edit.row] += torch.bincount(edit.after.to(copies.device), minlength=len(columns))
     if bool((copies != 1).any()):
         copies = copies.masked_fill(~shown, 0)
     rows = [columns.repeat_interleave(row) for row in copies]
-    slots = [place(rows[edit.row], edit.after) for edit in edits]
-    source = pad(rows, side or padding_side(shown))
-    unchanged = source.shape == copies.shape and bool((source == columns).all())
-
-    real = source >= 0
-    out = family.embed(
-        None if ids is None else take(ids, source), None if embeds is None else take(embeds, source), real, inputs
-    )
-    spans, visual = torch.full_like(source, -1), torch.zeros_like(real)
-    for index, (edit, slot) in enumerate(zip(edits, slots, strict=True)):
-        places = slot + int(real[edit.row].int().argmax())  # padding on the left
-        out[edit.row, places.to(out.device)] = edit.embeddings.to(out.device, out.dtype)
-        spans[edit.row, places] = index
-        visual[edit.row, places] = edit.visual.to(places.device)
-
-    narrow = out.shape[-1] - family.extra_width
-    out, extra = out[..., :narrow].contiguous(), out[..., narrow:]
-
-    attended = real & take(shown, source)
-    positions, numbered = family.positions(inputs, source, attended), inputs.get("position_ids")
-    gaps = gaps and positions is None and not unchanged
-    if gaps:
-        whole = (shown.long().cumsum(1) - 1).clamp(min=0) if numbered is None else numbered.expand(batch, -1)
-        positions = take(whole, source)
-    elif positions is None and numbered is not None:
-        positions = numbered if unchanged else renumber(numbered, source, attended)
-    if not unchanged:
-        if mask is not None:
-            mask = attended.to(mask.device, mask.dtype)
-        elif gaps or not bool(real.all()):  # without a mask, gaps would be taken for the starts of other sequences
-            mask = attended.long()
-    return Prompt(out, extra, mask, positions, source, spans, visual, unchanged)
+    places = [place(rows[edit.row], edit.after) for edit in edits]
+    source = pad(rows, padding_side or side_of_padding(shown))
+    # Padding on the left moves a row's places.
+    return source, [own + int((source[edit.row] >= 0).int().argmax()) for edit, own in zip(edits, places, strict=True)]
 
 
-def renumber(given: Tensor, source: Tensor, attended: Tensor) -> Tensor:
-    """Positions (B, W) without gaps, each row going on from the first of those given to the unpruned prompt (B, N)."""
-    first = take(given.expand(source.shape[0], -1), source).gather(1, attended.int().argmax(1, keepdim=True))
+def place(row: Tensor, columns: Tensor) -> Tensor:
+    """Give a video's places in a row to its columns, in the order the pruner chose; returns those places (T,)."""
+    columns = columns.to(row.device)
+    places = torch.isin(row, columns).nonzero().squeeze(1)
+    if len(places) != len(columns):
+        raise ValueError(
+            f"{len(columns)} embeddings of a video have {len(places)} places in the prompt: attention_mask hides "
+            "placeholders of the video"
+        )
+    row[places] = columns
+    return places
+
+
+def renumber(position_ids: Tensor, source: Tensor, attended: Tensor) -> Tensor:
+    """Positions (B, W) without gaps, each row going on from the first of those of the unpruned prompt (B or 1, N)."""
+    first = take(position_ids.expand(source.shape[0], -1), source).gather(1, attended.int().argmax(1, keepdim=True))
     return (first + attended.long().cumsum(1) - 1).masked_fill(~attended, 0)
 
 
@@ -129,23 +102,26 @@ def take(tensor: Tensor, source: Tensor, padding: float = 0) -> Tensor:
     return taken.masked_fill(missing, padding)
 
 
-def padding_side(attended: Tensor) -> Side:
+def side_of_padding(attended: Tensor) -> PaddingSide:
+    """Where rows (B, N) are padded; left where they are not."""
     return "right" if bool(attended[:, 0].all()) and not bool(attended[:, -1].all()) else "left"
 
 
-def pad(rows: Sequence[Tensor], side: Side) -> Tensor:
+def pad(rows: Sequence[Tensor], side: PaddingSide) -> Tensor:
     """Rows of different length as one (B, W) tensor, filled with -1."""
     return nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=-1, padding_side=side)
 
 
-def place(row: Tensor, columns: Tensor) -> Tensor:
-    """Give a video's places in a row to its columns, in the order the pruner chose; returns those places (T,)."""
-    columns = columns.to(row.device)
-    slots = torch.isin(row, columns).nonzero().squeeze(1)
-    if len(slots) != len(columns):
-        raise ValueError(
-            f"{len(columns)} embeddings of a video have {len(slots)} places in the prompt: attention_mask hides "
-            "placeholders of the video"
-        )
-    row[slots] = columns
-    return slots
+def written(inputs: Mapping[str, Any]) -> Tensor:
+    """The text of a prompt: the embeddings (B, N, D) if the caller gives some, else the ids (B, N)."""
+    for name in ("inputs_embeds", "input_ids"):
+        if inputs.get(name) is not None:
+            text: Tensor = inputs[name]
+            return text
+    raise ValueError("a prompt with videos needs input_ids or inputs_embeds")
+
+
+def cache_of(inputs: Mapping[str, Any]) -> Any:
+    """The cache among the arguments of a model or layer: `cache`, before transformers 5.2x `past_key_values`."""
+    cache = inputs.get("cache")
+    return inputs.get("past_key_values") if cache is None else cache

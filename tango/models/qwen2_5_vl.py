@@ -7,7 +7,8 @@ keep their temporal, row and column positions; the text after the video is numbe
 import torch
 from torch import Tensor
 
-from tango.models.qwen_vl import QwenVL, language_model, vision_modules
+from tango.models.family import language_model
+from tango.models.qwen_vl import QwenVL, vision_modules
 
 __all__ = ["FAMILY", "Qwen2_5_VL", "language_model", "vision_modules", "window_order"]
 

@@ -9,17 +9,16 @@ its place; a merged token with those of the place where it stands, its anchor's,
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tango.models.qwen_vl import QwenVL, language_model, vision_modules
-
-if TYPE_CHECKING:
-    from tango.models.prompt import Prompt
-    from tango.pruners.base import Pruner
+from tango.models.family import language_model
+from tango.models.prompt import Prompt
+from tango.models.qwen_vl import QwenVL, vision_modules
+from tango.pruners.base import Pruner
 
 __all__ = ["FAMILY", "Qwen3VL", "language_model", "vision_modules"]
 
@@ -29,15 +28,17 @@ class Qwen3VL(QwenVL):
 
     title = "Qwen3-VL"
 
-    def __init__(self, model: Any, pruner: "Pruner") -> None:
+    def __init__(self, model: Any, pruner: Pruner) -> None:
         super().__init__(model, pruner)
         self.extra_width = self.width * len(self.tower.deepstack_visual_indexes)
         self._waiting: Tensor | None = None  # deepstack features (B, W, X) of the prompt that comes next
 
     def _tokens(self, output: Any) -> Tensor:
-        return torch.cat((torch.cat(output.pooler_output), *output.deepstack_features), dim=-1)
+        # Before transformers 5.18 a layer's features of all videos are one tensor; since then, one tensor a video.
+        deepstack = (x if isinstance(x, Tensor) else torch.cat(x) for x in output.deepstack_features)
+        return torch.cat((torch.cat(output.pooler_output), *deepstack), dim=-1)
 
-    def begin(self, prompt: "Prompt | None") -> None:
+    def begin(self, prompt: Prompt | None) -> None:
         self._waiting = None if prompt is None else prompt.extra
 
     @contextlib.contextmanager

@@ -6,28 +6,22 @@ t, its tokens are the merger's output, h / 2 x w / 2, and patches lie in the ord
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tango.models.attention import received_attention
-from tango.models.family import Family, Video, joined, placeholders
-from tango.models.prompt import take
+from tango.models.family import Family, PlacedVideo
+from tango.models.prompt import Edit, take
 from tango.models.segments import segments_together
-from tango.pruners.base import full_precision
-
-if TYPE_CHECKING:
-    from tango.pruners.base import Pruned, Pruner
+from tango.models.tower import from_attention, joined, recorded
+from tango.pruners.base import Pruner
+from tango.pruners.video import Pruned
 
 # The tower sees no more patches at once (at least a frame), so that its memory does not grow with the video.
 PATCHES_PER_CALL = 1 << 15
-ROTATED_BYTES = 128 << 20  # of the last block's queries, keys and values in fp32 at once, at least a frame's
-SIGNALS = frozenset({"saliency", "segment_features", "frame_vectors", "keys", "key"})
-SALIENCIES = ("global_query", "received_attention")
 
 
 def vision_modules(model: Any) -> list[nn.Module]:
@@ -35,40 +29,24 @@ def vision_modules(model: Any) -> list[nn.Module]:
     return [model.model.visual]
 
 
-def language_model(model: Any) -> nn.Module:
-    """The decoder, without its output projection."""
-    decoder: nn.Module = model.model.language_model
-    return decoder
-
-
 class QwenVL(Family):
     """Base of both families.
 
-    Signals, from the last block of the tower: saliency (F, L), see `mean_query_saliency` (default) and
-    `received_saliency`; keys (F, L, width of a head), see `mean_keys`. segment_features and frame_vectors are None, for
-    which methods take the mean token of each frame. No sink tokens are known.
+    saliency (F, L) and keys (F, L, width of a head) are those of the last block of the tower. There are no
+    segment_features and frame_vectors, for which methods take the mean token of each frame. No sink tokens are known.
     """
 
-    title: str
     inputs = (
         "pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw", "second_per_grid_ts",
         "mm_token_type_ids",
     )  # fmt: skip
-    video_inputs = ("pixel_values_videos",)
+    saliencies = ("global_query", "received_attention")
 
-    def __init__(self, model: Any, pruner: "Pruner") -> None:
-        self.core = model.model
+    def __init__(self, model: Any, pruner: Pruner) -> None:
+        super().__init__(model, pruner)
         self.tower = self.core.visual
         self.merge: int = self.tower.spatial_merge_size
         self.width: int = self.core.config.text_config.hidden_size
-        self.saliency = pruner.saliency or "global_query"
-        if self.saliency not in SALIENCIES:
-            raise ValueError(f"saliency={pruner.saliency!r}: {self.title} has {', '.join(SALIENCIES)}")
-        self.needs = pruner.needs
-        if unknown := self.needs - SIGNALS:
-            raise ValueError(f"{pruner.name} needs {', '.join(sorted(unknown))}; {self.title} has {sorted(SIGNALS)}")
-        # All videos of a prompt in one call, as the model itself does, where the result must equal its own to the bit.
-        self.patches_per_call = PATCHES_PER_CALL if pruner.retention_ratio < 1 else None
 
     # -- videos --------------------------------------------------------------------------------------------------
 
@@ -77,57 +55,52 @@ class QwenVL(Family):
         grids, group = inputs.get("video_grid_thw"), config.vision_config.spatial_merge_size**2
         return [] if grids is None else [(t, h * w // group) for t, h, w in grids.tolist()]
 
-    def videos(self, inputs: Mapping[str, Any]) -> Iterator[Video]:
-        pixels: Tensor = inputs["pixel_values_videos"]
-        grids = self._grids(pixels, inputs.get("video_grid_thw"))
+    def placeholders(self, inputs: Mapping[str, Any]) -> tuple[list[int], str]:
+        grids = self._grids(inputs["pixel_values_videos"], inputs.get("video_grid_thw"))
         intervals = inputs.get("second_per_grid_ts")
         if intervals is not None and len(intervals) != len(grids):
             raise ValueError(f"second_per_grid_ts has {len(intervals)} entries for {len(grids)} videos")
-        lengths = [frames * height * width for frames, height, width in self._token_grids(grids)]
-        places = placeholders(self.core, inputs, self.core.config.video_token_id).nonzero()
-        if len(places) != sum(lengths):
-            raise ValueError(
-                f"the prompt holds {len(places)} video placeholders, and {len(grids)} videos need {sum(lengths)} "
-                f"({' + '.join('x'.join(map(str, grid)) for grid in self._token_grids(grids))})"
-            )
-        columns = torch.split(places, lengths)
-        if any(bool((own[:, 0] != own[0, 0]).any()) for own in columns):
-            raise ValueError("a video's placeholders are spread over several prompts of the batch")
+        shapes = self._token_grids(grids)
+        lengths = [frames * height * width for frames, height, width in shapes]
+        each = " + ".join("x".join(map(str, shape)) for shape in shapes)
+        return lengths, f"{len(grids)} videos need {sum(lengths)} ({each})"
 
-        for index, encoded in enumerate(self._encode(pixels, grids)):
-            signals: dict[str, Any] = dict(encoded)
-            _, height, width = self._token_grids(grids[index : index + 1])[0]
-            features, extra = torch.split(signals.pop("tokens"), [self.width, self.extra_width], dim=-1)
-            interval = 1.0 if intervals is None else float(intervals[index])
-            row, own = int(columns[index][0, 0]), columns[index][:, 1]
-            yield Video(row, own, features, (height, width), extra=extra, interval=interval, **signals)
+    def encode(self, inputs: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        grids, intervals = torch.as_tensor(inputs["video_grid_thw"]), inputs.get("second_per_grid_ts")
+        encoded = self._encode_videos(inputs["pixel_values_videos"], grids)
+        for index, (parts, shape) in enumerate(zip(encoded, self._token_grids(grids), strict=True)):
+            features, extra = torch.split(parts.pop("tokens"), [self.width, self.extra_width], dim=-1)
+            found: dict[str, Any] = parts | {"features": features, "extra": extra, "grid": shape[1:]}
+            if intervals is not None:
+                found["timestamps"] = torch.arange(shape[0], dtype=torch.float32) * float(intervals[index])
+            yield found
 
-    def timestamps(self, video: Video, given: Sequence[float] | Tensor | None) -> Tensor:
+    def timestamps(self, timestamps: Sequence[float] | Tensor, frames: int) -> Tensor:
         """Seconds of each frame (F,), from one a frame or one a sampled frame: a frame is at the mean of its samples.
 
         The last sampled frame counts for those that are missing to a multiple of temporal_patch_size, as the
-        processors repeat it. Without times, frames are video.interval seconds apart.
+        processors repeat it.
         """
         samples = self.core.config.vision_config.temporal_patch_size
-        frames = video.features.shape[0]
-        if given is not None and len(given) != frames:
-            missing = frames * samples - len(given)
+        if len(timestamps) != frames:
+            missing = frames * samples - len(timestamps)
             if not 0 <= missing < samples:
                 raise ValueError(
-                    f"{len(given)} timestamps for a video of {frames} frames of {samples} sampled ones each; one a "
-                    "frame or one a sampled frame is needed"
+                    f"{len(timestamps)} timestamps for a video of {frames} frames of {samples} sampled ones each; one "
+                    "a frame or one a sampled frame is needed"
                 )
-            times = torch.as_tensor(given, dtype=torch.float64).flatten()
-            given = torch.cat((times, times[-1:].expand(missing))).view(frames, samples).mean(1)
-        return super().timestamps(video, given)
+            times = torch.as_tensor(timestamps, dtype=torch.float64).flatten()
+            timestamps = torch.cat((times, times[-1:].expand(missing))).view(frames, samples).mean(1)
+        return super().timestamps(timestamps, frames)
 
-    def lay_out(self, video: Video, pruned: "Pruned") -> tuple[Tensor, Tensor]:
+    def lay_out(self, video: PlacedVideo, pruned: Pruned) -> Edit:
         """Kept tokens in the places of their own placeholders; `extra` of a merged token is that of its place."""
         embeddings = pruned.features
         if video.extra is not None:
             extra = video.extra.flatten(0, 1)[pruned.indices.to(video.extra.device)]
             embeddings = torch.cat((embeddings, extra.to(embeddings)), dim=-1)
-        return embeddings, video.columns[pruned.indices.to(video.columns.device)]
+        columns = video.columns[pruned.indices.to(video.columns.device)]
+        return Edit(video.row, video.columns, columns, embeddings, torch.ones_like(columns, dtype=torch.bool))
 
     def _grids(self, pixels: Tensor, grids: Tensor | None) -> Tensor:
         """The videos' patch grids (V, 3), checked against the packed patches."""
@@ -149,17 +122,17 @@ class QwenVL(Family):
         """Frames, rows and columns of tokens of each video."""
         return [(t, h // self.merge, w // self.merge) for t, h, w in grids.tolist()]
 
-    def _encode(self, pixels: Tensor, grids: Tensor) -> Iterator[dict[str, Tensor]]:
-        """`tokens` (F, L, D + X) of each video and the signals that are asked for, by their names in Video.
+    def _encode_videos(self, pixels: Tensor, grids: Tensor) -> Iterator[dict[str, Tensor]]:
+        """`tokens` (F, L, D + X) of each video and the parts of VideoTokens that are needed.
 
         Frames do not see each other in the tower.
         """
-        if self.patches_per_call is None:
+        if self.in_one_call:
             yield from self._encode_chunk(pixels, grids)
             return
         for packed, grid in zip(torch.split(pixels, grids.prod(1).tolist()), grids, strict=True):
             frames, height, width = grid.tolist()
-            step = max(1, self.patches_per_call // (height * width))
+            step = max(1, PATCHES_PER_CALL // (height * width))
             chunks = torch.split(packed, step * height * width)
             counts = [min(step, frames - start) for start in range(0, frames, step)]
             yield joined(
@@ -171,32 +144,29 @@ class QwenVL(Family):
             )
 
     def _encode_chunk(self, pixels: Tensor, grids: Tensor) -> list[dict[str, Tensor]]:
-        wanted: dict[str, Callable[..., Tensor]] = {}
-        if "saliency" in self.needs:
-            wanted["saliency"] = mean_query_saliency if self.saliency == "global_query" else received_saliency
-        if "keys" in self.needs:
-            wanted["keys"] = mean_keys
         attention = self.tower.blocks[-1].attn
-        recording: AbstractContextManager[dict[str, Tensor]] = (
-            recorded_queries(attention) if wanted else contextlib.nullcontext({})
-        )
         # Where the result must equal the model's own to the bit, its own loop over frames and windows.
-        together = contextlib.nullcontext() if self.patches_per_call is None else segments_together(self.tower)
+        together = contextlib.nullcontext() if self.in_one_call else segments_together(self.tower)
+        recording: AbstractContextManager[Any] = (
+            recorded_attention(attention) if self.parts else contextlib.nullcontext()
+        )
         with recording as states, together:
             output = self.core.get_video_features(pixels, grids, return_dict=True)
         shapes = self._token_grids(grids)
         tokens = torch.split(self._tokens(output), [t * h * w for t, h, w in shapes])
         encoded = [{"tokens": own.view(t, h * w, -1)} for own, (t, h, w) in zip(tokens, shapes, strict=True)]
-        if not wanted:
+        if not self.parts:
             return encoded
         counts = grids.prod(1).tolist()
         packed = (torch.split(states[name], counts) for name in ("qkv", "cos", "sin"))
-        for own, (frames, height, width), qkv, cos, sin in zip(encoded, shapes, *packed, strict=True):
-            settings = attention.num_heads, attention.scaling, frames, self.merge**2
+        for own, (frames, height, width), *states_of in zip(encoded, shapes, *packed, strict=True):
+            qkv, *rotation = (x.unflatten(0, (frames, -1)) for x in states_of)
+            queries, keys, _ = qkv.chunk(3, -1)
+            heads, group = attention.num_heads, self.merge**2
+            found = from_attention(self.parts, queries, keys, heads, attention.scaling, group, tuple(rotation))
             order = self._order(height, width)
             raster = slice(None) if order is None else order.argsort().to(qkv.device)
-            with full_precision(qkv.device):
-                own |= {name: tell(qkv, cos, sin, *settings)[:, raster] for name, tell in wanted.items()}
+            own |= {name: part[:, raster] for name, part in found.items()}
         return encoded
 
     def _order(self, height: int, width: int) -> Tensor | None:
@@ -209,19 +179,9 @@ class QwenVL(Family):
 
     # -- the prompt ----------------------------------------------------------------------------------------------
 
-    def embed(self, ids: Tensor | None, embeds: Tensor | None, real: Tensor, inputs: Mapping[str, Any]) -> Tensor:
-        prompt = {"input_ids": ids, "inputs_embeds": embeds}
-        out: Tensor = self.core.get_input_embeddings()(ids) if embeds is None else embeds
-        out = F.pad(out, (0, self.extra_width)) if self.extra_width else out
-        pixels = inputs.get("pixel_values")
-        if pixels is None:
-            return out
-        output = self.core.get_image_features(pixels, inputs.get("image_grid_thw"), return_dict=True)
-        features = self._tokens(output).to(out)
-        mask = placeholders(self.core, prompt, self.core.config.image_token_id) & real
-        if (places := int(mask.sum())) != len(features):
-            raise ValueError(f"the prompt holds {places} image placeholders for {len(features)} image features")
-        return out.masked_scatter(mask.unsqueeze(-1).to(out.device), features)
+    def image_features(self, inputs: Mapping[str, Any]) -> Tensor:
+        pixels, grids = inputs["pixel_values"], inputs.get("image_grid_thw")
+        return self._tokens(self.core.get_image_features(pixels, grids, return_dict=True))
 
     def positions(self, inputs: Mapping[str, Any], source: Tensor, attended: Tensor) -> Tensor:
         """Temporal, row and column positions (3, B, W), as the model gives them to the unpruned prompt.
@@ -249,11 +209,11 @@ class QwenVL(Family):
         if ids is not None and inputs.get("mm_token_type_ids") is not None:
             names = ("mm_token_type_ids", "image_grid_thw", "video_grid_thw", "second_per_grid_ts", "attention_mask")
             # On the host: from a GPU the model's way asks for some numbers of every image, video or pair of frames.
-            told = {name: x.cpu() if isinstance(x := inputs.get(name), Tensor) else x for name in names}
-            positions, _ = self.core.get_rope_index(ids.cpu(), **told)
+            on_host = {name: x.cpu() if isinstance(x := inputs.get(name), Tensor) else x for name in names}
+            positions, _ = self.core.get_rope_index(ids.cpu(), **on_host)
             return positions.to(ids.device, non_blocking=True)
-        given: Tensor = inputs["inputs_embeds"][..., 0] if ids is None else ids
-        shown = torch.ones_like(given, dtype=torch.long) if mask is None else mask.long()
+        whole: Tensor = inputs["inputs_embeds"][..., 0] if ids is None else ids
+        shown = torch.ones_like(whole, dtype=torch.long) if mask is None else mask.long()
         return (shown.cumsum(1) - 1).masked_fill(shown == 0, 0).expand(3, *shown.shape)
 
     @contextlib.contextmanager
@@ -266,72 +226,15 @@ class QwenVL(Family):
 
 
 @contextlib.contextmanager
-def recorded_queries(attention: Any) -> Iterator[dict[str, Tensor]]:
+def recorded_attention(attention: Any) -> Iterator[dict[Any, Tensor]]:
     """While open, a call of a vision attention leaves `qkv` (P, 3*E) and its rotation, `cos` and `sin` (P, E/heads)."""
-    states: dict[str, Tensor] = {}
+    with recorded({"qkv": attention.qkv}) as states:
 
-    def keep_rotation(_: Any, args: Any, kwargs: Mapping[str, Any]) -> None:
-        states["cos"], states["sin"] = kwargs["position_embeddings"]
+        def keep_rotation(_: Any, args: Any, kwargs: Mapping[str, Any]) -> None:
+            states["cos"], states["sin"] = kwargs["position_embeddings"]
 
-    def keep_queries(_: Any, args: Any, output: Tensor) -> None:
-        states["qkv"] = output
-
-    hooks = [
-        attention.register_forward_pre_hook(keep_rotation, with_kwargs=True),
-        attention.qkv.register_forward_hook(keep_queries),
-    ]
-    try:
-        yield states
-    finally:
-        for hook in hooks:
+        hook = attention.register_forward_pre_hook(keep_rotation, with_kwargs=True)
+        try:
+            yield states
+        finally:
             hook.remove()
-
-
-def mean_query_saliency(
-    qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, scaling: float, frames: int, group: int
-) -> Tensor:
-    """Attention (F, L) of each frame's mean query to its tokens' mean keys, in fp32 (Tango, arXiv 2604.09547).
-
-    qkv (F*L*group, 3*E) before rotation, patches of a token side by side; cos, sin (F*L*group, E/heads). Queries are
-    averaged over a frame, keys over each token's patches, both rotated; weights are a softmax over the frame's tokens,
-    averaged over heads.
-    """
-
-    rows = []
-    for query, key in rotated(qkv, cos, sin, heads, frames):
-        keys = key.view(len(key), -1, group, *key.shape[2:]).mean(2)
-        scores = torch.einsum("fhd,flhd->fhl", query.mean(1), keys) * scaling
-        rows.append(scores.softmax(-1).mean(1))
-    return torch.cat(rows)
-
-
-def received_saliency(
-    qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, scaling: float, frames: int, group: int
-) -> Tensor:
-    """Attention (F, L) that a token's patches receive on average from all patches of their frame, mean over heads.
-
-    FlashVID, arXiv 2602.08024. Inputs as in mean_query_saliency().
-    """
-    received = [
-        received_attention(query.transpose(0, 1), key.transpose(0, 1), scaling)
-        for queries, keys in rotated(qkv, cos, sin, heads, frames)
-        for query, key in zip(queries, keys, strict=True)
-    ]
-    return torch.stack(received).view(frames, -1, group).mean(2)
-
-
-def mean_keys(qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, scaling: float, frames: int, group: int) -> Tensor:
-    """Rotated keys (F, L, E/heads), mean over heads and over each token's patches; inputs as above."""
-    keys = [key.mean(2) for _, key in rotated(qkv, cos, sin, heads, frames)]
-    return torch.cat(keys).view(frames, -1, group, keys[0].shape[-1]).mean(2)
-
-
-def rotated(qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, frames: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Queries and keys (n, P, heads, d), rotated, in fp32, of some frames at a time, so that no copy of all is made."""
-    step = max(1, ROTATED_BYTES * frames // (4 * qkv.numel()))
-    parts = (torch.split(tensor.view(frames, -1, *tensor.shape[1:]), step) for tensor in (qkv, cos, sin))
-    for x, c, s in zip(*parts, strict=True):
-        query, key = x.unflatten(2, (3, heads, -1))[:, :, :2].float().unbind(2)
-        c, s = c.float()[:, :, None], s.float()[:, :, None]
-        query, key = (y * c + torch.cat((-y.chunk(2, -1)[1], y.chunk(2, -1)[0]), -1) * s for y in (query, key))
-        yield query, key

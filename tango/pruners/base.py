@@ -105,7 +105,9 @@ class Pruner(ABC):
 
     def prune_tokens(self, video: VideoTokens) -> Pruned:
         """The same for a video that is a VideoTokens already."""
-        return trace.recorded(self, video, self._whole if self.retention_ratio == 1 else self._prune)
+        prune = self._whole if self.retention_ratio == 1 else self._prune
+        traces = trace.TRACES.get()
+        return prune(video) if traces is None else trace.recorded(traces, self, video, prune)
 
     @staticmethod
     def _whole(video: VideoTokens) -> Pruned:

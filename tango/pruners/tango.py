@@ -70,8 +70,8 @@ class Tango(Pruner):
             budget in proportion to their tokens times their ratio, by largest remainder instead of rounding up. Where
             all parts kept whole do not use it up, the most salient other tokens come back.
         context_ratio: share of a budget that goes to merged tokens, the rest to salient ones.
-        similarity_threshold, static_threshold: similarity that counts as the same when cutting into segments (None
-            means 0.65 up to a retention ratio of 0.1 and 0.8 above), and as static inside a segment.
+        similarity_threshold: what counts as the same when cutting (None: 0.65 up to a retention ratio of 0.1, else 0.8);
+        static_threshold: what counts as static inside a segment.
         expansion: salient candidates for each salient token to select.
         num_neighbors: neighbours for the density. anchor_weight: least weight of the anchor in a merged token.
         time_base, space_base: frequency bases of ST-RoPE. memory_limit: MiB of temporary memory.
@@ -170,7 +170,7 @@ class Tango(Pruner):
             context = merge(features_of, sets.rows[rest], anchors, labels, self.anchor_weight, self.memory_limit)
             stand = rest[anchors if self.placement == "anchor" else clusters.by_score]
 
-        if trace.is_asked():
+        if trace.RECORDER.get() is not None:
             trace.static(static.repeat_interleave(sizes, 0))
             _trace(sets, salient, rest, stand, labels)
         indices, order = sets.home(torch.cat([salient, stand])).sort()
@@ -223,7 +223,8 @@ class Tango(Pruner):
         static (S,) of their `tokens` places static.
         """
         whole = (sizes * tokens).double()
-        ratio = (self.retention_ratio / ((whole - (sizes - 1) * static) / whole)).clamp(max=1.0)
+        asked = whole.new_tensor(self.retention_ratio)  # for a float over a tensor is not the rounded quotient
+        ratio = (asked / ((whole - (sizes - 1) * static) / whole)).clamp(max=1.0)
         parts = torch.stack([static, tokens - static], 1)
         frames = torch.stack([torch.ones_like(sizes), sizes], 1)  # the dynamic part has a share of every frame
         shares = parts * ratio[:, None]

@@ -65,35 +65,31 @@ class Recorder:
         return stands
 
 
-_traces: ContextVar[list[Trace] | None] = ContextVar("traces of prune()", default=None)
-_recorder: ContextVar[Recorder | None] = ContextVar("recorder of this prune()", default=None)
+# Set while somebody asks: the list of the open traced() block, and what notes one call of prune().
+TRACES: ContextVar[list[Trace] | None] = ContextVar("traces of prune()", default=None)
+RECORDER: ContextVar[Recorder | None] = ContextVar("recorder of this prune()", default=None)
 
 
 @contextmanager
 def traced() -> Iterator[list[Trace]]:
     """A list that gets one Trace for every call of prune() made in the `with` block, in this thread."""
     traces: list[Trace] = []
-    token = _traces.set(traces)
+    token = TRACES.set(traces)
     try:
         yield traces
     finally:
-        _traces.reset(token)
-
-
-def is_asked() -> bool:
-    """Whether a call of prune() is being traced."""
-    return _recorder.get() is not None
+        TRACES.reset(token)
 
 
 def static(places: Tensor) -> None:
     """Say which places are static, (F, L) bool."""
-    if (recorder := _recorder.get()) is not None:
+    if (recorder := RECORDER.get()) is not None:
         recorder.static.copy_(places.flatten())
 
 
 def salient(rows: Tensor, tokens: Tensor | None = None) -> None:
     """Say that these rows are kept by themselves; `tokens` as in merged()."""
-    if (recorder := _recorder.get()) is not None:
+    if (recorder := RECORDER.get()) is not None:
         recorder.roles[recorder.join(rows, rows, tokens)] = SALIENT
 
 
@@ -103,24 +99,21 @@ def merged(rows: Tensor, into: Tensor, tokens: Tensor | None = None) -> None:
     tokens: (T,) or (T, c), the flat indices of the tokens in each row of the table that the method works on, the first
         of which is where the row stands; None: rows are flat indices.
     """
-    if (recorder := _recorder.get()) is not None:
+    if (recorder := RECORDER.get()) is not None:
         stands, roles = recorder.join(rows, into, tokens), recorder.roles
         # A token kept twice, by itself and for others, is salient.
         roles[stands] = torch.where(roles[stands] == SALIENT, SALIENT, CONTEXT).to(torch.uint8)
 
 
-def recorded(pruner: Any, video: VideoTokens, prune: Callable[[VideoTokens], Pruned]) -> Pruned:
-    """What prune(video) returns; the open traced() block, if any, gets a Trace of the call."""
-    traces = _traces.get()
-    if traces is None:
-        return prune(video)
+def recorded(traces: list[Trace], pruner: Any, video: VideoTokens, prune: Callable[[VideoTokens], Pruned]) -> Pruned:
+    """What prune(video) returns; a Trace of the call is added to the list."""
     roles = torch.zeros(video.features[..., 0].numel(), dtype=torch.uint8, device=video.features.device)
     recorder = Recorder(roles, roles.bool())
-    token = _recorder.set(recorder)
+    token = RECORDER.set(recorder)
     try:
         pruned = prune(video)
     finally:
-        _recorder.reset(token)
+        RECORDER.reset(token)
     kept = torch.zeros_like(recorder.static).index_fill_(0, pruned.indices, True)
     # An exact budget drops kept tokens at the end, and with them what was merged into them, or adds some as they are.
     roles = torch.where(kept, roles.clamp(min=KEPT), GONE)

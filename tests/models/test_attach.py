@@ -1,14 +1,18 @@
 """Attaching and leaving: no trace, nothing shared, and with everything kept the same outputs to the bit."""
 
 import threading
+import tomllib
+from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from families import FAMILIES as TINY
 from families import GRID, TOKENS, make_pruner, outputs
+from tiny_llava import pixels, prompt, video
 from torch import nn
 
-from tango.models import FAMILIES, attach, family_of
+from tango.models import FAMILIES, TRANSFORMERS, attach, family_of
 from tango.pruners import REGISTRY
 
 SETTINGS = [(d, a, b) for d in (torch.float32, torch.bfloat16) for a in ("sdpa", "eager") for b in (1, 3)]
@@ -289,3 +293,24 @@ def test_modules_for_timing(family):
     module = family_of(model)
     assert module.vision_modules(model) == [family.tower(model)]
     assert module.language_model(model) is model.model.language_model
+
+
+def test_only_tested_versions_of_transformers(models, monkeypatch):
+    for version in ("5.16.2", "5.25.0.dev0", "6.0.0"):
+        monkeypatch.setattr(transformers, "__version__", version)
+        message = f"transformers {version} is installed, and pruning is tested with versions from 5.17 to below 5.25"
+        with pytest.raises(ImportError, match=message), make_pruner("uniform", 0.3)(models()):
+            pass
+    declared = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert "transformers>={},<{}".format(*TRANSFORMERS) in declared
+
+
+def test_videos_that_are_encoded_already_are_refused(models):
+    model = models()
+    inputs = prompt([5, *video(), 7]) | {"pixel_values_videos": pixels(1)}
+    with torch.no_grad(), make_pruner("uniform", 0.3)(model):
+        for encoded, left_out in (({"video": object()}, "pixel_values_videos"), ({"image": object()}, "")):
+            call = {name: value for name, value in inputs.items() if name != left_out}
+            for run in (model, model.generate):
+                with pytest.raises(ValueError, match="mm_encoder_outputs does not work while a pruner is attached"):
+                    run(**call, mm_encoder_outputs=encoded)

@@ -304,5 +304,5 @@ def test_cache_must_be_empty(family):
         empty = DynamicCache(config=family_of(model).language_model(model).config)
         assert torch.equal(generate(model, inputs | {"past_key_values": empty}), expected)
         out = generate(model, inputs | {"return_dict_in_generate": True})
-        with pytest.raises(ValueError, match=r"past_key_values holds \d+ tokens and the prompt a video"):
+        with pytest.raises(ValueError, match=r"the cache holds \d+ tokens and the prompt a video"):
             generate(model, inputs | {"past_key_values": out.past_key_values})

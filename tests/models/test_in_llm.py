@@ -4,7 +4,9 @@ import copy
 
 import pytest
 import torch
+import transformers
 from decoder_by_hand import Drop, Inside, run
+from packaging.version import Version
 from tiny_llava import TOKENS, VIDEO, build_model, make_pruner, pixels, prompt, video
 from transformers import StaticCache
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_attention_mask
@@ -238,12 +240,18 @@ def unpadded(module, query, key, value, attention_mask, scaling, position_ids=No
 @pytest.mark.parametrize("method", ["tango", "fastv"])
 def test_masks_as_flash_attention_takes_them(deep, monkeypatch, method, rows):
     model, inputs = deep(), example(*rows, max_new_tokens=5, do_sample=False)
+    static = {"cache_implementation": "static"}
     with attach(model, METHODS[method][0]):
         expected = model.generate(**inputs)
-        monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "flash_by_hand", unpadded)
-        monkeypatch.setitem(ALL_MASK_ATTENTION_FUNCTIONS._global_mapping, "flash_by_hand", flash_attention_mask)
-        monkeypatch.setattr(model.model.language_model.config, "_attn_implementation_internal", "flash_by_hand")
-        for changes in ({}, {"use_cache": False}, {"cache_implementation": "static"}):
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "flash_by_hand", unpadded)
+    monkeypatch.setitem(ALL_MASK_ATTENTION_FUNCTIONS._global_mapping, "flash_by_hand", flash_attention_mask)
+    for config in (model.config, model.model.language_model.config):
+        monkeypatch.setattr(config, "_attn_implementation_internal", "flash_by_hand")
+    # Some versions of transformers lose the mask of a static cache without padding, pruned or not.
+    sound = torch.equal(model.generate(**inputs), model.generate(**inputs, **static))
+    assert sound or Version(transformers.__version__) < Version("5.24")
+    with attach(model, METHODS[method][0]):
+        for changes in ({}, {"use_cache": False}, *([static] if sound else [])):
             assert torch.equal(model.generate(**inputs, **changes), expected)
 
 

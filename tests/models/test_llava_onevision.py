@@ -6,7 +6,7 @@ from families import FAMILIES, TOKENS, Spy, make_pruner
 from tiny_llava import VIDEO, build_model, pixels, prompt, video
 
 from tango.models import attach
-from tango.models.llava_onevision import SINK_TOKENS
+from tango.models.llava_onevision import LlavaOnevision
 from tango.pruners import Tango
 
 
@@ -17,7 +17,7 @@ def example(**settings):
 def test_only_what_is_asked_for_is_computed(models, monkeypatch):
     model, inputs = models(), example()
     monkeypatch.setattr("tango.models.llava_onevision.load_pooling_head", lambda *_, **__: pytest.fail("not needed"))
-    monkeypatch.setattr("tango.models.llava_onevision.mean_query_saliency", lambda *_: pytest.fail("not needed"))
+    monkeypatch.setattr("tango.models.llava_onevision.from_attention", lambda *_: pytest.fail("not needed"))
     with torch.no_grad(), attach(model, Spy()):
         model(**inputs)
     monkeypatch.undo()
@@ -33,9 +33,9 @@ def test_attention_sinks(tmp_path):
     seen = []
 
     class Sinks(Tango):
-        def prune(self, *args, **kwargs):
+        def prune_tokens(self, video):
             seen.append(self.sink_tokens)
-            return super().prune(*args, **kwargs)
+            return super().prune_tokens(video)
 
     model = build_model(tmp_path, image_size=108, patch_size=4, num_hidden_layers=1)
     inputs = prompt([5, *[VIDEO] * 393]) | {"pixel_values_videos": pixels(1, 2, size=108)}
@@ -47,8 +47,8 @@ def test_attention_sinks(tmp_path):
     model = build_model(tmp_path)
     with torch.no_grad(), Sinks(0.3)(model):
         model(**example())
-    assert seen == [SINK_TOKENS[14, 14], (), (3,), None]
-    assert SINK_TOKENS[14, 14] == (28, 27, 41, 169, 11, 12)
+    assert seen == [(28, 27, 41, 169, 11, 12), (), (3,), None]
+    assert LlavaOnevision.sinks[14, 14] == seen[0]
 
 
 def test_malformed_pixels(models):
@@ -78,7 +78,8 @@ def test_all_kept_is_equal_with_several_videos(name, way):
         model(**inputs)
     hook.remove()
     torch.manual_seed(3)
-    expected = model.generate(**inputs | {"pixel_values_videos": None, "inputs_embeds": merged[0]}, **settings)
+    text = {name: value for name, value in inputs.items() if name != "pixel_values_videos"}
+    expected = model.generate(**text, inputs_embeds=merged[0], **settings)
     torch.manual_seed(3)
     with make_pruner("tango", 1.0)(model):
         actual = model.generate(**inputs, **settings)

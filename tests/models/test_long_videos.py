@@ -50,7 +50,7 @@ def encode(family, signals, frames):
     own = family_of(model).FAMILY(model, Spy(wanted=signals))
     with torch.no_grad(), Alive(*inputs.values(), *model.parameters(), *model.buffers()) as alive:
         (video,) = own.videos(inputs)
-    tensors = [video.features, video.saliency, video.segment_features, video.keys]
+    tensors = [getattr(video.tokens, name) for name in ("features", "saliency", "segment_features", "keys")]
     held = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors if t is not None}
     return alive.most, sum(held.values())
 
@@ -79,6 +79,6 @@ def test_saliency_keeps_fused_attention(family, saliency):
         ):
             (video,) = own.videos(inputs)
         counts.append(calls.call_count)
-        assert (video.saliency is None) == (not signals)
+        assert (video.tokens.saliency is None) == (not signals)
     tower = family.tower(model)
     assert counts[0] == counts[1] >= len(tower.blocks if hasattr(tower, "blocks") else tower.encoder.layers)

@@ -12,7 +12,8 @@ from tiny_llava import build_model, make_pruner, pixels, prompt, video
 from transformers import SiglipVisionConfig
 
 from tango.models import attach, pooling_head
-from tango.models.siglip import ATTENTION_TENSORS, PoolingHead, tensor_shapes
+from tango.models.pooling_head import ATTENTION_TENSORS, tensor_shapes
+from tango.models.tower import PoolingHead
 
 
 def saliency(model, **settings):

@@ -12,6 +12,7 @@ from tiny_qwen import END, START, VIDEO, build_model, video_inputs
 from tango.models import attach
 from tango.models.qwen2_5_vl import window_order
 from tango.models.segments import NAME, attend_within_segments, segments_together
+from tango.models.tower import SALIENCIES
 
 QWEN = ("qwen2_5_vl", "qwen3_vl")
 GRIDS = [(4, 6, 6), (3, 4, 10), (1, 2, 2), (2, 20, 2)]  # patches; portrait, strips, a single token
@@ -149,10 +150,10 @@ def test_window_order(height, width, side):
 def test_only_what_is_asked_for_is_computed(family, monkeypatch):
     model, inputs = family.model(), several(family)
     hooks = [dict(module._forward_hooks) for module in model.modules()]  # transformers leaves some of its own
-    monkeypatch.setattr("tango.models.qwen_vl.recorded_queries", lambda *_: pytest.fail("not needed"))
+    monkeypatch.setattr("tango.models.qwen_vl.recorded_attention", lambda *_: pytest.fail("not needed"))
     assert given(model, inputs, wanted=("segment_features", "key"))[0]["segment_features"] is None
     monkeypatch.undo()
-    monkeypatch.setattr("tango.models.qwen_vl.received_saliency", lambda *_: pytest.fail("not needed"))
+    monkeypatch.setitem(SALIENCIES, "received_attention", lambda *_: pytest.fail("not needed"))
     given(model, inputs)
     assert [dict(module._forward_hooks) for module in model.modules()] == hooks
 
