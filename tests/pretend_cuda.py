@@ -121,7 +121,7 @@ def pretend_cuda():
     with (
         mock.patch.object(torch, "tensor", made_on_the_host(torch.tensor)),
         mock.patch.object(torch, "as_tensor", made_on_the_host(torch.as_tensor)),
-        mock.patch.object(torch, "autocast", lambda *args, **kwargs: nullcontext()),
+        mock.patch.object(torch, "autocast", return_value=nullcontext()),
         PretendCuda() as mode,
     ):
         yield mode

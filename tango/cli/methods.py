@@ -84,4 +84,5 @@ def where(method: type[Pruner], default: Pruner) -> str:
 
 
 def settings_text(settings: dict[str, Any]) -> str:
+    """Settings on one line, as name=value."""
     return ", ".join(f"{key}={'none' if value is None else value}" for key, value in settings.items()) or "none"

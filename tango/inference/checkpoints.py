@@ -59,7 +59,7 @@ def check_pretrained(pretrained: str) -> None:
 
 
 def parse_dtype(dtype: str | torch.dtype) -> torch.dtype | str:
-    """ "auto" or a dtype by name."""
+    """Return the dtype of a name, long or short; "auto" as it is."""
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype == "auto":

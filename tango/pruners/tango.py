@@ -70,7 +70,7 @@ class Tango(Pruner):
             budget in proportion to their tokens times their ratio, by largest remainder instead of rounding up. Where
             all parts kept whole do not use it up, the most salient other tokens come back.
         context_ratio: share of a budget that goes to merged tokens, the rest to salient ones.
-        similarity_threshold: what counts as the same when cutting (None: 0.65 up to a retention ratio of 0.1, else 0.8);
+        similarity_threshold: what counts as the same when cutting; None: 0.65 up to a retention ratio of 0.1, else 0.8.
         static_threshold: what counts as static inside a segment.
         expansion: salient candidates for each salient token to select.
         num_neighbors: neighbours for the density. anchor_weight: least weight of the anchor in a merged token.

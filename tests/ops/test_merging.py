@@ -28,9 +28,9 @@ def merge(table, sets, vectors, counts, neighbors=7, anchor_weight=0.6, placemen
         placement,
     )
     merged = merge_planned(table, rows, plan.anchors, plan.clusters, anchor_weight)
-    kept, order = rows[plan.places], []
-    for part in torch.arange(len(kept)).split([min(c, len(s)) for c, s in zip(counts, sets, strict=True)]):
-        order.append(part[kept[part].argsort()])
+    kept = rows[plan.places]
+    parts = torch.arange(len(kept)).split([min(c, len(s)) for c, s in zip(counts, sets, strict=True)])
+    order = [part[kept[part].argsort()] for part in parts]
     return [kept[part] for part in order], [merged[part] for part in order]
 
 
