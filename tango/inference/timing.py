@@ -179,6 +179,7 @@ class StopAt:
         self._prompt: int | None = None
 
     def __call__(self, input_ids: Tensor, scores: Any = None, **_: Any) -> Tensor:
+        """Which rows of input_ids (B, n) have ended, (B,) bool."""
         if self._prompt is None:  # the first call comes after one token, whether or not the prompt's ids are passed on
             self._prompt = input_ids.shape[1] - 1
         texts = [self.decode(row[self._prompt :]) for row in input_ids]
