@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import Oracle
 
-from tango.ops import blocks
+from tango.ops import blocks, density
 from tango.ops.density import Peaks, assign, cluster, density_peaks, distances
 
 TINY = 1e-6  # MiB: blocks of 64 x 64
