@@ -17,9 +17,8 @@ from torch import Tensor
 from tango.ops.density import cluster
 from tango.ops.merging import merge, segment_sums, take
 from tango.ops.rope import rope_sections, rotate_rows
-from tango.ops.segmentation import fastvid, holitom, holitom_threshold
+from tango.ops.segmentation import fastvid, holitom, holitom_threshold, neighbour_similarity, static_places
 from tango.ops.selection import select
-from tango.ops.similarity import neighbour_similarity, static_places
 from tango.pruners import trace
 from tango.pruners.base import Pruner, full_precision, zero_sinks
 from tango.pruners.budget import apportion
