@@ -256,7 +256,7 @@ def test_about_as_many_points_as_neighbours(
 
 
 @pytest.mark.parametrize("by_score", [False, True])
-def test_copies_that_are_outnumber_the_centres(by_score):
+def test_copies_that_outnumber_the_centres(by_score):
     """With `strict` copies have the same score. The others join the lowest, though not all fit into a list."""
     points = unit(1, 90, 6)
     points[0, 20::2] = points[0, 20]
