@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tango.models.attention import from_attention
 from tango.models.family import Family, PlacedVideo, language_model
 from tango.models.pooling_head import load_pooling_head
 from tango.models.prompt import Edit
-from tango.models.tower import from_attention, joined, recorded
+from tango.models.tower import joined, recorded
 from tango.pruners.base import Pruner, full_precision
 from tango.pruners.video import Pruned
 

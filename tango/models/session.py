@@ -1,6 +1,7 @@
-"""What the caller of attach() is told of each call: how many tokens of each video were left, and which."""
+"""What the caller of attach() learns of each call: how many tokens of each video were left, and which."""
 
-from dataclasses import dataclass, field
+import threading
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -25,8 +26,21 @@ class VideoRecord:
     average_retention: float
 
 
-@dataclass
 class Session:
-    """What the caller of attach() gets: `videos`, one record per video of the last call, in prompt order."""
+    """What the caller of attach() gets: `videos`, one record per video of the last call, in prompt order.
 
-    videos: list[VideoRecord] = field(default_factory=list)
+    A thread that has called the model reads the records of its own last call, any other thread those of the latest.
+    """
+
+    def __init__(self) -> None:
+        self._latest: list[VideoRecord] = []
+        self._own = threading.local()
+
+    @property
+    def videos(self) -> list[VideoRecord]:
+        records: list[VideoRecord] = getattr(self._own, "videos", self._latest)
+        return records
+
+    @videos.setter
+    def videos(self, records: list[VideoRecord]) -> None:
+        self._own.videos = self._latest = records
