@@ -7,10 +7,8 @@ two functions for those who measure time: `vision_modules(model)`, the modules t
 
 import contextlib
 import copy
-import functools
 import importlib
-import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
@@ -20,8 +18,8 @@ from packaging.version import Version
 from torch import nn
 
 from tango.models.in_llm import DecoderPruner
+from tango.models.prompt import Session, VideoRecord
 from tango.models.seam import Seam
-from tango.models.session import Session, VideoRecord
 from tango.pruners.base import Pruner
 
 __all__ = ["FAMILIES", "Session", "VideoRecord", "attach", "family_of"]
@@ -105,17 +103,6 @@ def covered(model: Any, seam: Seam) -> Iterator[None]:
     """Replace generate() and forward() of a model, and how it is copied; all as before at the end."""
     before = {name: value for name, value in vars(model).items() if name in ("generate", "forward")}
 
-    def replaced(name: str) -> Callable[..., Any]:
-        original, method = getattr(model, name), getattr(type(model), name)
-
-        @functools.wraps(original)
-        def call(*args: Any, **kwargs: Any) -> Any:
-            inputs = dict(zip(list(inspect.signature(method).parameters)[1:], args, strict=False)) | kwargs
-            return getattr(seam, name)(original, inputs) if call.attached else original(*args, **kwargs)
-
-        call.seam, call.attached = seam, True
-        return call
-
     def copied(memo: dict[int, Any]) -> Any:
         with seam.lock:
             hooks.close()
@@ -144,7 +131,7 @@ def covered(model: Any, seam: Seam) -> Iterator[None]:
                 delattr(model, name)
                 vars(model).update({name: before[name]} if name in before else {})
 
-    calls = {name: replaced(name) for name in ("generate", "forward")}
+    calls = {name: seam.replacement(name) for name in ("generate", "forward")}
     with contextlib.ExitStack() as hooks:
         try:
             install()
@@ -152,5 +139,4 @@ def covered(model: Any, seam: Seam) -> Iterator[None]:
         finally:
             with seam.lock:  # calls of other threads end first
                 hooks.close()
-                for call in calls.values():
-                    call.attached = False
+                seam.attached = False

@@ -66,8 +66,8 @@ def next_tokens(held: Held, inputs: Mapping[str, Any], whole: bool) -> dict[str,
             text = text[:, before:]
         elif mask is not None or text.shape[1] > before:
             raise ValueError(
-                f"the cache holds {before} tokens of a conversation that {name}, of shape {tuple(text.shape[:2])}, does "
-                "not go on from: pass the whole conversation, or the new tokens with a mask of all"
+                f"the cache holds {before} tokens of a conversation that {name}, of shape {tuple(text.shape[:2])}, "
+                "does not go on from: pass the whole conversation, or the new tokens with a mask of all"
             )
     new = text.shape[1]
     tail = torch.ones(len(text), after + new, dtype=torch.long, device=text.device)

@@ -25,8 +25,7 @@ import torch
 from torch import Tensor, nn
 from transformers.masking_utils import create_causal_mask
 
-from tango.models.prompt import Prompt, cache_of, pad, side_of_padding, take
-from tango.models.session import Session
+from tango.models.prompt import Prompt, Session, cache_of, pad, side_of_padding, take
 from tango.pruners.in_llm import LayerPruning, attention_row, average_ratio
 
 MARK = "tango_layout"  # the attribute of a cache that holds its Layout

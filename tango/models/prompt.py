@@ -1,5 +1,9 @@
-"""A prompt with fewer video tokens: which columns stay, in rows of one width, and where the videos go among them."""
+"""A prompt with fewer video tokens: which columns stay, in rows of one width, and where the videos go among them.
 
+Also what the caller of attach() learns of its videos: how many tokens of each were left, and which.
+"""
+
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,6 +14,46 @@ from torch import Tensor, nn
 PaddingSide = Literal["left", "right"]
 OURS = ("video_timestamps", "video_keys", "video_metadata")  # arguments that exist while a pruner is attached
 HELD = "tango_prompt"  # the attribute of a cache that holds its Held
+
+
+@dataclass(frozen=True)
+class VideoRecord:
+    """What became of one video. Token counts are visual tokens; newline embeddings are not counted.
+
+    `indices` (tokens_after,) are flat indices f*H*W + h*W + w on the CPU, in the order the method
+    gives them, in which the language model sees them unless its family lays tokens out in rows (LLaVA-Video).
+    tokens_in_llm: those that its last layers still see, where they are pruned inside it too, and average_retention:
+    the share of tokens_before that its layers see at prefill, in the mean over all of them.
+    """
+
+    tokens_before: int
+    tokens_after: int
+    grid: tuple[int, int]
+    frames: int
+    segment_sizes: list[int]
+    indices: Tensor
+    tokens_in_llm: int
+    average_retention: float
+
+
+class Session:
+    """What the caller of attach() gets: `videos`, one record per video of the last call, in prompt order.
+
+    A thread that has called the model reads the records of its own last call, any other thread those of the latest.
+    """
+
+    def __init__(self) -> None:
+        self._latest: list[VideoRecord] = []
+        self._own = threading.local()
+
+    @property
+    def videos(self) -> list[VideoRecord]:
+        records: list[VideoRecord] = getattr(self._own, "videos", self._latest)
+        return records
+
+    @videos.setter
+    def videos(self, records: list[VideoRecord]) -> None:
+        self._own.videos = self._latest = records
 
 
 @dataclass(frozen=True)
@@ -55,7 +99,7 @@ class Prompt:
         return torch.ones_like(self.visual) if self.attention_mask is None else self.attention_mask.bool()
 
     def held(self, inputs: Mapping[str, Any], numbered: bool) -> "Held":
-        """What a cache holds of this prompt; numbered: the model numbers its tokens by the mask, else by their places."""
+        """What a cache holds of this prompt; numbered: its positions are those of its mask, not its places."""
         mask, width, shown = self.attended(), self.source.shape[1], inputs.get("attention_mask")
         following = self.next
         if following is None:

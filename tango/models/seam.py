@@ -11,6 +11,8 @@ returned sequences, streamers, logits processors and stopping criteria see the p
 replaced too: called by hand it is in forward.py, and going on from a pruned prompt's cache, for both, in cache.py.
 """
 
+import functools
+import inspect
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -24,8 +26,7 @@ from tango.models.family import Family
 from tango.models.forward import by_hand, without_cache
 from tango.models.generation import continued, infer_mask, shift_length
 from tango.models.in_llm import DecoderPruner
-from tango.models.prompt import HELD, OURS, Held, PaddingSide, Prompt, cache_of, without, written
-from tango.models.session import Session, VideoRecord
+from tango.models.prompt import HELD, OURS, Held, PaddingSide, Prompt, Session, VideoRecord, cache_of, without, written
 from tango.pruners.base import Pruner
 
 # Ways of generating that read the prompt's ids where ours needs its embeddings, or that replace generate() altogether.
@@ -52,9 +53,24 @@ class Seam:
         self.decoder_pruner = decoder_pruner
         self.session = Session()
         self.lock = threading.RLock()
+        self.attached = True
         self._generating = False
         self._uncached: tuple[Prompt, int] | None = None  # the pruned prompt and its unpruned width N
         self._filling: Held | None = None  # what the cache of the next forward() will hold
+
+    def replacement(self, name: str) -> Callable[..., Any]:
+        """What stands in for the model's `generate` or `forward`; after `attached` is False it does what that did."""
+        original, method = getattr(self.model, name), getattr(type(self.model), name)
+
+        @functools.wraps(original)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if not self.attached:
+                return original(*args, **kwargs)
+            inputs = dict(zip(list(inspect.signature(method).parameters)[1:], args, strict=False)) | kwargs
+            return getattr(self, name)(original, inputs)
+
+        call.seam = self  # type: ignore[attr-defined]
+        return call
 
     @torch.no_grad()
     def generate(self, original: Callable[..., Any], inputs: dict[str, Any]) -> Any:
@@ -104,10 +120,12 @@ class Seam:
             self.decoder_pruner.arm(prompt)
 
     def _call(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """The arguments of generate() for a prompt with videos, or one that goes on from the cache of such a prompt."""
+        """The arguments of generate() for a prompt with videos, or for one that goes on from such a prompt's cache."""
         if getattr(inputs.get("generation_config"), "is_assistant", False):
-            raise ValueError(f"this {type(self.model).__name__} has a pruner attached ({self.pruner.name}) and cannot be the "
-                             "assistant of another model: leave the pruner's context first")  # fmt: skip
+            raise ValueError(
+                f"this {type(self.model).__name__} has a pruner attached ({self.pruner.name}) and cannot be the assistant "
+                "of another model: leave the pruner's context first"
+            )
         found, held = self.family.has_video(inputs), getattr(cache_of(inputs), HELD, None)
         if not found and (held is None or (held := held_by(inputs, self.decoder_pruner)) is None):
             return without(inputs, OURS)
