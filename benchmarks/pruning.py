@@ -40,7 +40,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from oracle import Oracle  # noqa: E402
 
 from tango import Tango, __version__, fused  # noqa: E402
-from tango.ops.similarity import neighbour_similarity  # noqa: E402
+from tango.ops.segmentation import neighbour_similarity  # noqa: E402
 
 TOKENS, DIM, GRID = 196, 896, (14, 14)
 CUDA_DIM, CUDA_CASES = 3584, (("ordinary", 32), ("long", 32), ("ordinary", 256), ("long", 256), ("ordinary", 1024))

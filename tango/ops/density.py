@@ -17,14 +17,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tango.ops.blocks import nearest_in_blocks
+
 SPARE = 4  # neighbours listed beyond those asked for, so that rounding seldom leaves open which are the nearest
 CACHED = 1 << 22  # numbers: on a CPU larger blocks only leave the cache
 # Multiplications worth wasting on padding to save a batch. On a GPU batching is what matters (8 times at 32 frames, see
 # results/performance/ways_cuda.md); on a CPU only sets of about the same size, or small ones, share a batch.
 PADDING = {"cpu": 1 << 23}
-# Directions of the screening product, and from how many blocks on it is worth it: a segment of 256 frames is 1.2 times
-# as fast on a CPU (results/performance/pruning_cpu.md).
-HEAD, SCREEN_BLOCKS = 128, 4
 
 
 class Peaks(NamedTuple):
@@ -155,18 +154,16 @@ def assign(points: Tensor, peaks: Peaks, memory_limit: float = 256, by_score: bo
         among peaks.indices. Whatever is padding joins some centre, too.
     """
     groups, size, dim = points.shape
-    centres, order = peaks.indices.sort(dim=1)
-    if by_score:
-        centres, order = peaks.indices, torch.arange(centres.shape[1], device=points.device).expand_as(order)
+    order = peaks.indices.argsort(dim=1)
+    centres, scores = peaks if by_score else [x.gather(1, order) for x in peaks]
     padded, count = centres, centres.shape[1]
     centres = centres.clamp(max=size - 1)
     table, base = points.flatten(0, 1), size * torch.arange(groups, device=points.device)[:, None]
     near = points.gather(1, centres[..., None].expand(-1, -1, dim))
-    # A copy of an earlier point has score 0. The original is then a centre too: no other point may join the copy.
-    closed = peaks.scores.gather(1, order) <= 0
     half = _half_squares(points)
     slack = _slack(half, dim)
-    half = half.gather(1, centres).masked_fill_(closed, torch.inf)
+    # A copy of an earlier point has score 0. The original is then a centre too: no other point may join the copy.
+    half = half.gather(1, centres).masked_fill_(scores <= 0, torch.inf)
     labels = torch.empty(groups, size + 1, dtype=torch.int64, device=points.device)
     elements = _block_elements(points.device, memory_limit)
     for group in range(0, groups, step := max(1, elements // (size * count))):
@@ -179,7 +176,7 @@ def assign(points: Tensor, peaks: Peaks, memory_limit: float = 256, by_score: bo
             second = close.scatter(2, chosen[..., None], -torch.inf).amax(2)
             of, place = (second > best - slack).nonzero(as_tuple=True)
             own = base[of + group, 0] + start + place
-            chosen[of, place] = _nearest(table, own, (base + centres)[of + group], close[of, place], slack)[1]
+            chosen[of, place] = _nearest(table, own, (base + centres)[of + group], close[of, place], slack, True)[1]
             labels[sets, part] = chosen
     # What a set has too few of is at place n, one behind the points.
     return labels.scatter_(1, padded, torch.arange(count, device=points.device).expand(groups, -1))[:, :size]
@@ -194,8 +191,9 @@ def distances(points: Tensor, others: Tensor) -> Tensor:
 
 
 def _scores(points: Tensor, real: Tensor, k: int, itself: bool, strict: bool, edge: int) -> Tensor:
-    """Scores (G, n) of the points of G sets (G, n, D), -1 where they are not `real` but padding. A set of more than
-    `edge` points is alone, and its closenesses are taken in blocks.
+    """Scores (G, n) of G sets (G, n, D), -1 where points are not `real`.
+
+    A set of more than `edge` points is alone, and its closenesses are taken in blocks.
     """
     groups, size, dim = points.shape
     if size == 1:
@@ -211,8 +209,7 @@ def _scores(points: Tensor, real: Tensor, k: int, itself: bool, strict: bool, ed
         near = near + torch.arange(groups, device=points.device).repeat_interleave(size)[:, None] * size
     else:
         close = None
-        values, near = _nearest_in_blocks(table, half[0], listed, edge)
-
+        values, near = nearest_in_blocks(table, half[0], listed, edge, slack)
     everyone = torch.arange(len(table), device=points.device)
     # Spare neighbours are measured only where it is not clear which of them belong to the nearest.
     first = listed if listed == size - 1 else max(1, needed)
@@ -251,15 +248,19 @@ def _scores(points: Tensor, real: Tensor, k: int, itself: bool, strict: bool, ed
     return scores.masked_fill(~real, -1)
 
 
-def _nearest(table: Tensor, rows: Tensor, others: Tensor, close: Tensor, slack: Tensor) -> tuple[Tensor, Tensor]:
-    """Distance from rows (q,) of a table to the nearest of others (p,) or (q, p), and its place, the first of equals;
-    close (q, p) is -inf for those that do not count.
+def _nearest(
+    table: Tensor, rows: Tensor, others: Tensor, close: Tensor, slack: Tensor, first: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Distance from rows (q,) of a table to the nearest of others (p,) or (q, p), and its place.
+
+    first: of equals, the first. close: (q, p), -inf for those that do not count.
     """
     values, near = close.topk(min(SPARE, close.shape[1]), dim=1)
     others = others.expand(close.shape)
     lengths = _measure(table, rows, others.gather(1, near)).masked_fill_(values == -torch.inf, torch.inf)
-    unsure = _open_ends(values, lengths, 1, slack).nonzero()[:, 0] if values.shape[1] < close.shape[1] else rows[:0]
-    separation = lengths.amin(1)
+    unsure, separation = rows[:0], lengths.amin(1)
+    if values.shape[1] < close.shape[1]:  # of copies, too, the first may not be in the list
+        unsure = _open_ends(values, lengths + first, 1, slack).nonzero()[:, 0]
     place = near.masked_fill_(lengths > separation[:, None], close.shape[1]).amin(1)
     if len(unsure):
         lengths = _measure(table, rows[unsure], others[unsure]).masked_fill_(close[unsure] == -torch.inf, torch.inf)
@@ -305,84 +306,13 @@ def _rank(density: Tensor, strict: bool) -> Tensor:
     return torch.empty_like(order).scatter_(-1, order, places)
 
 
-def _nearest_in_blocks(points: Tensor, half: Tensor, count: int, edge: int) -> tuple[Tensor, Tensor]:
-    """Closeness and index (n, count), closest first, of the nearest others of each of n points.
-
-    Each block above the diagonal serves its rows and its columns. Those nearest to it come first: tokens close in time
-    are close in angle, so that a product of heads alone tells of later blocks which rows and columns can be left out.
-    """
-    size = len(points)
-    best = points.new_full((size, count), -torch.inf)
-    index = torch.zeros(size, count, dtype=torch.int64, device=points.device)
-    blocks = torch.split(torch.arange(size, device=points.device), edge)
-    heads = _heads(points, half) if len(blocks) >= SCREEN_BLOCKS and points.shape[1] >= 4 * HEAD else None
-    buffer = points.new_empty(edge * edge)
-
-    def closeness(table: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        out = buffer[: len(rows) * len(columns)].view(len(rows), len(columns))
-        return torch.mm(table[rows], table[columns].T, out=out).sub_(half[rows, None]).sub_(half[columns])
-
-    for offset in range(len(blocks)):
-        screening = offset > 0
-        for rows, columns in zip(blocks, blocks[offset:], strict=False):
-            if heads is not None and screening:
-                bound = closeness(heads, rows, columns)
-                few_rows = rows[bound.amax(1) > best[rows, -1]]
-                few_columns = columns[bound.amax(0) > best[columns, -1]]
-                # Where too little can be left out, the other blocks as far from the diagonal are not tried.
-                screening = 2 * (len(few_rows) + len(few_columns)) < len(rows) + len(columns)
-                if screening:
-                    _offer(best, index, few_rows, closeness(points, few_rows, columns), columns)
-                    _offer(best, index, few_columns, closeness(points, few_columns, rows), rows)
-                    continue
-            close = closeness(points, rows, columns)
-            if offset == 0:
-                close.fill_diagonal_(-torch.inf)
-            else:
-                _offer(best, index, columns, close.T, rows)
-            _offer(best, index, rows, close, columns)
-    return best, index
-
-
-def _heads(points: Tensor, half: Tensor) -> Tensor:
-    """(n, HEAD + 1) vectors whose inner products are upper bounds of those of n points.
-
-    A head is a point's share in a few directions, with the length of the rest behind it: x . y = head . head +
-    rest . rest, and the latter is at most the product of the lengths. Power iteration on a sample finds directions in
-    which the points differ most, which make good bounds.
-    """
-    generator = torch.Generator().manual_seed(0)
-    sample = points[torch.randint(len(points), (8 * HEAD,), generator=generator).to(points.device)]
-    basis = torch.randn(points.shape[1], HEAD, generator=generator).to(points.device)
-    for _ in range(3):
-        basis = torch.linalg.qr(sample.T @ (sample @ basis)).Q
-    shares = points @ basis
-    # Rounding must not make a bound too low: lengthen the rests by more than the products can be off.
-    rest = 2 * half - shares.square().sum(1) + 8 * _slack(half, points.shape[1])
-    return torch.cat([shares, rest.clamp_(min=0).sqrt_()[:, None]], 1)
-
-
-def _offer(best: Tensor, index: Tensor, rows: Tensor, close: Tensor, columns: Tensor) -> None:
-    """Update the lists of points `rows` with a block of closenesses (rows, columns)."""
-    hit = (close.amax(1) > best[rows, -1]).nonzero()[:, 0] if len(rows) else rows
-    if len(hit) == 0:
-        return
-    values, places = close.index_select(0, hit).topk(min(best.shape[1], close.shape[1]), dim=1, sorted=False)
-    rows = rows[hit]
-    values, found = torch.cat([best[rows], values], 1), torch.cat([index[rows], columns[places]], 1)
-    best[rows], places = values.topk(best.shape[1], dim=1)
-    index[rows] = found.gather(1, places)
-
-
 def _half_squares(points: Tensor) -> Tensor:
     lengths: Tensor = torch.linalg.vector_norm(points, dim=-1)
     return lengths.square_() / 2
 
 
 def _slack(half: Tensor, width: int) -> Tensor:
-    """What closenesses of points of such half squares must differ by to tell which is larger: twice a generous bound
-    of the rounding of a product.
-    """
+    """Twice a generous bound of the rounding of products: closenesses that differ by more tell which is larger."""
     return 16 * math.sqrt(width) * torch.finfo(torch.float32).eps * half.amax()
 
 

@@ -17,9 +17,8 @@ from torch import Tensor
 from tango.ops.density import cluster
 from tango.ops.merging import merge, segment_sums, take
 from tango.ops.rope import rope_sections, rotate_rows
-from tango.ops.segmentation import fastvid, holitom, holitom_threshold
+from tango.ops.segmentation import fastvid, holitom, holitom_threshold, neighbour_similarity, static_places
 from tango.ops.selection import select
-from tango.ops.similarity import neighbour_similarity, static_places
 from tango.pruners import trace
 from tango.pruners.base import Pruner, full_precision, zero_sinks
 from tango.pruners.budget import apportion
@@ -151,7 +150,7 @@ class Tango(Pruner):
 
             # Static positions are stored once: the mean of their tokens, where the first of them is.
             sets, table = self._sets(sizes, static, device), features.flatten(0, 1)
-            means, scores = self._static_means(table, sets), self._static_means(saliency.view(-1, 1), sets)
+            means, scores = self._static_means(table, sets), self._static_means(saliency.reshape(-1, 1), sets)
             scores = torch.cat([saliency, saliency.new_zeros(sets.static.shape).masked_scatter(sets.static, scores)])
 
             # ST-RoPE, of the places that it is asked for; at the origin nothing is rotated.
