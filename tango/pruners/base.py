@@ -172,12 +172,18 @@ def keep(features: Tensor, indices: Tensor) -> Pruned:
 
 
 @contextmanager
-def full_precision(device: torch.device) -> Iterator[None]:
-    """No gradients, no autocast, no TF32 inside: distances decide which tokens stay, so they are true fp32."""
+def full_precision(device: torch.device, gradients: bool = False) -> Iterator[None]:
+    """No autocast, no TF32 inside: distances decide which tokens stay, so they are true fp32.
+
+    gradients: where they are recorded, still record them, for merged tokens; else none are.
+    """
     allowed = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = False
     try:
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        with (
+            torch.set_grad_enabled(gradients and torch.is_grad_enabled()),
+            torch.autocast(device.type, enabled=False),
+        ):
             yield
     finally:
         torch.backends.cuda.matmul.allow_tf32 = allowed

@@ -86,8 +86,8 @@ class HoliTom(Pruner):
 
     def _prune(self, video: VideoTokens) -> Pruned:
         saliency = video.required("saliency")
-        with full_precision(video.features.device):
-            pruned = self._merged(video.features.detach(), saliency)
+        with full_precision(video.features.device, gradients=True):
+            pruned = self._merged(video.features, saliency)
             return self.exactly(pruned, video.features, saliency)
 
     def _merged(self, features: Tensor, saliency: Tensor) -> Pruned:
@@ -95,7 +95,7 @@ class HoliTom(Pruner):
         threshold = self.similarity_threshold
         if threshold is None:
             threshold = holitom_threshold(self.retention_ratio)
-        similarity = neighbour_similarity(features)
+        similarity = neighbour_similarity(features.detach())
         sizes = holitom(similarity, threshold, self.max_window)
         starts = (sizes.cumsum(0) - sizes).tolist()
         windows = list(zip(starts, sizes.tolist(), strict=True))
@@ -133,7 +133,7 @@ class HoliTom(Pruner):
             return rows[0, :0], table.new_empty(0, table.shape[1], dtype=torch.float32)
         positions = torch.arange(total, device=rows.device)
         means = segment_sums(table, rows.flatten(), positions.repeat(size), total) / size
-        points = means[None] / math.sqrt(table.shape[1])
+        points = means[None].detach() / math.sqrt(table.shape[1])
         peaks = density_peaks(points, count, min(self.num_neighbors, count), itself=True)
         cluster = assign(points, peaks)[0]
         centres = peaks.indices[0].sort().values

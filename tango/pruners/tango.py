@@ -138,13 +138,13 @@ class Tango(Pruner):
     def _prune(self, video: VideoTokens) -> Pruned:
         """The method, step by step as in the paper."""
         saliency, grid = zero_sinks(video.required("saliency"), self.sink_tokens), video.required("grid")
-        features, device = video.features.detach(), video.features.device
+        features, device = video.features, video.features.device
         rope_sections(width := features.shape[2])  # refuses an odd width
         axes = video.required("timestamps"), *(torch.arange(float(length), device=device) for length in grid)
         settings = self.num_neighbors, self.memory_limit
-        with full_precision(device):
+        with full_precision(device, gradients=True):
             # Segmentation. From here on the host knows every shape, and need not ask a GPU for one.
-            similarity = neighbour_similarity(features).cpu()
+            similarity = neighbour_similarity(features.detach()).cpu()
             sizes = self._segments(similarity, features, video.segment_features)
             static = static_places(similarity, sizes, self.static_threshold)
 
@@ -155,8 +155,8 @@ class Tango(Pruner):
 
             # ST-RoPE, of the places that it is asked for; at the origin nothing is rotated.
             positions = torch.cartesian_prod(*axes)
-            rotated = self._rotated(table, positions, sets)
-            to_merge = rotated if self.merging == "st_rope" else self._rotated(table, 0 * positions, sets)
+            rotated = self._rotated(table.detach(), positions, sets)
+            to_merge = rotated if self.merging == "st_rope" else self._rotated(table.detach(), 0 * positions, sets)
 
             # Diversity-driven selection of salient tokens, in each frame and among the static ones of each segment.
             expansion = self.expansion if self.selection == "diversity" else 1.0
@@ -183,7 +183,8 @@ class Tango(Pruner):
         if self.segmentation == "holitom":
             return holitom(similarity, self._threshold())
         return fastvid(
-            features.mean(1, dtype=torch.float32) if frame_vectors is None else frame_vectors, self._threshold()
+            features.detach().mean(1, dtype=torch.float32) if frame_vectors is None else frame_vectors,
+            self._threshold(),
         )
 
     def _sets(self, sizes: Tensor, static: Tensor, device: torch.device) -> Sets:
