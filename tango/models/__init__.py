@@ -112,8 +112,8 @@ def covered(model: Any, seam: Seam) -> Iterator[None]:
                 install()
 
     def pickled(protocol: int) -> Any:
-        raise RuntimeError(f"a pruner ({seam.pruner.name}) is attached to this {type(model).__name__}: leave its context "
-                           "before you pickle the model, or save its state_dict()")  # fmt: skip
+        raise RuntimeError(f"a pruner ({seam.pruner.name}) is attached to this {type(model).__name__}: leave its "
+                           "context before you pickle the model, or save its state_dict()")  # fmt: skip
 
     def install() -> None:
         for name, call in calls.items():

@@ -28,6 +28,7 @@ from transformers.models.llava_onevision.modeling_llava_onevision import LlavaOn
 from tango.models.family import PlacedVideo
 from tango.models.llava_onevision import LlavaOnevision, language_model, vision_modules
 from tango.models.prompt import Edit
+from tango.models.tower import weight
 from tango.pruners.video import Pruned
 
 __all__ = [
@@ -130,7 +131,7 @@ class LlavaVideo(LlavaOnevision):
         ends: Tensor = torch.unique(rows)  # ascending
         places = torch.cat((indices + rows, ends * (width + 1) + width))
         places, order = places.sort(stable=True)
-        newlines = self.core.image_newline.to(features).expand(len(ends), -1)
+        newlines = weight(self.core, "image_newline").to(features).expand(len(ends), -1)
         columns = video.columns[places.to(video.columns.device)]
         visual = places % (width + 1) != width
         return Edit(video.row, video.columns, columns, torch.cat((features, newlines))[order], visual)

@@ -123,8 +123,8 @@ class Seam:
         """The arguments of generate() for a prompt with videos, or for one that goes on from such a prompt's cache."""
         if getattr(inputs.get("generation_config"), "is_assistant", False):
             raise ValueError(
-                f"this {type(self.model).__name__} has a pruner attached ({self.pruner.name}) and cannot be the assistant "
-                "of another model: leave the pruner's context first"
+                f"this {type(self.model).__name__} has a pruner attached ({self.pruner.name}) and cannot be the "
+                "assistant of another model: leave the pruner's context first"
             )
         found, held = self.family.has_video(inputs), getattr(cache_of(inputs), HELD, None)
         if not found and (held is None or (held := held_by(inputs, self.decoder_pruner)) is None):

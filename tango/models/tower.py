@@ -31,6 +31,19 @@ def recorded(modules: Mapping[Any, nn.Module]) -> Iterator[dict[Any, Tensor]]:
             hook.remove()
 
 
+def weight(module: nn.Module, name: str) -> Tensor:
+    """A parameter by its name below a module, also where accelerate keeps it away until its own module is called."""
+    path, _, own = name.rpartition(".")
+    module = module.get_submodule(path)
+    tensor: Tensor = getattr(module, own)
+    if not tensor.is_meta:
+        return tensor
+    from accelerate.utils import align_module_device  # nothing else puts parameters on the meta device
+
+    with align_module_device(module):
+        return torch.clone(getattr(module, own))
+
+
 class PoolingHead:
     """SigLIP's attention pooling (arXiv 2303.15343): a learned probe attends to all patches of a frame.
 
