@@ -20,8 +20,10 @@ class Inside(Pruner):
 
     name = "inside"
 
-    def __init__(self, settings: LayerPruning | None, frame: int | None = None) -> None:
-        super().__init__(retention_ratio=0.5)
+    def __init__(
+        self, settings: LayerPruning | None, frame: int | None = None, positions: str = "transformers"
+    ) -> None:
+        super().__init__(retention_ratio=0.5, positions=positions)
         self.inside, self.frame = settings, frame
 
     def in_llm(self, layers):
