@@ -97,8 +97,10 @@ def trained_positions(
                 grid = next(grids[left[0]], None)
                 if grid is None or left[: (count := grid[0] * grid[1] * grid[2])] != [left[0]] * count:
                     name = "image" if left[0] == IMAGE else "video"
-                    raise ValueError(f"the {name} at token {total - len(left)} of row {row}: its placeholders are not "
-                                     f"those of its grid, {grid}; pass mm_token_type_ids as the processor made them")  # fmt: skip
+                    raise ValueError(
+                        f"the {name} at token {total - len(left)} of row {row}: its placeholders are not those of its "
+                        f"grid, {grid}; pass mm_token_type_ids as the processor made them"
+                    )
                 step = next(steps) if left[0] == VIDEO else torch.tensor(0.0)
                 frames, rows, columns = (torch.arange(size) for size in grid)
                 part = torch.stack(torch.meshgrid((frames * step).long(), rows, columns, indexing="ij")).flatten(1)

@@ -18,6 +18,7 @@ LAYERS, FRAMES, TOKENS = 4, 4, 9
 METHODS = {
     "tango": (Tango(retention_ratio=0.4, pruned_layer=2), "mean"),
     "fastv": (FastV(retention_ratio=0.5, pruned_layer=1), "drop"),
+    "tango, both ways": (Tango(retention_ratio=0.4, pruned_layer=2, causal=False), "mean"),
     "sequential": (Inside(LayerPruning(3, 0.3, merging="sequential")), "sequential"),
 }
 KINDS = ("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
@@ -96,7 +97,7 @@ def before_llm(model, pruner, inputs):
 def by_hand(model, pruner, merging, embeds, positions, deepstack, spans, new=()):
     """Logits (n', vocabulary) of one row of a prompt followed by new tokens."""
     inside = pruner.in_llm(LAYERS)
-    drop = Drop(inside.layer, inside.retention, len(embeds), spans, merging)
+    drop = Drop(inside.layer, inside.retention, len(embeds), spans, merging, inside.causal)
     later = torch.tensor(new, dtype=torch.long)
     with torch.no_grad():
         whole = torch.cat((embeds, model.get_input_embeddings()(later)))
