@@ -1,6 +1,6 @@
 """What the benchmarks share: seconds and memory of each stage of a prompt, quartiles, tables that grow by rows.
 
-The stages of a prompt are those of tango.evaluation.timing, with pruning by itself:
+The stages of a prompt are those of tango.inference.timing, with pruning by itself:
 
     vision tower | projector, pooling, saliency, splicing ("project") | prune() | language model ("prefill")
 """
@@ -25,7 +25,7 @@ import transformers
 from torch import nn
 
 from tango import __version__
-from tango.evaluation.timing import Clock
+from tango.inference.timing import Clock
 from tango.models import family_of
 from tango.ops.similarity import neighbour_similarity
 from tango.pruners import Pruned, Pruner, VideoTokens

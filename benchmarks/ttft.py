@@ -33,7 +33,7 @@ from measure import Table, Witness, forget_peak, machine, peak_bytes, spread  # 
 from shapes import SHAPES, Shape, build  # noqa: E402
 
 from tango import Tango  # noqa: E402
-from tango.evaluation.timing import GIB, GenerationTimer  # noqa: E402
+from tango.inference.timing import GIB, GenerationTimer  # noqa: E402
 from tango.models import attach, family_of  # noqa: E402
 from tango.models.pooling_head import load_pooling_head  # noqa: E402
 from tango.models.segments import segments_together  # noqa: E402

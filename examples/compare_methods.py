@@ -7,8 +7,8 @@ One question shows how methods are called, not which is better: for that there i
 
 import sys
 
-from tango.evaluation.chat import Chat
-from tango.evaluation.checkpoints import load
+from tango.inference.chat import Chat
+from tango.inference.checkpoints import load
 from tango.pruners import REGISTRY
 
 video = sys.argv[1] if len(sys.argv) > 1 else "data/motionqa/videos/0.mp4"

@@ -18,20 +18,21 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tango.cli.plan import impossible
-from tango.evaluation import settings
-from tango.evaluation.cells import Evaluation
-from tango.evaluation.frameworks import FRAMEWORKS, LMMS_EVAL
-from tango.evaluation.lmms_cells import lmms_cell
-from tango.evaluation.sweep import Cell, Sweep, SweepError
-from tango.evaluation.vlmeval_cells import vlmeval_cell
+from tango.motionqa.questions import data_files, read_questions
 from tango.pruners import REGISTRY
 from tango.results import write_results
+from tango.runs.settings import VANILLA
+from tango.sweeps.cells import Evaluation
+from tango.sweeps.expand import impossible
+from tango.sweeps.frameworks import FRAMEWORKS, LMMS_EVAL
+from tango.sweeps.lmms_cells import lmms_cell
+from tango.sweeps.sweep import Cell, Sweep, SweepError
+from tango.sweeps.vlmeval_cells import vlmeval_cell
 
 RATIOS = (0.1, 0.15, 0.2)
 BASELINES = ("random", "topk")  # at the smallest ratio: is Tango's choice better than a trivial one?
 ABLATED = 0.1  # the ratio of the ablations
-REPEATED = (settings.VANILLA, "tango")  # in the second framework
+REPEATED = (VANILLA, "tango")  # in the second framework
 DATA, TASK, DATASET = Path("data/motionqa"), "motionqa", "MotionQA_8frame"
 
 
@@ -94,9 +95,8 @@ def wrong(args: argparse.Namespace) -> str | None:
 
 def grid_of(args: argparse.Namespace) -> list[Evaluation]:
     """What to evaluate in the first framework."""
-    file = args.data / "test.json"
-    count = len(json.loads(file.read_text(encoding="utf-8")))
-    vanilla = Evaluation(args.checkpoint, count, [file, *sorted((args.data / "videos").iterdir())], limit=args.limit)
+    count = len(read_questions(args.data))
+    vanilla = Evaluation(args.checkpoint, count, data_files(args.data), limit=args.limit)
     methods = list(REGISTRY) if "all" in args.methods else list(dict.fromkeys(["tango", *args.methods]))
     chosen = [(method, ratio) for method in methods for ratio in args.ratios]
     chosen += [(method, min(args.ratios)) for method in args.baselines if method not in methods]
@@ -110,15 +110,13 @@ def grid_of(args: argparse.Namespace) -> list[Evaluation]:
 def possible(grid: list[Evaluation], console: Console) -> list[Evaluation]:
     """Without what a method cannot do in this language model, which is said."""
     text = json.loads((Path(grid[0].pretrained) / "config.json").read_text(encoding="utf-8")).get("text_config", {})
-    kept = []
+    able = []
     for one in grid:
-        pruner = settings.from_environment(one.environment).pruner
-        reason = None if pruner is None else impossible(pruner, text.get("num_hidden_layers"))
-        if reason is None:
-            kept.append(one)
+        if (reason := impossible(one.pruner, text.get("num_hidden_layers"))) is None:
+            able.append(one)
         else:
             console.print(f"left out: {reason}", soft_wrap=True)
-    return kept
+    return able
 
 
 def cells_of(args: argparse.Namespace, grid: list[Evaluation]) -> list[Cell]:

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from tango import Tango
-from tango.evaluation.chat import Chat
-from tango.evaluation.checkpoints import Checkpoint, load
+from tango.inference.chat import Chat
+from tango.inference.checkpoints import Checkpoint, load
 from tango.ops.rope import rotate
 from tango.ops.similarity import neighbour_similarity
 from tango.pruners.trace import Trace, traced

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.progress import track
 
-from tango.evaluation.motionqa import build
+from tango.motionqa.questions import build
 
 TEST_SEED = 0  # training starts at 1,000,000, validation at 500,000 (scripts/train_tiny.py)
 

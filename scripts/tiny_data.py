@@ -15,12 +15,13 @@ from tokenizers import pre_tokenizers, trainers
 from torch import Tensor
 from transformers import Qwen2Tokenizer
 
-from tango.evaluation import motionqa
-from tango.evaluation.motionqa import Spec, caption, questions, render, sample_spec
+from tango.motionqa import scenes
+from tango.motionqa.questions import KINDS, questions
+from tango.motionqa.scenes import Spec, caption, render, sample_spec
 
 # First seed of each split; the test split starts at 0, and they never meet.
 TRAIN_SEED, VALIDATION_SEED = 1_000_000, 500_000
-PATCH, GRID = 8, motionqa.SIZE // 8
+PATCH, GRID = 8, scenes.SIZE // 8
 IMAGE, VIDEO, TURN, END, PAD = "<image>", "<video>", "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + ' ' }}"
@@ -41,9 +42,9 @@ def make_tokenizer() -> Qwen2Tokenizer:
     corpus = [DESCRIBE, "user assistant system You are a helpful assistant."]
     for seed in range(TRAIN_SEED, TRAIN_SEED + 2000):
         spec = sample_spec(seed)
-        for question in questions(spec, motionqa.uniform_times(8), rng):
+        for question in questions(spec, scenes.uniform_times(8), rng):
             corpus += [question.prompt(), *(" " + option for option in question.options), *question.options]
-        corpus += [caption(spec, t, rng) for t in motionqa.uniform_times(8)]
+        corpus += [caption(spec, t, rng) for t in scenes.uniform_times(8)]
         corpus.append(describe(spec))
     blank = Qwen2Tokenizer()
     trainer = trainers.BpeTrainer(
@@ -67,11 +68,11 @@ def make_tokenizer() -> Qwen2Tokenizer:
 def describe(spec: Spec) -> str:
     """All a video shows, as one line: the answer to DESCRIBE."""
     actors = ", ".join(f"{a.name} {a.direction}" for a in spec.actors)
-    return f"{actors}, {motionqa.NUMBERS[len(spec.dots) - 1]} white dots, {spec.glyph}"
+    return f"{actors}, {scenes.NUMBERS[len(spec.dots) - 1]} white dots, {spec.glyph}"
 
 
 def ask(
-    spec: Spec, times: np.ndarray, rng: np.random.Generator, options: int, kinds: Sequence[str] = motionqa.KINDS
+    spec: Spec, times: np.ndarray, rng: np.random.Generator, options: int, kinds: Sequence[str] = KINDS
 ) -> list[tuple[str, str]]:
     """(question, answer) pairs about one video: one of each kind openly, `options` with options, and more on motion.
 
@@ -81,10 +82,10 @@ def ask(
     """
     found = questions(spec, times, rng)
     by_kind = {kind: [q for q in found if q.kind == kind] for kind in kinds}
-    if not all(by_kind.values()) or (kinds == motionqa.KINDS and len(found) < ALL_QUESTIONS):
+    if not all(by_kind.values()) or (kinds == KINDS and len(found) < ALL_QUESTIONS):
         return []
     moving = by_kind.get("direction", [])
-    if moving and kinds != motionqa.KINDS:
+    if moving and kinds != KINDS:
         moving = [moving[int(rng.integers(len(moving)))]]
     openly = [of_kind[int(rng.integers(len(of_kind)))] for kind, of_kind in by_kind.items() if kind != "direction"]
     among = rng.choice(kinds, min(options, len(kinds)), replace=False)
@@ -95,7 +96,7 @@ def ask(
         if any(actor.name in q.text for q in moving):
             seen = [t for t in times if actor.start <= t < actor.end]
             for when, time in (("first", seen[0]), ("last", seen[-1])):
-                pairs.append((f"Where is the {actor.name} {when}?", motionqa.place(*actor.position(time))))
+                pairs.append((f"Where is the {actor.name} {when}?", scenes.place(*actor.position(time))))
     return pairs
 
 
@@ -115,16 +116,16 @@ def vary(spec: Spec, focus: str, rng: np.random.Generator) -> Spec:
     """A near twin of a video: another glyph, other shapes, other places, or ("all") anything else that has a name."""
     actors, dots, glyph = spec.actors, spec.dots, spec.glyph
     if focus == "place":
-        low, high = 14.0, motionqa.SIZE - 14.0
+        low, high = 14.0, scenes.SIZE - 14.0
         actors = tuple(
             dataclasses.replace(a, x=rng.uniform(low, high), y=rng.uniform(low, high), distance=1.0) for a in actors
         )
     if focus in ("shape", "all"):
-        actors = tuple(dataclasses.replace(a, shape=str(rng.choice(motionqa.SHAPES))) for a in actors)
+        actors = tuple(dataclasses.replace(a, shape=str(rng.choice(scenes.SHAPES))) for a in actors)
     if focus in ("glyph", "all"):
-        glyph = str(rng.choice(list(motionqa.GLYPHS)))
+        glyph = str(rng.choice(list(scenes.GLYPHS)))
     if focus == "all":
-        actors = tuple(dataclasses.replace(a, colour=str(rng.choice(list(motionqa.COLOURS)))) for a in actors)
+        actors = tuple(dataclasses.replace(a, colour=str(rng.choice(list(scenes.COLOURS)))) for a in actors)
         dots = dots[: int(rng.integers(1, len(dots) + 1))]
     return dataclasses.replace(spec, actors=actors, dots=dots, glyph=glyph)
 
@@ -147,7 +148,7 @@ def patch_truth(spec: Spec, time: float) -> tuple[np.ndarray, np.ndarray]:
     centres = np.zeros((GRID * GRID, 2), np.float32)
 
     def mark(inside: np.ndarray, x: float, y: float, **labels: int) -> None:
-        centres[inside] = 2 * x / motionqa.SIZE - 1, 2 * y / motionqa.SIZE - 1
+        centres[inside] = 2 * x / scenes.SIZE - 1, 2 * y / scenes.SIZE - 1
         for name, label in labels.items():
             classes[inside, ("colour", "shape", "letter", "dots").index(name)] = label
 
@@ -157,12 +158,12 @@ def patch_truth(spec: Spec, time: float) -> tuple[np.ndarray, np.ndarray]:
     for actor in spec.actors:
         if actor.start <= time < actor.end:
             x, y = actor.position(time)
-            colour, shape = 1 + list(motionqa.COLOURS).index(actor.colour), 1 + motionqa.SHAPES.index(actor.shape)
+            colour, shape = 1 + list(scenes.COLOURS).index(actor.colour), 1 + scenes.SHAPES.index(actor.shape)
             mark(np.hypot(xs - x, ys - y) < actor.radius + 2, x, y, colour=colour, shape=shape)
     if spec.glyph_window[0] <= time < spec.glyph_window[1]:
-        x, y = spec.glyph_at[0] + motionqa.GLYPH_WIDTH / 2, spec.glyph_at[1] + motionqa.GLYPH_HEIGHT / 2
-        inside = (abs(xs - x) < motionqa.GLYPH_WIDTH / 2) & (abs(ys - y) < motionqa.GLYPH_HEIGHT / 2)
-        mark(inside, x, y, letter=1 + list(motionqa.GLYPHS).index(spec.glyph))
+        x, y = spec.glyph_at[0] + scenes.GLYPH_WIDTH / 2, spec.glyph_at[1] + scenes.GLYPH_HEIGHT / 2
+        inside = (abs(xs - x) < scenes.GLYPH_WIDTH / 2) & (abs(ys - y) < scenes.GLYPH_HEIGHT / 2)
+        mark(inside, x, y, letter=1 + list(scenes.GLYPHS).index(spec.glyph))
     return classes, centres
 
 
@@ -176,11 +177,11 @@ def frame_batch(step: int, seed: int, size: int) -> FrameBatch:
         spec = sample_spec(TRAIN_SEED + int(rng.integers(1 << 30)))
         focus = str(rng.choice(["glyph", "shape", "place", "all"], p=[0.3, 0.3, 0.2, 0.2]))
         actor = spec.actors[int(rng.integers(3))]
-        windows = [(0.0, motionqa.DURATION), spec.dots_window, spec.glyph_window]
+        windows = [(0.0, scenes.DURATION), spec.dots_window, spec.glyph_window]
         window = {"glyph": spec.glyph_window, "shape": (actor.start, actor.end), "place": (actor.start, actor.end)}.get(
             focus
         ) or windows[int(rng.integers(3))]
-        moment = float(rng.uniform(window[0], min(window[1], motionqa.DURATION - 0.01)))
+        moment = float(rng.uniform(window[0], min(window[1], scenes.DURATION - 0.01)))
         group: set[str] = {"nothing"}  # captions already told, their parts sorted: twins must differ in what is in view
         for twin in [spec, *(vary(spec, focus, rng) for _ in range(12))]:
             text = caption(twin, moment, rng)

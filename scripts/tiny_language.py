@@ -31,8 +31,9 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from tango.evaluation import motionqa
-from tango.evaluation.motionqa import Spec, questions, sample_spec
+from tango.motionqa import scenes
+from tango.motionqa.questions import KINDS, questions
+from tango.motionqa.scenes import Spec, sample_spec
 
 FRAMES = 8
 CLIP_KINDS, SPARSE_KINDS = ("direction",), ("colour", "shape", "order")  # what videos that do not show all answer
@@ -66,7 +67,7 @@ def llava(tokenizer: Qwen2Tokenizer, vision: SiglipVisionConfig) -> LlavaOnevisi
             video_token_index=tokenizer.convert_tokens_to_ids(VIDEO),
             vision_feature_layer=-1,
             vision_feature_select_strategy="full",
-            image_grid_pinpoints=[[motionqa.SIZE, motionqa.SIZE]],
+            image_grid_pinpoints=[[scenes.SIZE, scenes.SIZE]],
             tie_word_embeddings=True,
         )
     )
@@ -129,8 +130,8 @@ def pick_frames(rng: np.random.Generator) -> tuple[np.ndarray, Sequence[str], in
         edges = np.linspace(0, CANDIDATES, int(rng.integers(3, 7)) + 1).astype(int)
         return rng.integers(edges[:-1], edges[1:]), SPARSE_KINDS, 1
     if draw < 0.9:
-        return np.arange(int(rng.integers(2)), CANDIDATES, 2), motionqa.KINDS, 1
-    return np.sort(rng.choice(CANDIDATES, int(rng.integers(9, 12)), replace=False)), motionqa.KINDS, 1
+        return np.arange(int(rng.integers(2)), CANDIDATES, 2), KINDS, 1
+    return np.sort(rng.choice(CANDIDATES, int(rng.integers(9, 12)), replace=False)), KINDS, 1
 
 
 @torch.no_grad()
@@ -142,12 +143,12 @@ def validate(
     show: gives the tokens (1, tokens, D) and the times of the frames of a validation video.
     """
     model.eval()
-    right: dict[str, list[bool]] = {kind: [] for kind in motionqa.KINDS}
+    right: dict[str, list[bool]] = {kind: [] for kind in KINDS}
     for v in range(amount):
         spec = sample_spec(VALIDATION_SEED + v)
         video, times = show(v, spec)
         asked = questions(spec, times, np.random.default_rng([4, v]))
-        one_each = [q for kind in motionqa.KINDS for q in [q for q in asked if q.kind == kind][:1]]
+        one_each = [q for kind in KINDS for q in [q for q in asked if q.kind == kind][:1]]
         given = sheet(tokenizer, [[(q.prompt(), q.options[q.answer]) for q in one_each]])
         hidden = hidden_states(model, given, video)[0]
         length = given.groups[0][1]
@@ -229,14 +230,14 @@ def learn_symbols(args: argparse.Namespace, tokenizer: Qwen2Tokenizer, model: An
             pairs: list[tuple[str, str]] = []
             while not pairs:
                 spec = sample_spec(TRAIN_SEED + int(rng.integers(1 << 30)))
-                times = (np.arange(FRAMES) + rng.uniform(0, 0.48)) * (motionqa.DURATION / FRAMES)
+                times = (np.arange(FRAMES) + rng.uniform(0, 0.48)) * (scenes.DURATION / FRAMES)
                 pairs = ask(spec, times, rng, args.options)
             made.append(labels_of(spec, times))
             asked.append(pairs)
         return embed_labels(model, symbols, np.stack(made), args.symbol_grid), sheet(tokenizer, asked)
 
     def show(_: int, spec: Spec) -> tuple[Tensor, np.ndarray]:
-        times = motionqa.uniform_times(FRAMES)
+        times = scenes.uniform_times(FRAMES)
         return embed_labels(model, symbols, labels_of(spec, times)[None], args.symbol_grid), times
 
     modules = {"model": model, "symbols": symbols}

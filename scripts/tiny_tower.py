@@ -14,23 +14,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tiny_data import (
-    GRID,
-    PATCH,
-    TRAIN_SEED,
-    VALIDATION_SEED,
-    FrameBatch,
-    as_coded,
-    as_pixels,
-    frame_batch,
-)
+from tiny_data import GRID, PATCH, TRAIN_SEED, VALIDATION_SEED, FrameBatch, as_coded, as_pixels, frame_batch
 from tiny_optimise import Optimiser, bar, load_state, save_state, workers
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import Qwen2Tokenizer, SiglipConfig, SiglipModel
 
-from tango.evaluation import motionqa
-from tango.evaluation.motionqa import render, sample_spec
+from tango.motionqa import scenes
+from tango.motionqa.scenes import render, sample_spec
 
 WIDTH = 96
 LABELS = ("colour", "shape", "letter", "dots")
@@ -51,7 +42,7 @@ def siglip(tokenizer: Qwen2Tokenizer) -> SiglipModel:
                 "max_position_embeddings": 48,
                 "projection_size": WIDTH,
             },
-            vision_config={**shared, "num_hidden_layers": 3, "image_size": motionqa.SIZE, "patch_size": PATCH},
+            vision_config={**shared, "num_hidden_layers": 3, "image_size": scenes.SIZE, "patch_size": PATCH},
         )
     )
 
@@ -59,7 +50,7 @@ def siglip(tokenizer: Qwen2Tokenizer) -> SiglipModel:
 class ReadOut(nn.Module):
     """Linear read-outs of single patches: colour, shape, letter, number of dots (0: none), and the object's centre."""
 
-    SIZES = (1 + len(motionqa.COLOURS), 1 + len(motionqa.SHAPES), 1 + len(motionqa.GLYPHS), 1 + len(motionqa.NUMBERS))
+    SIZES = (1 + len(scenes.COLOURS), 1 + len(scenes.SHAPES), 1 + len(scenes.GLYPHS), 1 + len(scenes.NUMBERS))
 
     def __init__(self) -> None:
         super().__init__()
@@ -147,7 +138,7 @@ def encode_videos(
     rank, world = workers()
     shape = (amount, CANDIDATES, GRID * GRID, WIDTH)
     rng = np.random.default_rng([2, seed, first_seed])
-    times = np.arange(CANDIDATES) * (motionqa.DURATION / CANDIDATES) + rng.uniform(0, 0.48, (amount, 1))
+    times = np.arange(CANDIDATES) * (scenes.DURATION / CANDIDATES) + rng.uniform(0, 0.48, (amount, 1))
     if rank == 0 and not path.exists():
         np.lib.format.open_memmap(path, "w+", np.float16, shape).flush()
     meet()

@@ -35,16 +35,16 @@ from transformers import (
     SiglipModel,
 )
 
-from tango.evaluation import motionqa
+from tango.motionqa import scenes
 
 
 def save_checkpoint(folder: Path, tokenizer: Qwen2Tokenizer, tower: SiglipModel, model: Any) -> None:
     """All that AutoProcessor and from_pretrained need, and the pooling head beside it under SigLIP's tensor names."""
     folder.mkdir(parents=True, exist_ok=True)
-    size = {"height": motionqa.SIZE, "width": motionqa.SIZE}
+    size = {"height": scenes.SIZE, "width": scenes.SIZE}
     common = {"size": size, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     processor = LlavaOnevisionProcessor(
-        image_processor=LlavaOnevisionImageProcessor(image_grid_pinpoints=[[motionqa.SIZE, motionqa.SIZE]], **common),
+        image_processor=LlavaOnevisionImageProcessor(image_grid_pinpoints=[[scenes.SIZE, scenes.SIZE]], **common),
         video_processor=LlavaOnevisionVideoProcessor(**common),
         tokenizer=tokenizer,
         num_image_tokens=GRID * GRID,

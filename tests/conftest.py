@@ -1,6 +1,8 @@
-"""One thread a test process: results don't depend on it, and small tensors are quicker so."""
+"""One thread a test process: results don't depend on it, and small tensors are quicker so. Fixtures of many."""
 
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
@@ -16,3 +18,44 @@ torch.set_num_threads(1)
 def pytest_runtest_setup() -> None:
     """Before a test and its fixtures: importing vlmeval turns gradients off for the whole process."""
     torch.set_grad_enabled(True)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LLaVA-OneVision of a few thousand random weights."""
+    from tiny import save_checkpoint
+
+    folder = tmp_path_factory.mktemp("checkpoint") / "random-onevision"
+    save_checkpoint(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def benchmark(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few questions about small videos, in MotionQA's format."""
+    from tiny import write_benchmark
+
+    folder = tmp_path_factory.mktemp("benchmark") / "tiny"
+    write_benchmark(folder)
+    return folder
+
+
+@pytest.fixture
+def nothing_left_over(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No method chosen in this process, and lmms-eval's plugin as it was."""
+    from tango_lmms_eval import hooks
+
+    for name in ("WRAPPER", "TANGO_CONFIG", "TANGO_ARGS"):
+        monkeypatch.delenv(name, raising=False)
+    yield
+    hooks.RUN = hooks.Run()
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of a subprocess: one thread, no network, a cache of its own."""
+    cache = tmp_path_factory.mktemp("cache")
+    chosen = {k: v for k, v in os.environ.items() if k not in ("WRAPPER", "TANGO_CONFIG", "TANGO_ARGS")}
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    offline = dict.fromkeys(("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"), "1")
+    return chosen | threads | offline | {"HF_HOME": str(cache), "TOKENIZERS_PARALLELISM": "false", "COLUMNS": "200"}

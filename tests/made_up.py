@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tango.evaluation.timing import TITLES
+from tango.runs.summary import TITLES
 
 KINDS = ("colour", "count")
 

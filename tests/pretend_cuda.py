@@ -8,7 +8,7 @@ what PyTorch refuses, or does behind one's back: operations on tensors of both s
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from unittest import mock
 
 import torch
@@ -82,9 +82,9 @@ class PretendCuda(TorchDispatchMode):
             if mixed and not places:
                 raise RuntimeError(f"{func}: tensors of the device and of the host, {[tuple(x.shape) for x in flat]}")
             masks = name in INDEXING and any(x is not None and x.dtype in (torch.bool, torch.uint8) for x in args[1])
-            # A size given beforehand tells repeat_interleave the shape.
-            told = name == "repeat_interleave" and kwargs.get("output_size") is not None
-            waits = (name in WAITS and not told) or masks or bool(mixed)
+            # Where output_size says the shape of repeat_interleave, the host need not wait for it.
+            sized = name == "repeat_interleave" and kwargs.get("output_size") is not None
+            waits = (name in WAITS and not sized) or masks or bool(mixed)
         else:
             waits = False
         if waits:
@@ -121,7 +121,7 @@ def pretend_cuda():
     with (
         mock.patch.object(torch, "tensor", made_on_the_host(torch.tensor)),
         mock.patch.object(torch, "as_tensor", made_on_the_host(torch.as_tensor)),
-        mock.patch.object(torch, "autocast", lambda *args, **kwargs: nullcontext()),
+        mock.patch.object(torch, "autocast"),
         PretendCuda() as mode,
     ):
         yield mode

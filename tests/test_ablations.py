@@ -9,7 +9,7 @@ from oracle import Oracle
 from videos import made_up
 
 from tango import Tango
-from tango.evaluation.settings import from_environment
+from tango.runs.settings import from_environment
 
 FILES = sorted(Path(__file__).parents[1].glob("configs/ablations/*.yaml"))
 PARTS = ("selection", "merging", "segmentation")

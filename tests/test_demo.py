@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 from made_up import made_up
 
-from tango.evaluation.cells import Evaluation
-from tango.evaluation.sweep import Cell
+from tango.sweeps.cells import Evaluation
+from tango.sweeps.sweep import Cell
 
 REPOSITORY = Path(__file__).parents[1]
 

@@ -23,7 +23,7 @@ import yaml
 from markdown_it import MarkdownIt
 
 from tango.cli import app, main
-from tango.evaluation.settings import VARIABLES, from_environment
+from tango.runs.settings import VARIABLES, from_environment
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent

@@ -5,7 +5,7 @@ import re
 import sys
 from pathlib import Path
 
-from tango.evaluation.frameworks import LMMS_EVAL, QUESTIONS, VLMEVALKIT
+from tango.sweeps.frameworks import LMMS_EVAL, QUESTIONS, VLMEVALKIT
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "reproduce.md").read_text()

@@ -2,8 +2,6 @@
 
 import io
 import json
-import runpy
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import pytest
 from made_up import made_up, write_sweep
 from rich.console import Console
 
+from tango.cli import main
 from tango.results import ResultsError, report, summaries, write_results
 
 FILES = {"accuracy.csv", "accuracy.tex", "benchmarks.csv", "kinds.csv", "comparisons.csv", "efficiency.csv"}
@@ -131,8 +130,10 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, cells: list[dict[str, Any]
     short["samples"] = short["samples"][:2]
     twice = made_up("dycoke", 0.1, [1])
     twice["samples"][1]["id"] = "q0"
+    odd = made_up("random", 0.1, [1])
+    odd["samples"][3]["score"] = "x"
     write_sweep(
-        tmp_path / "bad", [made_up("topk", 0.2, [1]), short, twice, {"cell": {}}, [], made_up("vanilla", None, [])]
+        tmp_path / "bad", [made_up("topk", 0.2, [1]), short, twice, {"cell": {}}, [], made_up("vanilla", None, []), odd]
     )
     place = tmp_path / "bad" / "cells"
     file = place / "00" / "cell.json"
@@ -140,13 +141,14 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, cells: list[dict[str, Any]
     (place / "05" / "cell.json").rename(place / "05" / "cell.json.partial")
     made = report([tmp_path / "good", tmp_path / "good", tmp_path / "bad"], tmp_path / "out")
     said = "\n".join(made.remarks)
-    assert len(made.remarks) == 6
+    assert len(made.remarks) == 7
     for expected in (
         "00/cell.json: damaged (",
         "top-k saliency 10 % on MotionQA in lmms-eval answered 2 questions, unpruned 40",
         "02/cell.json: it answers a question twice",
         "03/cell.json: not a finished cell: it lacks cell.framework, cell.model",
-        "04/cell.json: not a finished cell: it lacks",
+        "04/cell.json: not a finished cell: []: expected a mapping",
+        "06/cell.json: not a finished cell: samples[3].score = 'x': expected a number; run its sweep again",
         "05: not finished, or failed",
     ):
         assert expected in said, expected
@@ -172,12 +174,9 @@ def test_the_command(
     write_sweep(tmp_path / "sweep", cells)
     monkeypatch.chdir(tmp_path)
 
-    def run(*words: str) -> int:
-        monkeypatch.setattr(sys, "argv", ["python -m tango.results", *words])
-        with pytest.raises(SystemExit) as end:
-            runpy.run_module("tango.results", run_name="__main__")
-        return int(end.value.code)
-
-    assert run("sweep", "--output", "out") == 0 and "written: out/tiny_8frame_float32/" in capsys.readouterr().out
+    assert (
+        main(["results", "sweep", "--output", "out"]) == 0
+        and "written: out/tiny_8frame_float32/" in capsys.readouterr().out
+    )
     assert json.loads((tmp_path / "sweep" / "cells" / "00" / "cell.json").read_text()) == cells[0]
-    assert run("nowhere") == 2 and capsys.readouterr().err == "tango: there is no folder 'nowhere'\n"
+    assert main(["results", "nowhere"]) == 2 and capsys.readouterr().err == "tango: there is no folder 'nowhere'\n"

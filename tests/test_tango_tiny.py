@@ -9,10 +9,11 @@ from safetensors import safe_open
 from transformers import AutoProcessor, LlavaOnevisionForConditionalGeneration
 
 from tango import Tango
-from tango.evaluation.motionqa import GLYPH_HEIGHT, GLYPH_WIDTH, LETTERS, Question, sample_spec
-from tango.evaluation.scoring import parse_choice
 from tango.inference.video import read_video
+from tango.motionqa.questions import LETTERS, Question
+from tango.motionqa.scenes import GLYPH_HEIGHT, GLYPH_WIDTH, sample_spec
 from tango.pruners.topk import TopK
+from tango.runs.scoring import parse_choice
 
 ROOT = Path(__file__).parents[1]
 CHECKPOINT = ROOT / "checkpoints" / "tango-tiny"

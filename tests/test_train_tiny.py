@@ -19,7 +19,7 @@ import tiny_tower
 import train_tiny
 
 from tango import Tango
-from tango.evaluation.motionqa import SIZE, sample_spec
+from tango.motionqa.scenes import SIZE, sample_spec
 
 FEW = [
     "--tower-steps", "4", "--tower-batch", "8", "--symbol-steps", "4", "--fit-steps", "2", "--videos", "8",
@@ -129,8 +129,8 @@ def test_the_truth_of_a_patch_is_what_is_drawn_there():
         x, y = actor.position(time)
         patch = int(y // tiny_data.PATCH) * tiny_data.GRID + int(x // tiny_data.PATCH)
         colour, shape, letter, dots = classes[patch]
-        assert list(tiny_data.motionqa.COLOURS)[colour - 1] == actor.colour
-        assert tiny_data.motionqa.SHAPES[shape - 1] == actor.shape
+        assert list(tiny_data.scenes.COLOURS)[colour - 1] == actor.colour
+        assert tiny_data.scenes.SHAPES[shape - 1] == actor.shape
         assert (letter, dots) == (0, 0)
         assert np.allclose((centres[patch] + 1) * SIZE / 2, (x, y), atol=1e-3)
         shown = (classes[:, 0] > 0).sum() * tiny_data.PATCH**2

@@ -8,8 +8,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tango.evaluation.checkpoints import CheckpointError
-from tango.evaluation.settings import VANILLA, SettingsError, from_environment
+from tango.inference.checkpoints import CheckpointError
+from tango.runs.settings import VANILLA, SettingsError, from_environment
 
 # Flag of the command line: field of the method.
 FIELDS = {
@@ -51,15 +51,15 @@ def merge(settings: Mapping[str, str], environ: Mapping[str, str]) -> str:
         SettingsError: flags without a method that has settings.
     """
     method = environ.get("WRAPPER", "").strip() or VANILLA
-    given = environ.get("TANGO_ARGS", "")
+    args = environ.get("TANGO_ARGS", "")
     if not settings:
-        return given
+        return args
     if method == VANILLA:
         flags = ", ".join(f"--{flag}" for flag, (field, _) in FIELDS.items() if field in settings)
         raise SettingsError(f"{flags} with WRAPPER={environ.get('WRAPPER', '')!r}: no method is attached to use it")
-    parts = [part for part in given.split(",") if part.strip()]
-    kept = [part for part in parts if part.partition("=")[0].strip() not in settings]
-    return ",".join([*kept, *(f"{field}={value}" for field, value in settings.items())])
+    parts = [part for part in args.split(",") if part.strip()]
+    others = [part for part in parts if part.partition("=")[0].strip() not in settings]
+    return ",".join([*others, *(f"{field}={value}" for field, value in settings.items())])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     own, rest = parser.parse_known_args(words)
     try:
         os.environ["TANGO_ARGS"] = merge(vars(own), os.environ)
-        from_environment()  # a mistake in the settings is told before VLMEvalKit is even imported
+        from_environment()  # a mistake in the settings is found before VLMEvalKit is even imported
         return hand_over(rest)
     except (SettingsError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -23,9 +23,9 @@ from vlmeval.dataset.video_base import VideoBaseDataset
 from vlmeval.smp import LMUDataRoot, dump, get_intermediate_file_path, load
 from vlmeval.smp.file import INFER_FAIL_MSG
 
-from tango.evaluation.frameworks import VLMEVALKIT
-from tango.evaluation.motionqa import INSTRUCTION, LETTERS
-from tango.evaluation.scoring import parse_choice
+from tango.motionqa.questions import LETTERS, prompt
+from tango.runs.scoring import parse_choice
+from tango.sweeps.frameworks import VLMEVALKIT
 
 MOTIONQA = Path(__file__).resolve().parents[2] / "data" / "motionqa"
 BY_RULE = "exact_matching"  # upstream's name of the judge that is none
@@ -34,7 +34,7 @@ Message = list[dict[str, Any]]
 
 
 class MotionQA(VideoBaseDataset):  # type: ignore[misc]
-    """MotionQA (tango/evaluation/motionqa.py): made-up videos, multiple choice, scored by rule.
+    """MotionQA (tango/motionqa): made-up videos, multiple choice, scored by rule.
 
     Args:
         root: folder with test.json and videos/; this repository's data/motionqa by default.
@@ -84,10 +84,9 @@ class MotionQA(VideoBaseDataset):  # type: ignore[misc]
         return {"root": str(folder.resolve()), "data_file": str(questions)}
 
     def build_prompt(self, line: Any, video_llm: bool) -> Message:
-        """The video and the question with lettered options, as Question.prompt() writes them."""
+        """The video, and the question with lettered options."""
         line = self.data.iloc[line] if isinstance(line, int) else line
-        options = [f"{letter}. {line[letter]}" for letter in LETTERS]
-        text = {"type": "text", "value": "\n".join([line["question"], *options, INSTRUCTION])}
+        text = {"type": "text", "value": prompt(line["question"], [line[letter] for letter in LETTERS])}
         if video_llm:
             return [{"type": "video", "value": osp.join(self.data_root, line["video"] + ".mp4")}, text]
         return [*({"type": "image", "value": path} for path in self.save_video_frames(line["video"])), text]
@@ -182,7 +181,7 @@ def video_of_frames(folder: Path, rate: int) -> str:
         raise FileNotFoundError(f"no .jpg files in {str(folder)!r}")
     partial_file = target.with_name(f"{folder.name}.{os.getpid()}.partial.mp4")
     with Image.open(files[0]) as first:
-        width, height = (side - side % 2 for side in first.size)
+        width, height = (length - length % 2 for length in first.size)
     with av.open(str(partial_file), "w") as container:
         stream = container.add_stream("libx264", rate=Fraction(rate))
         stream.width, stream.height, stream.pix_fmt, stream.options = width, height, "yuv420p", {"crf": "12"}

@@ -11,12 +11,10 @@
 
 from __future__ import annotations
 
-import functools
 import glob
 import os
 import sys
 import traceback
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,10 +28,10 @@ from vlmeval.dataset.video_dataset_config import supported_video_datasets
 from vlmeval.smp import load
 from vlmeval.smp.file import fetch_aux_files
 
-from tango.evaluation.runner import Record
-from tango.evaluation.settings import VANILLA, from_environment
-from tango.evaluation.summary import report, summarise
-from tango.evaluation.sweep import write_json
+from tango.runs.hooks import give_up, wrap
+from tango.runs.journal import write_json
+from tango.runs.settings import VANILLA, from_environment
+from tango.runs.summary import report
 from tango_vlmeval.models import Prompt, TangoModel
 
 SUMMARY = "_efficiency.json"
@@ -67,21 +65,9 @@ def install(limit: int | None = None) -> None:
         ("build_dataset_from_config", _build_from_config),
         ("upsert_dataset_status", _status),
     ):
-        original = getattr(upstream, name)
-        if not getattr(original, "_tango", False):
-            setattr(upstream, name, _wrapped(original, wrapper))
-    for module, name, wrapper in ((dist, "init_process_group", _connect), (huggingface_hub, "login", _login)):
-        if not getattr(getattr(module, name), "_tango", False):
-            setattr(module, name, _wrapped(getattr(module, name), wrapper))
-
-
-def _wrapped(original: Callable[..., Any], wrapper: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(original)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        return wrapper(original, *args, **kwargs)
-
-    wrapped._tango = True  # type: ignore[attr-defined]
-    return wrapped
+        wrap(upstream, name, wrapper)
+    wrap(dist, "init_process_group", _connect)
+    wrap(huggingface_hub, "login", _login)
 
 
 def _connect(original: Any, backend: str | None = None, **kwargs: Any) -> None:
@@ -114,17 +100,10 @@ def _status(original: Any, *args: Any, **kwargs: Any) -> Any:
         RUN.problems.append(f"{kwargs['model_name']} x {kwargs['dataset_name']}: {reason}")
         error = sys.exc_info()[1]
         if dist.is_initialized() and error is not None and not isinstance(error, SamplesFailed):
-            give_up()  # the others do not know of it and would wait for this process
+            give_up(
+                "tango_vlmeval", RUN.problems
+            )  # or the others, which do not know of it, would wait for this process
     return result
-
-
-def give_up() -> None:
-    """End this process at once, so that its launcher ends the others."""
-    for problem in RUN.problems:
-        print(f"tango_vlmeval: {problem}", file=sys.stderr)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(1)
 
 
 def _ours(model: Any, name: str) -> Any:
@@ -162,7 +141,7 @@ def _infer_video(original: Any, model: Any, *, work_dir: str, model_name: str, d
         if not dist.is_initialized():
             raise
         traceback.print_exc()
-        give_up()
+        give_up("tango_vlmeval", RUN.problems)  # so that its launcher ends the others
 
 
 def _infer(
@@ -186,27 +165,14 @@ def _infer(
     dataset.build_prompt = deferred
     try:
         journal = Path(work_dir).parent / "journal"
-        with model.evaluating(name, frames, getattr(dataset, "GENERATION", {}), journal, rank) as runner:
+        with model.evaluating(name, frames, getattr(dataset, "GENERATION", {}), journal, rank, world) as run:
             original(
                 model, work_dir=work_dir, model_name=model_name, dataset=dataset, result_file=result_file, **others
             )
     finally:
         del dataset.build_prompt
-    gathered: list[Any] = [[record.to_dict() for record in runner.records]]
-    if world > 1:
-        gathered = [None] * world
-        dist.all_gather_object(gathered, [record.to_dict() for record in runner.records])
     order = {str(index): place for place, index in enumerate(dataset.data["index"])}
-    entries = sorted((entry for part in gathered for entry in part), key=lambda entry: order[str(entry["doc_id"])])
-    described, run = model.describe(frames)
-    summary = summarise(
-        [Record.from_dict(entry) for entry in entries],
-        model.settings,
-        model.device,
-        model=described,
-        processes=world,
-        run=run,
-    )
+    summary = run.finish(lambda record: order[str(record.doc_id)])
     if rank == 0:
         file = Path(result_file)
         write_json(file.with_name(file.stem + SUMMARY), summary)

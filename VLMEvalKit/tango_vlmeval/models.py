@@ -1,6 +1,6 @@
 """The models of this plugin: VLMEvalKit's messages in, answers of a model with or without a pruner out.
 
-VLMEvalKit asks for one answer after another. Everything that does not depend on it is in tango.evaluation.
+VLMEvalKit asks for one answer after another. Everything that does not depend on it is in tango.runs.
 """
 
 from __future__ import annotations
@@ -17,21 +17,14 @@ import torch
 from vlmeval.smp.file import INFER_FAIL_MSG
 from vlmeval.vlm.base import BaseModel
 
-from tango.evaluation import provenance
-from tango.evaluation.chat import Chat, PixelLimits, generation_settings, identity
-from tango.evaluation.checkpoints import CheckpointError, class_name, load
-from tango.evaluation.journal import Journal
-from tango.evaluation.runner import Answer, Record, Runner, Sample
-from tango.evaluation.settings import from_environment
-from tango.evaluation.summary import run_digest
+from tango.inference.chat import Chat, PixelLimits, generation_settings
+from tango.inference.checkpoints import CheckpointError, class_name, load
 from tango.models.llava_video import FRAMES
+from tango.runs.run import ArgumentError, EvaluationRun, check_model
+from tango.runs.settings import from_environment
 from tango_vlmeval import __version__
 
 GREEDY = {"do_sample": False}
-
-
-class ArgumentError(ValueError):
-    """A model argument that cannot be; the message says what can."""
 
 
 @dataclass
@@ -40,16 +33,6 @@ class Prompt:
 
     index: Any
     build: Callable[[], list[dict[str, Any]]]
-
-
-@dataclass
-class Evaluation:
-    """A data set that is being evaluated."""
-
-    dataset: str
-    generation: Mapping[str, Any]
-    runner: Runner
-    asked: Prompt | None = None
 
 
 class TangoModel(BaseModel):  # type: ignore[misc]
@@ -61,7 +44,7 @@ class TangoModel(BaseModel):  # type: ignore[misc]
         dtype: auto, float32, float16 or bfloat16.
         attn_implementation: sdpa, eager or flash_attention_2 (on a CPU: sdpa).
         device: cpu, cuda or cuda:N; by default a GPU if there is one. device_map: auto spreads the model over all.
-        revision, chat_template, use_cache: as in tango.evaluation.checkpoints.load() and Chat.
+        revision, chat_template, use_cache: as in tango.inference's load() and Chat.
         max_new_tokens: of an answer, where the data set does not say.
         resume: False computes anew what a run into the same --work-dir finished before.
         seed: of sampled generation.
@@ -107,16 +90,12 @@ class TangoModel(BaseModel):  # type: ignore[misc]
             raise ArgumentError(f"nframe={nframe!r}: sample at least one frame of a video")
         if device_map not in (None, "auto"):
             raise ArgumentError(f"device_map={device_map!r}: use auto, or name a device")
-        if (held := class_name(source, revision)) not in self.model_classes:
-            raise ArgumentError(
-                f"{source!r} holds a {held}, and {type(self).__name__} is for {', '.join(self.model_classes)}"
-            )
+        check_model(source, revision, self.model_classes, type(self).__name__)
         gpu = torch.cuda.is_available()
-        self.device = torch.device(device or ("cuda" if gpu else "cpu"))
         torch.manual_seed(seed)
         checkpoint = load(
             source,
-            device=self.device,
+            device=device or ("cuda" if gpu else "cpu"),
             dtype=dtype,
             attn_implementation=attn_implementation,
             device_map=device_map if gpu else None,
@@ -125,35 +104,36 @@ class TangoModel(BaseModel):  # type: ignore[misc]
         )
         self.frames, self.max_new_tokens, self.resume = nframe or self.default_frames, max_new_tokens, resume
         self.chat = Chat(checkpoint, self.settings.pruner, self.frames, seed, use_cache, time_instruction)
-        self.described = checkpoint.described | {"use_cache": use_cache, "time_instruction": time_instruction}
-        self._known_by = (self.device, seed, source, revision, chat_template, __version__)
-        self._evaluation: Evaluation | None = None
-
-    def describe(self, frames: int) -> tuple[dict[str, Any], str]:
-        """How the model was loaded and is asked, for results, and what its answers are known by."""
-        described = self.described | {"max_frames_num": frames}
-        return described, run_digest(self.settings, described, *self._known_by)
+        self.asked: dict[str, Any] = {}  # see EvaluationRun
+        self._depends_on = (chat_template, __version__)
+        self._evaluation: tuple[EvaluationRun, str, dict[str, Any]] | None = None  # its data set, generation settings
 
     @contextlib.contextmanager
     def evaluating(
-        self, dataset: str, frames: int, generation: Mapping[str, Any], journal: Path, rank: int
-    ) -> Iterator[Runner]:
+        self, dataset: str, frames: int, generation: Mapping[str, Any], journal: Path, rank: int = 0, processes: int = 1
+    ) -> Iterator[EvaluationRun]:
         """Answer the questions of a data set within: from the journal what it holds, and shielded against failures.
 
         Args:
             dataset: its name, the task of the records. frames: of each video. generation: see generation_settings().
-            journal: folder of the finished samples. rank: which process this is.
+            journal: folder of the finished samples. rank, processes: which process this is, of how many.
         """
         generation = {"max_new_tokens": self.max_new_tokens, **GREEDY, **generation}
         generation_settings(generation)  # an unknown setting is an error of the run, not of a sample
-        self.chat.max_frames = frames
-        with Journal(journal, self.describe(frames)[1], rank) as finished, self.chat.session():
-            if not self.resume:
-                finished.entries.clear()
-            self._evaluation = Evaluation(dataset, generation, Runner(finished, rank))
-            self._records = self._evaluation.runner.run(self._samples(self._evaluation))
+        run = EvaluationRun(
+            self.settings,
+            dataclasses.replace(self.chat, max_frames=frames),
+            journal=journal,
+            asked=self.asked,
+            depends_on=self._depends_on,
+            resume=self.resume,
+            rank=rank,
+            processes=processes,
+        )
+        with contextlib.closing(run), run.chat.session():
+            self._evaluation = run, dataset, generation
             try:
-                yield self._evaluation.runner
+                yield run
             finally:
                 self._evaluation = None
 
@@ -162,41 +142,26 @@ class TangoModel(BaseModel):  # type: ignore[misc]
 
         A question that fails twice is answered by upstream's mark of a failure with the reason.
         """
-        evaluation = self._evaluation
         if not isinstance(message, Prompt):
             listed = isinstance(message, list) and all(isinstance(part, dict) for part in message)
             messages = conversation(message if listed else self.preproc_content(message))
             settings = {"max_new_tokens": self.max_new_tokens, **GREEDY}
-            with self.chat.session() if evaluation is None else contextlib.nullcontext():
+            if self._evaluation is not None:
+                return str(self._evaluation[0].chat.generate(messages, settings, "").response)
+            with self.chat.session():
                 return str(self.chat.generate(messages, settings, "").response)
-        if evaluation is None:
+        if self._evaluation is None:
             raise RuntimeError("a Prompt can only be asked within evaluating()")
-        evaluation.asked = message
-        record: Record = next(self._records)
+        run, task, settings = self._evaluation
+        index = message.index.item() if hasattr(message.index, "item") else message.index
+        name = f"{task}/{index}"
+        ask = functools.partial(run.chat.generate, settings=settings, name=name)
+        sample = run.sample(task, index, name, lambda: conversation(message.build()), ask, settings=settings)
+        record = run.runner.answer(sample)
         return str(record.response) if record.failure is None else f"{INFER_FAIL_MSG}: {record.failure}"
 
     def generate_inner(self, message: Any, dataset: str | None = None) -> str:
         return self.generate(message, dataset)
-
-    def _samples(self, evaluation: Evaluation) -> Iterator[Sample]:
-        """The sample that was asked for last, again and again."""
-        while True:
-            prompt = evaluation.asked
-            if prompt is None:
-                return
-            name = f"{evaluation.dataset}/{prompt.index}"
-            messages, shown = None, None
-            with contextlib.suppress(Exception):  # answer() below meets it again, where it is retried and recorded
-                messages = conversation(prompt.build())
-                shown = identity(messages)
-
-            def answer(prompt: Prompt = prompt, messages: Any = messages, name: str = name) -> Answer:
-                asked = messages if messages is not None else conversation(prompt.build())
-                return self.chat.generate(asked, evaluation.generation, name)
-
-            index = prompt.index.item() if hasattr(prompt.index, "item") else prompt.index
-            key = provenance.digest(name, dict(evaluation.generation), shown)
-            yield Sample(evaluation.dataset, index, 0, key, answer)
 
 
 class TangoLlavaOnevision(TangoModel):
@@ -239,7 +204,7 @@ class TangoQwenVL(TangoModel):
             raise ArgumentError(str(error)) from error
         super().__init__(pretrained, **others)
         self.chat.limits = limits
-        self.described |= dataclasses.asdict(limits)
+        self.asked = dataclasses.asdict(limits)
 
 
 MODELS = (TangoLlavaOnevision, TangoLlavaVideo, TangoQwenVL)
@@ -289,7 +254,7 @@ def register(names: Sequence[str] = ()) -> dict[str, str]:
 
 
 def conversation(parts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A message of VLMEvalKit as one user message of tango.evaluation.chat.
+    """A message of VLMEvalKit as one user message of tango.inference.chat.
 
     Videos come first and texts are joined, as upstream's models of these families do; without a video the order stays.
     Texts that would touch are set apart by a line break.

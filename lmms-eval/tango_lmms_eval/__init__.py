@@ -38,13 +38,7 @@ def manifests() -> list[Any]:
             chat_class_path=f"{here}.LlavaOnevisionChat",
         ),
         ModelManifest(
-            model_id="qwen2_5_vl",
-            simple_class_path=f"{qwen}.Qwen25VL",
-            chat_class_path=f"{qwen}.Qwen25VLChat",
+            model_id="qwen2_5_vl", simple_class_path=f"{qwen}.Qwen25VL", chat_class_path=f"{qwen}.Qwen25VLChat"
         ),
-        ModelManifest(
-            model_id="qwen3_vl",
-            simple_class_path=f"{qwen}.Qwen3VL",
-            chat_class_path=f"{qwen}.Qwen3VLChat",
-        ),
+        ModelManifest(model_id="qwen3_vl", simple_class_path=f"{qwen}.Qwen3VL", chat_class_path=f"{qwen}.Qwen3VLChat"),
     ]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tango.runs.run import ArgumentError
+
 # The values of --model, for errors.
 MODELS = (
     "llava_onevision for LLaVA-OneVision, llava_vid for LLaVA-Video, "
@@ -63,10 +65,6 @@ QWEN = FRAMEWORK | {
     "max_image_size": ((None,), "only the custom video loader has it; max_pixels limits frames and images"),
     "max_length": ((None, 2048), "prompts are never cut"),
 }
-
-
-class ArgumentError(ValueError):
-    """A model argument that cannot be; the message says what can."""
 
 
 def check_fixed(others: Mapping[str, Any], fixed: Fixed, own: Sequence[str] = OWN) -> None:

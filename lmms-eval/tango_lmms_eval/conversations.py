@@ -1,4 +1,4 @@
-"""lmms-eval's prompts as conversations that tango.evaluation.chat can ask."""
+"""lmms-eval's prompts as conversations that tango.inference.chat can ask."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from tango.runs.settings import NOTHING
 
 IMAGE = "<image>"
 IMAGE_FILES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tiff", ".webp")
@@ -33,7 +35,7 @@ def simple_messages(text: str, visuals: Sequence[Any]) -> list[dict[str, Any]]:
 
 
 def chat_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Messages of lmms-eval's chat tasks as tango.evaluation.chat takes them."""
+    """Messages of lmms-eval's chat tasks as tango.inference.chat takes them."""
     converted = []
     for message in messages:
         content = message["content"]
@@ -43,24 +45,17 @@ def chat_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]
     return converted
 
 
-def visual_part(visual: Any, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def visual_part(visual: Any, part: Mapping[str, Any] = NOTHING) -> dict[str, Any]:
     """An image (PIL or file) or a video (file, or {"url": file, "video_start": s, "video_end": s}) as part of a
     message.
     """
-    given = given or {}
     if isinstance(visual, Mapping):
         path = next((visual[name] for name in ("url", "path", "video") if visual.get(name)), None)
         if path is None:
             raise ValueError(f"a visual with the keys {sorted(visual)}; give its file as url, path or video")
-        return visual_part(
-            path, {**given, "start_time": visual.get("video_start"), "end_time": visual.get("video_end")}
-        )
-    if given.get("type") == "audio":
+        return visual_part(path, {**part, "start_time": visual.get("video_start"), "end_time": visual.get("video_end")})
+    if part.get("type") == "audio":
         raise ValueError("this model cannot hear: the task asks about audio")
-    if (
-        isinstance(visual, str | Path)
-        and given.get("type") != "image"
-        and not str(visual).lower().endswith(IMAGE_FILES)
-    ):
-        return {"type": "video", "video": str(visual), "start": given.get("start_time"), "end": given.get("end_time")}
+    if isinstance(visual, str | Path) and part.get("type") != "image" and not str(visual).lower().endswith(IMAGE_FILES):
+        return {"type": "video", "video": str(visual), "start": part.get("start_time"), "end": part.get("end_time")}
     return {"type": "image", "image": visual}

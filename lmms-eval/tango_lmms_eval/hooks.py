@@ -13,8 +13,6 @@ Only the first applies to other models than ours.
 from __future__ import annotations
 
 import atexit
-import functools
-import logging
 import os
 import sys
 from collections.abc import Callable
@@ -22,7 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tango.evaluation.sweep import write_json
+from tango.runs.hooks import give_up, wrap
+from tango.runs.journal import write_json
 
 TASKS = Path(__file__).parent / "tasks"
 UNFINISHED = "an evaluation ended before its results were saved; see the error above"
@@ -58,28 +57,14 @@ def install() -> None:
     from lmms_eval.loggers.evaluation_tracker import EvaluationTracker
     from lmms_eval.tasks import TaskManager
 
-    _wrap(TaskManager, "initialize_tasks", _initialize_tasks)
-    _wrap(EvaluationTracker, "__init__", _remember_output_path)
-    _wrap(EvaluationTracker, "save_results_aggregated", _save_results)
-    _wrap(ResponseCache, "create", _refuse_cache)
+    wrap(TaskManager, "initialize_tasks", _initialize_tasks)
+    wrap(EvaluationTracker, "__init__", _remember_output_path)
+    wrap(EvaluationTracker, "save_results_aggregated", _save_results)
+    wrap(ResponseCache, "create", _refuse_cache)
     if "LOCAL_RANK" in os.environ and not torch.accelerator.is_available():
         # One of several processes without a GPU. accelerate only connects them (by gloo) if it is told to use the CPU;
         # without that each would take itself for the only one. lmms-eval makes its Accelerator after this.
         os.environ.setdefault("ACCELERATE_USE_CPU", "true")
-
-
-def _wrap(owner: Any, name: str, wrapper: Callable[..., Any]) -> None:
-    static = owner.__dict__[name]
-    original = static.__func__ if isinstance(static, staticmethod | classmethod) else static
-    if getattr(original, "_tango", False):
-        return
-
-    @functools.wraps(original)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        return wrapper(original, *args, **kwargs)
-
-    wrapped._tango = True  # type: ignore[attr-defined]
-    setattr(owner, name, type(static)(wrapped) if isinstance(static, staticmethod | classmethod) else wrapped)
 
 
 def _initialize_tasks(original: Any, self: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -144,11 +129,5 @@ def _exit_status() -> None:
     problems = list(RUN.problems)
     if RUN.active:
         problems.append(UNFINISHED)
-    if not problems:
-        return
-    for problem in problems:
-        print(f"tango_lmms_eval: {problem}", file=sys.stderr)
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(1)
+    if problems:
+        give_up("tango_lmms_eval", problems)

@@ -1,38 +1,36 @@
 """What the models of this plugin share, and LLaVA's: lmms-eval's requests in, answers of a model with or without a
 pruner out.
 
-Everything that does not depend on lmms-eval is in tango.evaluation; here requests become conversations, and what
-happened becomes the "tango" entry of lmms-eval's results file. Qwen's models are in qwen.py.
+Everything that does not depend on lmms-eval is in tango.runs; here requests become conversations, and what happened
+becomes the "tango" entry of lmms-eval's results file. Qwen's models are in qwen.py.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
 from tqdm import tqdm
 
-from tango.evaluation import provenance
-from tango.evaluation.chat import Chat, PixelLimits, generation_settings, identity
-from tango.evaluation.checkpoints import CheckpointError, check_pretrained, class_name, load
-from tango.evaluation.journal import Journal
-from tango.evaluation.runner import Answer, Record, Runner, Sample
-from tango.evaluation.settings import SettingsError, from_environment
-from tango.evaluation.summary import report, run_digest, summarise
+from tango.inference.chat import Answer, Chat, PixelLimits, generation_settings
+from tango.inference.checkpoints import CheckpointError, check_pretrained, load
 from tango.inference.video import Sampling
 from tango.models.llava_video import FRAMES
+from tango.runs.run import ArgumentError, EvaluationRun, check_model
+from tango.runs.runner import Record, Sample
+from tango.runs.settings import NOTHING, SettingsError, from_environment
+from tango.runs.summary import report
 from tango_lmms_eval import __version__, hooks
-from tango_lmms_eval.arguments import MODELS, ONEVISION, OWN, VIDEO, ArgumentError, Fixed, check_fixed
+from tango_lmms_eval.arguments import MODELS, ONEVISION, OWN, VIDEO, Fixed, check_fixed
 from tango_lmms_eval.conversations import chat_messages, simple_messages
 
 log = logging.getLogger(__name__)
@@ -79,7 +77,7 @@ class PrunedModel(lmms):
     time_instruction = False
     sampling: Sampling | None = None
     limits: PixelLimits | None = None
-    asked: Mapping[str, Any] = MappingProxyType({})
+    asked: Mapping[str, Any] = NOTHING
 
     def __init__(
         self,
@@ -105,11 +103,7 @@ class PrunedModel(lmms):
             raise ArgumentError(f"max_frames_num={max_frames_num!r}: sample at least one frame of a video")
         if dtype is not None and torch_dtype is not None and dtype != torch_dtype:
             raise ArgumentError(f"dtype={dtype} and torch_dtype={torch_dtype}: pass one of them")
-        if (held := class_name(pretrained, revision)) not in self.model_classes:
-            raise ArgumentError(
-                f"pretrained={pretrained!r} holds a {held}, and this is the model of {' and '.join(self.model_classes)}"
-                f"; --model is {MODELS}"
-            )
+        check_model(pretrained, revision, self.model_classes, "this model", f"; --model is {MODELS}")
         hooks.begin(report)
         self.accelerator = Accelerator()
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
@@ -128,32 +122,26 @@ class PrunedModel(lmms):
             revision=revision,
             chat_template=chat_template,
         )
-        self.seed = torch.initial_seed()
-        self.chat: Chat | None = Chat(
+        chat = Chat(
             checkpoint,
             self.settings.pruner,
             max_frames_num,
-            self.seed,
+            torch.initial_seed(),
             use_cache,
             self.time_instruction,
             self.sampling,
             self.limits,
         )
-        self.described = checkpoint.described | {
-            "max_frames_num": max_frames_num,
-            "use_cache": use_cache,
-            "time_instruction": self.time_instruction,
-            **self.asked,
-        }
-        self.run = run_digest(
-            self.settings, self.described, self._device, self.seed, pretrained, revision, chat_template, __version__
+        self.run: EvaluationRun | None = EvaluationRun(
+            self.settings,
+            chat,
+            journal=Path(hooks.RUN.output_path) / "journal" if hooks.RUN.output_path else None,
+            asked=self.asked,
+            depends_on=(chat_template, __version__),
+            resume=resume,
+            rank=self._rank,
+            processes=self._world_size,
         )
-        journal = None
-        if hooks.RUN.output_path:
-            journal = Journal(Path(hooks.RUN.output_path) / "journal", self.run, self._rank)
-            if not resume:
-                journal.entries.clear()
-        self.runner = Runner(journal, self._rank)
 
     @classmethod
     def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> PrunedModel:
@@ -168,17 +156,17 @@ class PrunedModel(lmms):
 
     def _place(self, device: str | None, device_map: str | None) -> tuple[torch.device, str | None]:
         """This process's device, and "auto" if the model is to be spread over several."""
-        given = accelerated = self.accelerator.device
+        placed = accelerated = self.accelerator.device
         if device_map == "auto":
             if self._world_size > 1:
                 raise ArgumentError("device_map=auto spreads one process over all GPUs; launch it without accelerate")
-            return given, "auto" if torch.cuda.is_available() else None
+            return placed, "auto" if torch.cuda.is_available() else None
         name = device_map or device
         if name and not (self._world_size > 1 and name.startswith("cuda")):  # each process has a GPU of its own
-            given = torch.device(name)
-        if self._world_size > 1 and given.type != accelerated.type:
+            placed = torch.device(name)
+        if self._world_size > 1 and placed.type != accelerated.type:
             raise ArgumentError(f"device={name} under accelerate on {accelerated.type}; leave device out")
-        return given, None
+        return placed, None
 
     @property
     def device(self) -> torch.device:
@@ -191,11 +179,11 @@ class PrunedModel(lmms):
     # -- requests ----------------------------------------------------------------------------------------------------
 
     def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
+        chat = self._running().chat
         for request in requests:
             generation_settings(self._generation(request))  # an unknown setting is an error of the run, not of a sample
-        chat = self._chat()
         texts = []
-        for _, record in self._answer(requests, lambda r, m, name: chat.generate(m, self._generation(r), name)):
+        for _, record in self._answer(requests, lambda r, name, m: chat.generate(m, self._generation(r), name)):
             if record is None:
                 texts.append(GenerationResult(""))
             elif record.failure is not None:
@@ -205,9 +193,9 @@ class PrunedModel(lmms):
         return texts
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        chat = self._chat()
+        chat = self._running().chat
         pairs = []
-        for _, record in self._answer(requests, lambda r, m, _: chat.loglikelihood(m, self._continuation(r))):
+        for _, record in self._answer(requests, lambda r, _, m: chat.loglikelihood(m, self._continuation(r))):
             if record is None or record.failure is not None:
                 pairs.append((float("nan"), False))
             else:
@@ -217,10 +205,10 @@ class PrunedModel(lmms):
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
         raise ArgumentError("tasks of several rounds (generate_until_multi_round) are not supported by this model")
 
-    def _chat(self) -> Chat:
-        if self.chat is None:
+    def _running(self) -> EvaluationRun:
+        if self.run is None:
             raise RuntimeError("this model was cleaned up after its evaluation; make a new one")
-        return self.chat
+        return self.run
 
     def _generation(self, request: Instance) -> dict[str, Any]:
         return dict(request.args[1 if self.is_simple else 2] or {})
@@ -245,14 +233,15 @@ class PrunedModel(lmms):
         return str(request.args[0])
 
     def _answer(
-        self, requests: Sequence[Instance], compute: Callable[[Instance, Any, str], Answer]
+        self, requests: Sequence[Instance], compute: Callable[[Instance, str, Any], Answer]
     ) -> Iterator[tuple[Instance, Record | None]]:
         """Run all requests in order; None for those that only pad this rank to the length of others."""
         real = [request for request in requests if not request.metadata.get("__padding_only__")]
         failed: set[tuple[str, Any]] = set()
         bar = tqdm(total=len(real), disable=self._rank != 0, desc=f"Model responding ({self.settings.method})")
-        with self._chat().session():
-            records = self.runner.run(self._samples(real, compute))
+        run = self._running()
+        with run.chat.session():
+            records = run.runner.run(self._samples(run, real, compute))
             for request in requests:
                 if request.metadata.get("__padding_only__"):
                     yield request, None
@@ -271,52 +260,36 @@ class PrunedModel(lmms):
             request.doc_id = f"failed: {request.doc_id}"
 
     def _samples(
-        self, requests: Sequence[Instance], compute: Callable[[Instance, Any, str], Answer]
+        self, run: EvaluationRun, requests: Sequence[Instance], compute: Callable[[Instance, str, Any], Answer]
     ) -> Iterator[Sample]:
         """Samples one after another, so that the images of only one are in memory."""
         seen: Counter[tuple[str, Any, Any]] = Counter()
         for request in requests:
             who = (request.task_name, request.doc_id, request.idx)
-            repeat = seen[who]
-            seen[who] += 1
-            name = f"{'/'.join(map(str, who))}/{repeat}"
-            messages: Any = None
-            try:
-                messages = self._messages(request)
-                shown = identity(messages)
-            except Exception as error:  # compute() below meets it again, where it is retried and recorded
-                log.debug("the prompt of %s cannot be made: %s", name, error)
-                shown = None
+            name = f"{'/'.join(map(str, who))}/{seen[who]}"
             what = self._generation(request) if request.request_type != "loglikelihood" else repr(request.args[1])
-            key = provenance.digest(name, request.request_type, what, shown)
-
-            def answer(request: Instance = request, messages: Any = messages, name: str = name) -> Answer:
-                return compute(request, messages if messages is not None else self._messages(request), name)
-
-            yield Sample(request.task_name, request.doc_id, repeat, key, answer)
+            yield run.sample(
+                request.task_name,
+                request.doc_id,
+                name,
+                functools.partial(self._messages, request),
+                functools.partial(compute, request, name),
+                settings=[request.request_type, what],
+                repeat=seen[who],
+            )
+            seen[who] += 1
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
     def clean(self) -> None:
         """Called by lmms-eval on every rank once all requests are answered: gather what happened, drop the model."""
-        if self.chat is not None:
-            own = [record.to_dict() for record in self.runner.records]
-            everything = gather_object(own) if self._world_size > 1 else own
-            everything.sort(key=lambda entry: (entry["task"], str(entry["doc_id"]).zfill(12), entry["repeat"]))
-            if self.runner.journal is not None:
-                self.runner.journal.close()
+        if self.run is not None:
+            summary = self.run.finish(lambda record: (record.task, str(record.doc_id).zfill(12), record.repeat))
             if self._rank == 0:
-                hooks.RUN.summary = summarise(
-                    [Record.from_dict(entry) for entry in everything],
-                    self.settings,
-                    self._device,
-                    model=self.described,
-                    processes=self._world_size,
-                    run=self.run,
-                )
+                hooks.RUN.summary = summary
             else:
                 hooks.end_rank()
-            self.chat = None
+            self.run = None
         super().clean()
 
 

@@ -12,8 +12,9 @@ from typing import Any, ClassVar
 import torch
 from lmms_eval.api.instance import Instance
 
-from tango.evaluation.chat import PixelLimits
-from tango_lmms_eval.arguments import QWEN, QWEN_OWN, ArgumentError, check_fixed
+from tango.inference.chat import PixelLimits
+from tango.runs.run import ArgumentError
+from tango_lmms_eval.arguments import QWEN, QWEN_OWN, check_fixed
 from tango_lmms_eval.models import PrunedModel
 
 PAIR = 2  # frames that the vision tower sees as one
@@ -87,10 +88,10 @@ class QwenVL(PrunedModel):
 
     def _generation(self, request: Instance) -> dict[str, Any]:
         """A blank line, lmms-eval's own default, does not end a reply, as upstream has it for these models."""
-        given = super()._generation(request)
-        until = given.get("until") or []
-        given["until"] = [end for end in ([until] if isinstance(until, str) else until) if end != "\n\n"]
-        return given
+        settings = super()._generation(request)
+        until = settings.get("until") or []
+        settings["until"] = [end for end in ([until] if isinstance(until, str) else until) if end != "\n\n"]
+        return settings
 
     def _text(self, request: Instance) -> str:
         """Without <image> marks: what is shown comes before the text."""

@@ -26,6 +26,7 @@ from tango.cli.common import (
     out_of_memory,
     print_json,
 )
+from tango.motionqa.shipped import NotShipped
 
 CODES = "; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items())
 
@@ -68,12 +69,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     as_json = "--json" in words
     try:
         status = app(words, prog_name="tango", standalone_mode=False)
-        sys.stdout.flush()  # a full disk is told here, not when Python ends
+        sys.stdout.flush()  # a full disk shows here, not when Python ends
     except TyperException as error:
         context = getattr(error, "ctx", None)
         help_with = "tango" if context is None else context.command_path
         return tell(f"{error.format_message()} (see {help_with} --help)", error.exit_code, as_json)
-    except InputError as error:
+    except (InputError, NotShipped) as error:
         return tell(str(error), BAD_INPUT, as_json)
     except CommandFailed as error:
         return tell(str(error), FAILED, as_json)

@@ -2,36 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
-from tango.cli.common import (
-    DATA,
-    VIDEO,
-    Config,
-    Device,
-    Dtype,
-    Fields,
-    Frames,
-    InputError,
-    Json,
-    Methods,
-    Model,
-    Ratio,
-    console,
-    print_json,
-    shipped,
-    stdout_for_json,
-    steps,
-)
-from tango.cli.inference import STAGES, attached, conversation, frames_for, label, start
+from tango.cli import common
+from tango.cli.answering import STAGES, attached, conversation, frames_for, label, start
+from tango.cli.common import InputError, console, print_json, stdout_for_json, steps
+from tango.motionqa.shipped import DATA, VIDEO, shipped
 
 if TYPE_CHECKING:
-    from tango.evaluation.runner import Answer
+    from tango.inference.chat import Answer
 
 EXAMPLES = (
     "tango ask",
@@ -43,16 +26,16 @@ EXAMPLES = (
 def ask(
     video: Annotated[str | None, typer.Argument(help="A video file.", show_default=VIDEO)] = None,
     question: Annotated[str | None, typer.Argument(show_default="one about the shipped video")] = None,
-    model: Model = None,
-    method: Methods = ["tango"],  # noqa: B006 (read by typer, changed by nobody)
-    ratio: Ratio = 0.1,
-    frames: Frames = None,
-    config: Config = None,
-    fields: Fields = None,
+    model: common.Model = None,
+    method: common.Methods = ["tango"],  # noqa: B006 (read by typer, changed by nobody)
+    ratio: common.Ratio = 0.1,
+    frames: common.Frames = None,
+    config: common.Config = None,
+    fields: common.Fields = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 64,
-    device: Device = None,
-    dtype: Dtype = "auto",
-    as_json: Json = False,
+    device: common.Device = None,
+    dtype: common.Dtype = "auto",
+    as_json: common.Json = False,
 ) -> None:
     """Ask about a video: the answer with and without pruning, and the tokens and time of each.
 
@@ -83,11 +66,10 @@ def ask(
 
 def shipped_question(video: str) -> str:
     """The first of MotionQA's questions about one of its videos, with its options."""
-    from tango.evaluation.motionqa import LETTERS, Question
+    from tango.motionqa.questions import prompt, read_questions
 
-    rows = json.loads(Path(shipped(f"{DATA}/test.json")).read_text(encoding="utf-8"))
-    row = next(row for row in rows if Path(row["video"]).name == Path(video).name)
-    return Question(row["kind"], row["question"], tuple(row["options"]), LETTERS.index(row["answer"])).prompt()
+    row = next(row for row in read_questions(Path(shipped(DATA))) if Path(row["video"]).name == Path(video).name)
+    return prompt(row["question"], row["options"])
 
 
 def as_dict(answer: Answer) -> dict[str, Any]:

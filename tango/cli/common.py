@@ -1,18 +1,18 @@
-"""What the commands share: exit codes, errors, JSON and tables on stdout, progress on stderr, and what is shipped."""
+"""What the commands share: exit codes, errors, options, JSON and tables on stdout, progress on stderr."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from tango.motionqa.shipped import FRAMES, MODEL
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 EXIT_CODES = {
@@ -22,13 +22,11 @@ EXIT_CODES = {
     INTERRUPTED: "interrupted",
 }
 
-MODEL, DATA = "checkpoints/tango-tiny", "data/motionqa"
-VIDEO = f"{DATA}/videos/0.mp4"
-SHIPPED_FRAMES, FRAMES = 8, 32  # of each video: what the shipped model was trained on; what others are evaluated with
+OTHER_FRAMES = 32  # of each video, with other models than the shipped one
 
 
 class InputError(ValueError):
-    """What the user gave cannot be; the message names the value and what would be right. Exit code 2."""
+    """An option or an argument that cannot be; the message names the value and what would be right. Exit code 2."""
 
 
 class CommandFailed(RuntimeError):
@@ -58,12 +56,10 @@ Methods = Annotated[
 Ratio = Annotated[float, typer.Option("--ratio", callback=check_ratio, help="Share of the video's tokens to keep.")]
 Config = Annotated[str | None, typer.Option("--config", metavar="FILE", help="YAML file of settings, see configs/.")]
 Fields = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="FIELD=VALUE", help="One setting of the method; may be repeated."),
+    list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="One setting of the method; may be repeated.")
 ]
 Frames = Annotated[
-    int | None,
-    typer.Option(min=1, help="Frames of the video.", show_default=f"{SHIPPED_FRAMES}; {FRAMES} with --model"),
+    int | None, typer.Option(min=1, help="Frames of the video.", show_default=f"{FRAMES}; {OTHER_FRAMES} with --model")
 ]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ..", show_default="a GPU if there is one")]
 Dtype = Annotated[str, typer.Option(help="auto (as stored), float32, float16 or bfloat16.")]
@@ -72,29 +68,6 @@ Dtype = Annotated[str, typer.Option(help="auto (as stored), float32, float16 or 
 def epilog(*examples: str) -> str:
     """Examples, each on a line of its own, as the end of a help text."""
     return "\n\n".join(["[bold]Examples[/]", *(f"[dim]$[/] {example}" for example in examples)])
-
-
-def checkout() -> Path | None:
-    """The repository's root: the current folder, or the one this package was installed from; None without either."""
-    for folder in (Path.cwd(), Path(__file__).resolve().parents[2]):
-        if (folder / MODEL / "config.json").is_file() and (folder / "scripts" / "demo.py").is_file():
-            return folder
-    return None
-
-
-def shipped(name: str) -> str:
-    """A file or folder of the repository, as a path from the current folder if it is below that.
-
-    Raises:
-        InputError: this is an installation without a checkout, or the file is not in it.
-    """
-    root = checkout()
-    if root is None or not (root / name).exists():
-        raise InputError(
-            f"{name} comes with the repository and is not here: run this in a checkout, or name what to use instead"
-        )
-    path = root / name
-    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def console() -> Console:

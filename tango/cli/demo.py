@@ -9,7 +9,8 @@ import sys
 
 import typer
 
-from tango.cli.common import FAILED, InputError, Json, checkout, print_json, stdout_for_json
+from tango.cli.common import FAILED, InputError, Json, print_json, stdout_for_json
+from tango.motionqa.shipped import checkout
 
 EXAMPLES = (
     "tango demo",

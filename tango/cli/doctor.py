@@ -12,7 +12,6 @@ import platform
 import shutil
 import sys
 import tomllib
-import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -23,8 +22,9 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from tango.cli.common import DATA, FAILED, MODEL, OK, Json, checkout, console, print_json, stdout_for_json, steps
-from tango.evaluation.frameworks import FRAMEWORKS, QUESTIONS
+from tango.cli.common import FAILED, OK, Json, console, print_json, stdout_for_json, steps
+from tango.motionqa.shipped import DATA, MODEL, checkout
+from tango.sweeps.frameworks import FRAMEWORKS, QUESTIONS
 
 EXAMPLES = ("tango doctor", "tango doctor --model Qwen/Qwen2.5-VL-7B-Instruct", "tango doctor --json")
 WELL, MISSING, LITTLE = "ok", "missing", "too little"
@@ -128,7 +128,7 @@ def declared() -> tuple[str, list[str]]:
 
 
 def accelerators() -> Iterator[Finding]:
-    """Whether PyTorch can be imported, which GPUs it sees, the kernels for them, and flash attention."""
+    """Whether PyTorch can be imported, which GPUs it sees, and flash attention."""
     group = "PyTorch"
     try:
         import torch
@@ -142,28 +142,12 @@ def accelerators() -> Iterator[Finding]:
         for index in range(torch.cuda.device_count()):
             properties = torch.cuda.get_device_properties(index)
             yield Finding(group, f"GPU {index}", WELL, f"{properties.name}, {properties.total_memory / GIB:.0f} GiB")
-        yield triton_kernels(group)
     else:
         advice = "models run on the CPU: fine for the shipped one, days for a benchmark with a 7B model"
         yield Finding(group, "GPU", MISSING, built, advice)
     yield importable(
         group, "flash_attn", "flash-attn", "optional, sdpa is used without; on a GPU: pip install flash-attn"
     )
-
-
-def triton_kernels(group: str) -> Finding:
-    """Whether tango's kernels for a GPU compile there and give what the plain way gives."""
-    import torch
-
-    from tango import fused
-
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        there = fused.kernels(torch.device("cuda", 0)) is not None
-    if there:
-        return Finding(group, "Triton kernels", WELL, "they compile, and are right")
-    advice = "optional, pruning is slower without; Triton needs a C compiler, such as gcc"
-    return Finding(group, "Triton kernels", MISSING, str(caught[-1].message) if caught else "not used", advice)
 
 
 def importable(group: str, module: str, name: str, advice: str) -> Finding:
@@ -180,7 +164,7 @@ def importable(group: str, module: str, name: str, advice: str) -> Finding:
 
 def benchmarks() -> Iterator[Finding]:
     """Both frameworks, the plugins, the shipped videos, and the data sets of the hub."""
-    from tango.evaluation.preflight import missing_dataset
+    from tango.sweeps.preflight import missing_dataset
 
     group, setup = "Frameworks", "in a checkout: make setup"
     for module, name in (
@@ -212,8 +196,8 @@ def resources(models: Iterable[str]) -> Iterator[Finding]:
     """Hub cache, disk, and each model's files and memory against what is there."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    from tango.evaluation.preflight import missing_checkpoint
     from tango.models.pooling_head import DEFAULT_ID
+    from tango.sweeps.preflight import missing_checkpoint
 
     group = "Disk"
     here = shutil.disk_usage(Path.cwd()).free / GIB

@@ -1,4 +1,4 @@
-"""`tango methods`: every method of the registry, told from its class: nothing about a method is written here."""
+"""`tango methods`: every method of the registry, read from its class: nothing about a method is written here."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ def methods(
 
     if name is not None and name not in REGISTRY:
         raise InputError(f"{name!r}: there is no such method; there are {', '.join(REGISTRY)}")
-    told = [describe(REGISTRY[key]) for key in ([name] if name else REGISTRY)]
+    rows = [describe(REGISTRY[key]) for key in ([name] if name else REGISTRY)]
     if as_json:
-        print_json(told)
+        print_json(rows)
         return
     screen = console()
     if name is not None:
-        screen.print(f"[bold]{name}[/]  {told[0]['acts']}; needs {', '.join(told[0]['signals'])}\n", highlight=False)
-        screen.print(told[0]["description"], markup=False, highlight=False)
-        screen.print("\nDefaults: " + settings_text(told[0]["settings"]), markup=False, highlight=False)
+        screen.print(f"[bold]{name}[/]  {rows[0]['acts']}; needs {', '.join(rows[0]['signals'])}\n", highlight=False)
+        screen.print(rows[0]["description"], markup=False, highlight=False)
+        screen.print("\nDefaults: " + settings_text(rows[0]["settings"]), markup=False, highlight=False)
         return
     shown = Table(caption="tango methods NAME describes one. Settings of all: " + settings_text(shared()))
     for column in ("name", "paper", "acts", "needs", "its own settings and their defaults"):
         shown.add_column(column, overflow="fold")
-    for row in told:
+    for row in rows:
         own = {key: value for key, value in row["settings"].items() if key not in shared()}
         shown.add_row(row["name"], row["paper"] or "", row["acts"], ", ".join(row["signals"]), settings_text(own))
     screen.print(shown)

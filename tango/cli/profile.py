@@ -11,26 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from tango.cli.common import (
-    VIDEO,
-    Config,
-    Device,
-    Dtype,
-    Fields,
-    Frames,
-    Json,
-    Methods,
-    Model,
-    Ratio,
-    console,
-    print_json,
-    stdout_for_json,
-    steps,
-)
-from tango.cli.inference import STAGES, attached, conversation, frames_for, input_errors, label, start
+from tango.cli import common
+from tango.cli.answering import STAGES, attached, conversation, frames_for, input_errors, label, start
+from tango.cli.common import console, print_json, stdout_for_json, steps
+from tango.motionqa.shipped import VIDEO
 
 if TYPE_CHECKING:
-    from tango.evaluation.checkpoints import Checkpoint
+    from tango.inference.checkpoints import Checkpoint
     from tango.pruners.base import Pruner
 
 EXAMPLES = (
@@ -45,28 +32,28 @@ PARTS = {key: text for key, text in STAGES.items() if key != "decode_s"} | {"fir
 
 def profile(
     video: Annotated[str | None, typer.Argument(help="A video file.", show_default=VIDEO)] = None,
-    model: Model = None,
-    method: Methods = ["tango"],  # noqa: B006 (read by typer, changed by nobody)
-    ratio: Ratio = 0.1,
-    frames: Frames = None,
-    config: Config = None,
-    fields: Fields = None,
+    model: common.Model = None,
+    method: common.Methods = ["tango"],  # noqa: B006 (read by typer, changed by nobody)
+    ratio: common.Ratio = 0.1,
+    frames: common.Frames = None,
+    config: common.Config = None,
+    fields: common.Fields = None,
     repeats: Annotated[int, typer.Option(min=1, help="Measured runs of each way, in turn.")] = 5,
     warmup: Annotated[int, typer.Option(min=0, help="Runs of each way before them, not counted.")] = 1,
     new_tokens: Annotated[int, typer.Option(min=2, help="Tokens to generate, always that many.")] = 16,
     question: Annotated[str, typer.Option(help="What is asked.")] = QUESTION,
-    device: Device = None,
-    dtype: Dtype = "auto",
+    device: common.Device = None,
+    dtype: common.Dtype = "auto",
     output: Annotated[
         Path | None, typer.Option(dir_okay=False, writable=True, help="Write the table as Markdown, with its origin.")
     ] = None,
-    as_json: Json = False,
+    as_json: common.Json = False,
 ) -> None:
     """Measure where the time goes for a video: every stage, tokens and memory, with and without pruning.
 
     The ways take turns, so that a machine that gets slower or faster does so for all of them.
     """
-    from tango.evaluation.provenance import provenance
+    from tango.runs.provenance import provenance
 
     if output is not None:
         with input_errors():  # now, not after minutes of measuring
@@ -136,7 +123,7 @@ def peak_since_reset() -> float:
     """Most memory held since reset_peak(), model included, in GiB: on GPUs, or resident in RAM on a CPU."""
     import torch
 
-    from tango.evaluation.timing import GIB, peak_memory
+    from tango.inference.timing import GIB, peak_memory
 
     if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return peak_memory()
@@ -162,32 +149,32 @@ def table(series: dict[str, dict[str, list[float]]], tokens: dict[str, dict[str,
         shown.add_column(name, justify="right")
         shown.add_column("times faster", justify="right")
     for key, text in (("video_tokens_before", "video tokens"), ("video_tokens_after", "  into the language model")):
-        cells = [f"{tokens[first][key]:.0f}"]
-        cells += [cell for name in others for cell in (f"{tokens[name][key]:.0f}", "")]
-        shown.add_row(text, *cells, end_section=key.endswith("after"))
+        texts = [f"{tokens[first][key]:.0f}"]
+        texts += [text for name in others for text in (f"{tokens[name][key]:.0f}", "")]
+        shown.add_row(text, *texts, end_section=key.endswith("after"))
     rows = {"read_s": "reading, resizing"} | STAGES | {"first_token_s": "time to first token", "whole_s": "all of it"}
     for key, text in rows.items():
-        cells = [milliseconds(series[first][key])]
+        texts = [milliseconds(series[first][key])]
         for name in others:
-            cells += [milliseconds(series[name][key]), faster(series, name, key)]
-        shown.add_row(f"{text} (ms)", *cells, end_section=key in ("decode_s", "whole_s"))
+            texts += [milliseconds(series[name][key]), faster(series, name, key)]
+        shown.add_row(f"{text} (ms)", *texts, end_section=key in ("decode_s", "whole_s"))
     if MEMORY in series[first]:
-        cells = [f"{max(series[first][MEMORY]):.2f}"]
-        cells += [cell for name in others for cell in (f"{max(series[name][MEMORY]):.2f}", "")]
-        shown.add_row("peak memory (GiB)", *cells)
+        texts = [f"{max(series[first][MEMORY]):.2f}"]
+        texts += [text for name in others for text in (f"{max(series[name][MEMORY]):.2f}", "")]
+        shown.add_row("peak memory (GiB)", *texts)
     return shown
 
 
 def comparison(series: dict[str, dict[str, list[float]]], tokens: dict[str, dict[str, float]], title: str) -> Table:
     """Ways as rows, the medians of stages as columns, for more ways than have room beside each other."""
-    from tango.evaluation.timing import terminal_table
+    from tango.runs.summary import terminal_table
 
     shown = terminal_table(title)
     for heading in ("tokens", "tower", "projector,\npruning", "prefill", "first\ntoken", "times\nfaster"):
         shown.add_column(heading, justify="right", no_wrap=True)
     for name, found in series.items():
-        cells = [f"{1000 * statistics.median(found[key]):.1f}" for key in PARTS]
-        shown.add_row(name, f"{tokens[name]['video_tokens_average']:.0f}", *cells, faster(series, name))
+        texts = [f"{1000 * statistics.median(found[key]):.1f}" for key in PARTS]
+        shown.add_row(name, f"{tokens[name]['video_tokens_average']:.0f}", *texts, faster(series, name))
     return shown
 
 
@@ -195,7 +182,7 @@ def page(
     series: dict[str, dict[str, list[float]]], tokens: dict[str, dict[str, float]], found: dict[str, Any], video: str
 ) -> str:
     """The same as Markdown, with least and most, below where it comes from (see provenance())."""
-    from tango.evaluation.provenance import commit_text, device_text, versions_text
+    from tango.runs.provenance import commit_text, device_text, versions_text
 
     lines = [
         "# Time of a video, way by way",
@@ -209,8 +196,8 @@ def page(
         "|---|" + "---:|" * (len(PARTS) + 2),
     ]
     for name, one in series.items():
-        cells = [f"{tokens[name]['video_tokens_average']:.0f}", *(milliseconds(one[key]) for key in PARTS)]
-        lines.append(f"| {' | '.join([name, *cells, faster(series, name)])} |")
+        texts = [f"{tokens[name]['video_tokens_average']:.0f}", *(milliseconds(one[key]) for key in PARTS)]
+        lines.append(f"| {' | '.join([name, *texts, faster(series, name)])} |")
     return "\n".join(lines) + "\n"
 
 

@@ -12,24 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from tango.cli.common import (
-    FAILED,
-    OK,
-    Config,
-    InputError,
-    Json,
-    check_ratio,
-    console,
-    print_json,
-    stdout_for_json,
-    steps,
-)
-from tango.cli.grid import Grid, read_grid
-from tango.cli.plan import Plan, make_plan
-from tango.evaluation.frameworks import FRAMEWORKS, MOTIONQA, QUESTIONS
+from tango.cli import common
+from tango.cli.answering import input_errors
+from tango.cli.common import FAILED, OK, InputError, check_ratio, console, print_json, stdout_for_json, steps
+from tango.sweeps.frameworks import FRAMEWORKS, MOTIONQA, QUESTIONS
 
 if TYPE_CHECKING:
-    from tango.evaluation.sweep import Cell
+    from tango.sweeps.expand import Expanded
+    from tango.sweeps.grid import Grid
+    from tango.sweeps.sweep import Cell
 
 EXAMPLES = (
     "tango sweep --ratio 0.1 --ratio 0.2 --limit 60",
@@ -47,16 +38,14 @@ def sweep(
         list[str] | None, typer.Option("--framework", metavar="NAME", help=f"{' or '.join(FRAMEWORKS)}.")
     ] = None,
     benchmarks: Annotated[
-        list[str] | None,
-        typer.Option("--benchmark", metavar="NAME", help=f"{MOTIONQA}, {', '.join(QUESTIONS)}."),
+        list[str] | None, typer.Option("--benchmark", metavar="NAME", help=f"{MOTIONQA}, {', '.join(QUESTIONS)}.")
     ] = None,
     methods: Annotated[list[str] | None, typer.Option("--method", metavar="NAME", help="Method, or 'all'.")] = None,
     ratios: Annotated[
-        list[float] | None,
-        typer.Option("--ratio", callback=check_ratio, help="Share of the tokens to keep."),
+        list[float] | None, typer.Option("--ratio", callback=check_ratio, help="Share of the tokens to keep.")
     ] = None,
     frames: Annotated[int | None, typer.Option(min=1, help="Frames of each video.")] = None,
-    config: Config = None,
+    config: common.Config = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only so many questions.")] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Cells at a time.")] = None,
     ray: Annotated[
@@ -68,34 +57,37 @@ def sweep(
     ] = None,
     output: Annotated[str | None, typer.Option(help="Folder; each model has its own in it.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print each command and what is missing.")] = False,
-    as_json: Json = False,
+    as_json: common.Json = False,
 ) -> int:
     """Evaluate a grid of (model, framework, benchmark, method, ratio), each with the unpruned model beside it.
 
     --model, --framework, --benchmark, --method and --ratio may be repeated. What is missing is named before anything
-    starts. Stopped and started again it goes on where it was; what failed is told apart from what is finished. A cell
+    starts. Stopped and started again it goes on where it was; what failed is kept apart from what is finished. A cell
     has NPROC processes, by default one a GPU; with --ray, cells run side by side on the nodes of a cluster.
     """
-    given = {
+    options = {
         "models": models, "frameworks": frameworks, "benchmarks": benchmarks, "methods": methods, "ratios": ratios,
         "frames": frames, "config": config, "limit": limit, "jobs": jobs, "ray": ray, "gpus": gpus, "output": output,
     }  # fmt: skip
-    chosen = read_grid(grid, {name: value for name, value in given.items() if value not in (None, [])})
-    with stdout_for_json(as_json), steps(1) as step:
+    with stdout_for_json(as_json), steps(1) as step, input_errors():
         step("looking at what is there")
-        plan = make_plan(chosen)
-    for line in plan.left_out:
+        from tango.sweeps import expand
+        from tango.sweeps.grid import read_grid
+
+        chosen = read_grid(grid, {name: value for name, value in options.items() if value not in (None, [])})
+        expanded = expand.expand(chosen)
+    for line in expanded.left_out:
         print(f"tango: left out: {line}", file=sys.stderr)
-    for line in plan.notes:
+    for line in expanded.notes:
         print(f"note: {line}", file=sys.stderr)
     if dry_run:
-        for line in plan.missing:
+        for line in expanded.missing:
             print(f"missing: {line}", file=sys.stderr)
-        show_commands(plan, as_json)
+        show_commands(expanded, as_json)
         return OK
-    if plan.missing:
-        raise InputError(f"nothing was started: {'; '.join(plan.missing)}")
-    return run(plan, chosen, as_json)
+    if expanded.missing:
+        raise InputError(f"nothing was started: {'; '.join(expanded.missing)}")
+    return run(expanded, chosen, as_json)
 
 
 def shell_line(cell: Cell) -> str:
@@ -104,37 +96,37 @@ def shell_line(cell: Cell) -> str:
     return " ".join([*variables, shlex.join(cell.command)])
 
 
-def show_commands(plan: Plan, as_json: bool) -> None:
-    cells = [(model, cell) for model, cells in plan.cells.items() for cell in cells]
+def show_commands(expanded: Expanded, as_json: bool) -> None:
+    cells = [(model, cell) for model, cells in expanded.cells.items() for cell in cells]
     if as_json:
-        told = [
+        commands = [
             {"model": model, "name": cell.name, "environment": cell.environment, "command": list(cell.command)}
             for model, cell in cells
         ]
-        print_json({"cells": told, "missing": plan.missing, "left_out": plan.left_out})
+        print_json({"cells": commands, "missing": expanded.missing, "left_out": expanded.left_out})
         return
     for _, cell in cells:
         print(shell_line(cell))
 
 
-def run(plan: Plan, grid: Grid, as_json: bool) -> int:
+def run(expanded: Expanded, grid: Grid, as_json: bool) -> int:
     """Run each model's sweep, then print tables; 1 if a cell failed."""
-    from tango.evaluation.machines import RayCluster
-    from tango.evaluation.sweep import Sweep, SweepError
     from tango.results import summaries
+    from tango.sweeps.machines import RayCluster
+    from tango.sweeps.sweep import Sweep, SweepError
 
-    screen, told = console(), []
+    screen, finished = console(), []
     failures: dict[str, str] = {}
     try:
         with contextlib.ExitStack() as stack:
             machine = None
             if grid.ray is not None:
                 machine = stack.enter_context(RayCluster(grid.ray, 1 if grid.gpus is None else grid.gpus))
-            for model, cells in plan.cells.items():
+            for model, cells in expanded.cells.items():
                 one = Sweep(Path(grid.output) / model, cells, grid.jobs, Console(stderr=True), machine)
                 failures |= {f"{model}/{name}": reason for name, reason in one.run().items()}
                 results = one.results()
-                told += [short(result) for result in results]
+                finished += [short(result) for result in results]
                 if results and not as_json:
                     screen.rule(model)
                     screen.print(*summaries(results))
@@ -142,10 +134,10 @@ def run(plan: Plan, grid: Grid, as_json: bool) -> int:
         raise InputError(str(error)) from error
     for name, reason in failures.items():
         print(f"tango: {name} failed: {reason}", file=sys.stderr)
-    if told and not as_json:
+    if finished and not as_json:
         screen.print(f"All tables and plots: tango results {shlex.quote(grid.output)}", highlight=False)
     if as_json:
-        print_json({"folder": grid.output, "cells": told, "failed": failures, "left_out": plan.left_out})
+        print_json({"folder": grid.output, "cells": finished, "failed": failures, "left_out": expanded.left_out})
     return FAILED if failures else OK
 
 

@@ -7,21 +7,10 @@ from typing import Annotated
 
 import typer
 
-from tango.cli.common import (
-    VIDEO,
-    Device,
-    Dtype,
-    Frames,
-    Json,
-    Methods,
-    Model,
-    check_ratio,
-    console,
-    print_json,
-    progress,
-    stdout_for_json,
-)
-from tango.cli.inference import check_video, choose_pruners, frames_for, input_errors, load
+from tango.cli import common
+from tango.cli.answering import check_video, choose_pruners, frames_for, input_errors, load
+from tango.cli.common import check_ratio, console, print_json, progress, stdout_for_json
+from tango.motionqa.shipped import VIDEO
 
 EXAMPLES = (
     "tango visualize",
@@ -32,16 +21,16 @@ EXAMPLES = (
 def visualize(
     video: Annotated[str | None, typer.Argument(help="A video file.", show_default=VIDEO)] = None,
     output: Annotated[Path, typer.Option(help="Folder for the page and the sheets.")] = Path("build/visualize"),
-    model: Model = None,
-    method: Methods = ["tango"],  # noqa: B006 (read by typer, changed by nobody)
+    model: common.Model = None,
+    method: common.Methods = ["tango"],  # noqa: B006 (read by typer, changed by nobody)
     ratio: Annotated[
         list[float], typer.Option("--ratio", callback=check_ratio, help="Share of the tokens to keep; may be repeated.")
     ] = [0.1, 0.15, 0.2],  # noqa: B006
-    frames: Frames = None,
+    frames: common.Frames = None,
     question: Annotated[str | None, typer.Option(help="Asked with each; the answers are shown.")] = None,
-    device: Device = None,
-    dtype: Dtype = "auto",
-    as_json: Json = False,
+    device: common.Device = None,
+    dtype: common.Dtype = "auto",
+    as_json: common.Json = False,
 ) -> None:
     """Draw which tokens of a video each method keeps, drops and merges: a page with sliders and a contact sheet."""
     with stdout_for_json(as_json), progress() as show:
@@ -49,7 +38,7 @@ def visualize(
         from tango.visualize import visualize as draw
 
         path = check_video(video)
-        choose_pruners(method, ratio[0], None, [])  # unknown ones are told with the option's name
+        choose_pruners(method, ratio[0], None, [])  # unknown ones are named with the option
         show("loading the model", 0, 1)
         with input_errors():
             made = draw(

@@ -1,1 +1,1 @@
-"""What makes a loaded model answer, without any benchmark: today, reading videos."""
+"""A model that answers questions about videos, without any benchmark: checkpoints, video files, chat, timing."""

@@ -155,18 +155,16 @@ def assign(points: Tensor, peaks: Peaks, memory_limit: float = 256, by_score: bo
         among peaks.indices. Whatever is padding joins some centre, too.
     """
     groups, size, dim = points.shape
-    centres, order = peaks.indices.sort(dim=1)
-    if by_score:
-        centres, order = peaks.indices, torch.arange(centres.shape[1], device=points.device).expand_as(order)
+    order = peaks.indices.argsort(dim=1)
+    centres, scores = peaks if by_score else [x.gather(1, order) for x in peaks]
     padded, count = centres, centres.shape[1]
     centres = centres.clamp(max=size - 1)
     table, base = points.flatten(0, 1), size * torch.arange(groups, device=points.device)[:, None]
     near = points.gather(1, centres[..., None].expand(-1, -1, dim))
-    # A copy of an earlier point has score 0. The original is then a centre too: no other point may join the copy.
-    closed = peaks.scores.gather(1, order) <= 0
     half = _half_squares(points)
     slack = _slack(half, dim)
-    half = half.gather(1, centres).masked_fill_(closed, torch.inf)
+    # A copy of an earlier point has score 0. The original is then a centre too: no other point may join the copy.
+    half = half.gather(1, centres).masked_fill_(scores <= 0, torch.inf)
     labels = torch.empty(groups, size + 1, dtype=torch.int64, device=points.device)
     elements = _block_elements(points.device, memory_limit)
     for group in range(0, groups, step := max(1, elements // (size * count))):
@@ -179,7 +177,7 @@ def assign(points: Tensor, peaks: Peaks, memory_limit: float = 256, by_score: bo
             second = close.scatter(2, chosen[..., None], -torch.inf).amax(2)
             of, place = (second > best - slack).nonzero(as_tuple=True)
             own = base[of + group, 0] + start + place
-            chosen[of, place] = _nearest(table, own, (base + centres)[of + group], close[of, place], slack)[1]
+            chosen[of, place] = _nearest(table, own, (base + centres)[of + group], close[of, place], slack, True)[1]
             labels[sets, part] = chosen
     # What a set has too few of is at place n, one behind the points.
     return labels.scatter_(1, padded, torch.arange(count, device=points.device).expand(groups, -1))[:, :size]
@@ -194,8 +192,9 @@ def distances(points: Tensor, others: Tensor) -> Tensor:
 
 
 def _scores(points: Tensor, real: Tensor, k: int, itself: bool, strict: bool, edge: int) -> Tensor:
-    """Scores (G, n) of the points of G sets (G, n, D), -1 where they are not `real` but padding. A set of more than
-    `edge` points is alone, and its closenesses are taken in blocks.
+    """Scores (G, n) of G sets (G, n, D), -1 where points are not `real`.
+
+    A set of more than `edge` points is alone, and its closenesses are taken in blocks.
     """
     groups, size, dim = points.shape
     if size == 1:
@@ -212,7 +211,6 @@ def _scores(points: Tensor, real: Tensor, k: int, itself: bool, strict: bool, ed
     else:
         close = None
         values, near = _nearest_in_blocks(table, half[0], listed, edge)
-
     everyone = torch.arange(len(table), device=points.device)
     # Spare neighbours are measured only where it is not clear which of them belong to the nearest.
     first = listed if listed == size - 1 else max(1, needed)
@@ -251,15 +249,19 @@ def _scores(points: Tensor, real: Tensor, k: int, itself: bool, strict: bool, ed
     return scores.masked_fill(~real, -1)
 
 
-def _nearest(table: Tensor, rows: Tensor, others: Tensor, close: Tensor, slack: Tensor) -> tuple[Tensor, Tensor]:
-    """Distance from rows (q,) of a table to the nearest of others (p,) or (q, p), and its place, the first of equals;
-    close (q, p) is -inf for those that do not count.
+def _nearest(
+    table: Tensor, rows: Tensor, others: Tensor, close: Tensor, slack: Tensor, first: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Distance from rows (q,) of a table to the nearest of others (p,) or (q, p), and its place.
+
+    first: of equals, the first. close: (q, p), -inf for those that do not count.
     """
     values, near = close.topk(min(SPARE, close.shape[1]), dim=1)
     others = others.expand(close.shape)
     lengths = _measure(table, rows, others.gather(1, near)).masked_fill_(values == -torch.inf, torch.inf)
-    unsure = _open_ends(values, lengths, 1, slack).nonzero()[:, 0] if values.shape[1] < close.shape[1] else rows[:0]
-    separation = lengths.amin(1)
+    unsure, separation = rows[:0], lengths.amin(1)
+    if values.shape[1] < close.shape[1]:  # of copies, too, the first may not be in the list
+        unsure = _open_ends(values, lengths + first, 1, slack).nonzero()[:, 0]
     place = near.masked_fill_(lengths > separation[:, None], close.shape[1]).amin(1)
     if len(unsure):
         lengths = _measure(table, rows[unsure], others[unsure]).masked_fill_(close[unsure] == -torch.inf, torch.inf)
@@ -380,9 +382,7 @@ def _half_squares(points: Tensor) -> Tensor:
 
 
 def _slack(half: Tensor, width: int) -> Tensor:
-    """What closenesses of points of such half squares must differ by to tell which is larger: twice a generous bound
-    of the rounding of a product.
-    """
+    """Twice a generous bound of the rounding of products: closenesses that differ by more tell which is larger."""
     return 16 * math.sqrt(width) * torch.finfo(torch.float32).eps * half.amax()
 
 

@@ -48,6 +48,6 @@ def select(
     # Two stable sorts put each cluster's members together, the most salient (then the lowest index) first.
     ranked = saliency.flatten()[candidates].sort(descending=True, stable=True).indices
     labels, order = clusters.labels[ranked].sort(stable=True)
-    best = labels.diff(prepend=labels.new_tensor([-1])) > 0
+    best = labels.diff(prepend=labels.new_full((1,), -1)) > 0
     chosen = candidates[ranked[order[best]]]
     return torch.zeros_like(members).view(-1).index_fill_(0, chosen, True).view(members.shape)

@@ -154,7 +154,7 @@ class Tango(Pruner):
 
             # Static positions are stored once: the mean of their tokens, where the first of them is.
             sets, table = self._sets(sizes, static, device), features.flatten(0, 1)
-            means, scores = self._static_means(table, sets), self._static_means(saliency.view(-1, 1), sets)
+            means, scores = self._static_means(table, sets), self._static_means(saliency.reshape(-1, 1), sets)
             scores = torch.cat([saliency, saliency.new_zeros(sets.static.shape).masked_scatter(sets.static, scores)])
 
             # ST-RoPE, of the places that it is asked for; at the origin nothing is rotated.

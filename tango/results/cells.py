@@ -6,29 +6,41 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from tango.evaluation.frameworks import MOTIONQA, QUESTIONS, benchmark_name
-from tango.evaluation.settings import VANILLA
-from tango.evaluation.timing import TITLES
+from pydantic import Field, ValidationError, create_model
+
+from tango.runs.reading import missing, sentence
+from tango.runs.settings import VANILLA
+from tango.runs.summary import TITLES
+from tango.sweeps.frameworks import MOTIONQA, QUESTIONS, benchmark_name
 
 LABELS = {
     VANILLA: "unpruned", "tango": "Tango", "topk": "top-k saliency", "visionzip": "VisionZip", "fastvid": "FastVID",
     "holitom": "HoliTom", "vidcom2": "VidCom2", "flashvid": "FlashVID", "dycoke": "DyCoke", "divprune": "DivPrune",
     "prunevid": "PruneVid", "fastv": "FastV",
 }  # fmt: skip
-PARTS = {
-    "cell": ("framework", "model", "benchmark", "method", "ratio"),
-    "provenance": ("model", "versions", "commit", "device", "processes", "seed", "time"),
-    "efficiency": tuple(TITLES),
-}
-SAMPLE = ("id", "kind", "score", "prediction", "tokens_before", "tokens_after")
+
+# What tables need of a cell.json (tango/sweeps/cells.py writes more). Fields are values here, not types to mypy.
+_of: Any = create_model
+ROW: Any = _of("Row", id=str, kind=str, score=float, prediction=Any, tokens_before=float, tokens_after=float)
+MODEL: Any = _of("Model", pretrained=str, dtype=str, max_frames_num=int)
+ORIGIN: Any = _of(
+    "Origin", model=MODEL, versions=dict, commit=dict | None, device=dict, processes=int, seed=int, time=str
+)
+CELL_FILE: Any = _of(
+    "CellFile",
+    cell=_of("Cell", framework=str, model=str, benchmark=str, method=str, ratio=float | None),
+    provenance=ORIGIN,
+    efficiency=_of("Efficiency", **dict.fromkeys(TITLES, float | None)),
+    samples=Annotated[list[ROW], Field(min_length=1)],
+)
 
 Cell = Mapping[str, Any]
 
 
 class ResultsError(ValueError):
-    """No tables can be made of what was given; the message says why."""
+    """No tables can be made of some folders or cells; the message says why."""
 
 
 def read_folders(folders: Iterable[str | Path]) -> tuple[list[Cell], list[str]]:
@@ -81,25 +93,15 @@ def read_cell(file: Path) -> Cell:
         cell = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ResultsError(f"{file}: damaged ({error}); delete it and run its sweep again") from error
-
-    def lacks(part: Any, fields: Sequence[str]) -> list[str]:
-        return [name for name in fields if not isinstance(part, dict) or name not in part]
-
-    parts: dict[str, Any] = cell if isinstance(cell, dict) else {}
-    missing = [f"{name}.{lack}" for name, fields in PARTS.items() for lack in lacks(parts.get(name), fields)]
-    origin = parts.get("provenance")
-    if isinstance(origin, dict):
-        missing += lacks(origin.get("model"), ("pretrained", "dtype", "max_frames_num"))
-    samples = parts.get("samples")
-    if not isinstance(samples, list) or not samples:
-        missing.append("samples")
-    elif lacking := sorted({lack for row in samples for lack in lacks(row, SAMPLE)}):
-        missing += [f"samples.{name}" for name in lacking]
-    if missing:
-        raise ResultsError(f"{file}: not a finished cell: it lacks {', '.join(missing)}; run its sweep again")
-    if len({str(row["id"]) for row in parts["samples"]}) < len(parts["samples"]):
+    try:
+        CELL_FILE.model_validate(cell)
+    except ValidationError as error:
+        wrong = f"it lacks {', '.join(lost)}" if (lost := missing(error)) else sentence(error, "")
+        raise ResultsError(f"{file}: not a finished cell: {wrong}; run its sweep again") from error
+    if len({str(row["id"]) for row in cell["samples"]}) < len(cell["samples"]):
         raise ResultsError(f"{file}: it answers a question twice; run its sweep again")
-    return parts
+    read: Cell = cell
+    return read
 
 
 def label(cell: Cell) -> str:
@@ -111,7 +113,7 @@ def label(cell: Cell) -> str:
 
 
 def benchmark(cell: Cell) -> str:
-    """The benchmark's own name, whatever the framework calls it; the number of frames is told elsewhere."""
+    """The benchmark's own name, whatever the framework calls it; the number of frames is named elsewhere."""
     return benchmark_name(cell["cell"]["benchmark"])
 
 
@@ -208,17 +210,17 @@ def _without_repeats(cells: Sequence[Cell], remarks: list[str]) -> list[Cell]:
     groups: dict[tuple[Any, ...], list[Cell]] = {}
     for cell in cells:
         groups.setdefault((_line(cell), benchmark(cell)), []).append(cell)
-    kept = []
+    chosen = []
     for (line, name), group in groups.items():
-        kept.append(max(group, key=lambda cell: (len(cell["samples"]), cell["provenance"]["time"])))
+        chosen.append(max(group, key=lambda cell: (len(cell["samples"]), cell["provenance"]["time"])))
         if len(group) > 1:
             others = {json.dumps(cell["provenance"].get("settings"), sort_keys=True) for cell in group}
             remarks.append(
                 f"{label(group[0])} on {name} in {line[0]} was run {len(group)} times"
                 + (" with different settings" if len(others) > 1 else "")
-                + f"; shown is the run of {kept[-1]['provenance']['time']}"
+                + f"; shown is the run of {chosen[-1]['provenance']['time']}"
             )
-    return kept
+    return chosen
 
 
 def _same_questions(cells: Sequence[Cell], remarks: list[str]) -> list[Cell]:
@@ -226,20 +228,20 @@ def _same_questions(cells: Sequence[Cell], remarks: list[str]) -> list[Cell]:
     groups: dict[tuple[str, str], list[Cell]] = {}
     for cell in cells:
         groups.setdefault((cell["cell"]["framework"], benchmark(cell)), []).append(cell)
-    kept = []
+    alike = []
     for (framework, name), group in groups.items():
         reference = max(group, key=lambda cell: (cell["cell"]["method"] == VANILLA, len(cell["samples"])))
         asked = questions(reference)
         for cell in group:
             if (found := questions(cell)) == asked:
-                kept.append(cell)
+                alike.append(cell)
                 continue
             differ = sorted(found ^ asked)
             remarks.append(
                 f"{label(cell)} on {name} in {framework} answered {len(found)} questions, {label(reference)} "
                 f"{len(asked)} and not the same ({', '.join(differ[:3])}{', ..' if len(differ) > 3 else ''})"
             )
-    return kept
+    return alike
 
 
 def _different_settings(rows: Sequence[Row]) -> list[str]:
@@ -249,11 +251,11 @@ def _different_settings(rows: Sequence[Row]) -> list[str]:
         groups.setdefault(row.what, []).extend(row.cells.values())
     remarks = []
     for group in groups.values():
-        given = [cell["provenance"].get("settings", {}) for cell in group]
+        settings = [cell["provenance"].get("settings", {}) for cell in group]
         differ = sorted(
             name
-            for name in {key for one in given for key in one}
-            if any(one.get(name) != given[0].get(name) for one in given)
+            for name in {key for one in settings for key in one}
+            if any(one.get(name) != settings[0].get(name) for one in settings)
         )
         if differ:
             remarks.append(f"{label(group[0])} was not run with the same {', '.join(differ)} everywhere")

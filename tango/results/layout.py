@@ -11,13 +11,13 @@ import pandas as pd
 from rich.table import Table as RichTable
 from tabulate import tabulate
 
-from tango.evaluation.provenance import commit_text, device_text, versions_text
-from tango.evaluation.settings import VANILLA
-from tango.evaluation.timing import TITLES, terminal_table
-from tango.evaluation.timing import efficiency_table as efficiency_of
 from tango.results.cells import Cell, Row, arrange, benchmarks, each_cell, frameworks
 from tango.results.statistics import Interval
 from tango.results.tables import SPEED_UPS, accuracy_table
+from tango.runs.provenance import commit_text, device_text, versions_text
+from tango.runs.settings import VANILLA
+from tango.runs.summary import TITLES, terminal_table
+from tango.runs.summary import efficiency_table as efficiency_of
 
 SHARE, DIFFERENCE = "share kept (%)", "difference (points)"
 
@@ -153,7 +153,7 @@ def efficiency_summary(rows: Sequence[Row]) -> RichTable:
     several = [len(benchmarks(rows)) > 1, len(frameworks(rows)) > 1]
     times = {}
     for name, row, cell in each_cell(rows):
-        where = [text for text, told in zip((name, f"in {row.framework}"), several, strict=True) if told]
+        where = [text for text, needed in zip((name, f"in {row.framework}"), several, strict=True) if needed]
         times[", ".join([row.name, *where])] = cell["efficiency"]
     return efficiency_of(times)
 

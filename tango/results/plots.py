@@ -11,8 +11,8 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from tango.evaluation.settings import VANILLA
 from tango.results.cells import LABELS, Row, benchmarks, frameworks
+from tango.runs.settings import VANILLA
 
 KEYS = ["benchmark", "framework", "name"]
 PARTS = {"Avg_ViT_Time (ms)": "ViT", "Avg_Other_Time (ms)": "other", "Avg_LLM_Prefill_Time (ms)": "prefill"}

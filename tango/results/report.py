@@ -12,11 +12,11 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from tango.evaluation.timing import TITLES
 from tango.results import layout, tables
 from tango.results.cells import Cell, Row, arrange, benchmarks, frameworks, read_folders, setting
 from tango.results.plots import plot_all
 from tango.results.statistics import Interval
+from tango.runs.summary import TITLES
 
 
 @dataclass

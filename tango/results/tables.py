@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from tango.evaluation.timing import TITLES
 from tango.results.cells import (
     Cell,
     ResultsError,
@@ -29,6 +28,7 @@ from tango.results.cells import (
     tokens_kept,
 )
 from tango.results.statistics import Interval, Scores, bootstrap
+from tango.runs.summary import TITLES
 
 SPEED_UPS = ("Total_runtime", "Total_GPU_runtime", "Avg_LLM_Prefill_Time", "Avg_Total_TTFT")
 
@@ -130,11 +130,11 @@ def agreement_table(rows: Sequence[Row]) -> pd.DataFrame:
                 one, two = ({str(a["id"]): a for a in r.cells[name]["samples"]} for r in (row, other))
                 both = sorted(questions(row.cells[name]) & questions(other.cells[name]))
                 pairs = [(one[i], two[i]) for i in both]
-                told = all("kept" in answer for pair in pairs for answer in pair)
+                known = all("kept" in answer for pair in pairs for answer in pair)
                 line = {"benchmark": name, "name": row.name, "frameworks": f"{row.framework}, {other.framework}"}
                 line |= {"questions": len(both), "only_one": len(one.keys() ^ two.keys())}
                 line |= {"answers_differ": _differ(pairs, "prediction"), "scores_differ": _differ(pairs, "score")}
-                table.append(line | {"kept_differ": _differ(pairs, "tokens_after", "kept") if told else None})
+                table.append(line | {"kept_differ": _differ(pairs, "tokens_after", "kept") if known else None})
     return pd.DataFrame(table).astype({"kept_differ": "Int64"}) if table else pd.DataFrame()
 
 

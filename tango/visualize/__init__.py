@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from tango.evaluation.checkpoints import Checkpoint, check_pretrained, load
+from tango.inference.checkpoints import Checkpoint, check_pretrained, load
 from tango.inference.video import read_video
 from tango.pruners import Pruner
 from tango.visualize.page import write_page
@@ -49,7 +49,7 @@ def visualize(
     Args:
         video: the file.
         output: a folder, made if it is not there; it gets `index.html` and `sheet.png` (then `sheet_2.png`).
-        model: a folder or hub id, or what tango.evaluation.checkpoints.load() returned.
+        model: a folder or hub id, or what tango.inference.checkpoints.load() returned.
         methods: names, or pruners where settings matter; their ratio is replaced.
         ratios: retention ratios in (0, 1].
         frames: how many to sample, evenly, from the video.

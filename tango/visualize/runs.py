@@ -7,8 +7,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from tango.evaluation.chat import Chat
-from tango.evaluation.checkpoints import Checkpoint
+from tango.inference.chat import Chat
+from tango.inference.checkpoints import Checkpoint
 from tango.inference.video import read_video
 from tango.pruners import REGISTRY, Pruner
 from tango.pruners.base import zero_sinks

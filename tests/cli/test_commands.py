@@ -12,16 +12,15 @@ import torch
 from made_up import made_up, write_sweep
 from safetensors.torch import load_file
 
-from tango import fused
 from tango.cli import demo, doctor, main, profile
-from tango.cli.plan import LMMS_MODELS
-from tango.evaluation.cells import Evaluation
-from tango.evaluation.chat import Chat
-from tango.evaluation.checkpoints import load
-from tango.evaluation.sweep import Cell
-from tango.evaluation.timing import TITLES
+from tango.inference.chat import Chat
+from tango.inference.checkpoints import load
 from tango.models import FAMILIES
 from tango.pruners import REGISTRY
+from tango.runs.summary import TITLES
+from tango.sweeps.cells import Evaluation
+from tango.sweeps.expand import LMMS_MODELS
+from tango.sweeps.sweep import Cell
 
 ROOT = Path(__file__).parents[2]
 VIDEO = "data/motionqa/videos/1.mp4"
@@ -111,7 +110,7 @@ def test_methods_are_those_of_the_registry(capsys: Captured) -> None:
     assert list(found) == list(REGISTRY)
     for name, method in REGISTRY.items():
         row = found[name]
-        assert row["settings"] == method().settings() and set(row["signals"]) == {"features", *method().signals}
+        assert row["settings"] == method().settings() and set(row["signals"]) == {"features", *method().needs}
         assert row["paper"] is None or row["paper"] in method.__doc__
     assert found["tango"]["paper"] == "2604.09547"
     where = {name: row["acts"] for name, row in found.items()}
@@ -157,20 +156,13 @@ def test_doctor_names_a_package_that_is_too_old(monkeypatch: pytest.MonkeyPatch)
     assert "rich>=999" in rich.advice and "pip install 'no-such-package>=1'" in absent.advice
 
 
-def test_doctor_tries_the_kernels_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_names_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     properties = SimpleNamespace(name="Made-up 3000", total_memory=24 * 2**30)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
-    fused.kernels.cache_clear()
-    monkeypatch.setitem(sys.modules, "triton", None)
-    monkeypatch.delitem(sys.modules, "tango.kernels", raising=False)
-    _, gpu, kernels, _ = doctor.accelerators()
+    _, gpu, _ = doctor.accelerators()
     assert gpu.found == "Made-up 3000, 24 GiB"
-    assert kernels.status == "missing" and "without its Triton kernels on cuda:0" in kernels.found and kernels.advice
-    fused.kernels.cache_clear()  # what was found of a made-up GPU
-    monkeypatch.setattr(fused, "kernels", lambda device: sys)
-    assert [one.status for one in doctor.accelerators()][2] == "ok"
 
 
 def test_demo_is_the_scripts_demo(capsys: Captured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -237,7 +229,7 @@ def test_sweep_runs_its_cells(capsys: Captured, monkeypatch: pytest.MonkeyPatch,
         name = f"{method}-{ratio}"
         return Cell(name, name, [sys.executable, "-c", status], {}, given.samples, lambda run: result)
 
-    monkeypatch.setattr("tango.evaluation.lmms_cells.lmms_cell", cell)
+    monkeypatch.setattr("tango.sweeps.expand.lmms_cell", cell)
     words = ["sweep", "--ratio", "0.1", "--jobs", "2", "--output", str(tmp_path)]
     assert main(words) == 0
     said = capsys.readouterr().out

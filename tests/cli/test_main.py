@@ -95,7 +95,7 @@ BAD_INPUT = [
     (["sweep", "{}/gone.yaml"], ["gone.yaml"]),
     (["sweep", "{}/grid.yaml"], ["unknown key 'ratio'", "ratios"]),
     (["sweep", "{}/text.yaml"], ["'many'", "a number"]),
-    (["sweep", "{}/zero.yaml"], ["ratio 0", "(0, 1]"]),
+    (["sweep", "{}/zero.yaml"], ["zero.yaml: ratios[1] = 0", "(0, 1]"]),
     (["sweep", "{}/list.yaml"], ["list.yaml", "ratios"]),
     (["sweep", "{}/torn.yaml"], ["torn.yaml"]),
     (["sweep", "--framework", "mine"], ["mine", "lmms-eval", "VLMEvalKit"]),

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from tiny import SIZE, write_video
 
-from tango.evaluation import motionqa
 from tango.inference.video import read_video, uniform_indices
+from tango.motionqa import scenes
 
 ODD = Path(__file__).parents[1] / "data/video"
 
@@ -47,8 +47,8 @@ def test_a_part_of_a_video(video: Path) -> None:
 
 
 def test_sampling_is_the_benchmarks_own() -> None:
-    times = [i / motionqa.FPS for i in uniform_indices(motionqa.NUM_FRAMES, 8)]
-    assert times == list(motionqa.uniform_times(8))
+    times = [i / scenes.FPS for i in uniform_indices(scenes.NUM_FRAMES, 8)]
+    assert times == list(scenes.uniform_times(8))
 
 
 def test_variable_frame_rates_give_true_times(tmp_path: Path) -> None:

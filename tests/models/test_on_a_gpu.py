@@ -54,7 +54,9 @@ def test_generate(family):
 
 
 def test_waits_do_not_grow_with_frames(family):
-    """What the host waits for in a forward pass is a number, whatever the length of the video."""
+    """What the host waits for in a forward pass does not grow with the video: a step that is only done where products
+    leave something open, or for one batch more, makes a few waits of difference, and one a frame would make 42.
+    """
 
     def waits(frames):
         model, video = deepcopy(family.model()), family.video(frames)
@@ -67,4 +69,4 @@ def test_waits_do_not_grow_with_frames(family):
                 model(**inputs)
         return mode.waits.total()
 
-    assert waits(16) == waits(6)
+    assert waits(48) - waits(6) < 42 / 2

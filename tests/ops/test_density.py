@@ -1,19 +1,13 @@
 """Density peaks and assignment against the plain dense definitions, with ties, copies and blocks."""
 
-import warnings
-from collections import Counter
-
 import pytest
-import tango.neighbors
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import Oracle
-from tango.neighbors import OWN_EDGE, Search, half_squares, own_products, product_error, true_pairs
-from tango.ragged import Doubts
-from tango.screening import WIDE, Heads, sampled_products
 
-from tango.ops.density import Peaks, assign, density_peaks, distances
+from tango.ops import density
+from tango.ops.density import Peaks, assign, cluster, density_peaks, distances
 
 TINY = 1e-6  # MiB: blocks of 64 x 64
 
@@ -43,6 +37,25 @@ def dense(points, count, neighbors, distance="difference"):
         peaks.append(by_score)
         clusters.append(torch.searchsorted(by_score.sort().values, oracle.join(d, by_score)))
     return torch.stack(peaks), torch.stack(clusters)
+
+
+def by_definition(part, count, k, itself=False, strict=False, by_score=False):
+    """Peaks, scores and clusters of one set (n, D), from its n x n distances, with the variants of other methods."""
+    size = len(part)
+    d = torch.cdist(part, part, compute_mode="donot_use_mm_for_euclid_dist")
+    others = d.double() if itself else d.double().fill_diagonal_(torch.inf)
+    near = others.sort(1).values[:, : min(k, size if itself else size - 1)]
+    rho = torch.exp(-near.square().sum(1) / max(1, near.shape[1]))
+    rank = torch.empty_like(order := rho.sort(descending=True, stable=True).indices)
+    rank[order] = torch.arange(size)
+    denser = rho[None] > rho[:, None] if strict else rank[None] < rank[:, None]
+    delta = torch.where(denser, d, torch.inf).amin(1)
+    score = rho.clamp(min=torch.finfo(torch.float64).tiny) * delta.double()
+    scores, indices = (x[:count] for x in score.sort(descending=True, stable=True))
+    centres = indices if by_score else indices.sort().values
+    clusters = d[:, centres].argmin(1)
+    clusters[centres] = torch.arange(count)
+    return indices, scores, clusters
 
 
 @settings(deadline=None, derandomize=True, max_examples=120)
@@ -90,126 +103,54 @@ def smooth_tracks(frames, tokens, dim, seed=0, replaced=0.02):
     return points / points.norm(dim=-1, keepdim=True)
 
 
-@pytest.mark.parametrize("most_pairs", [tango.neighbors.MOST_PAIRS, 0])
-def test_screened_blocks_change_nothing(monkeypatch, most_pairs):
-    """Whether few rows, few pairs or all of a block are looked at; every way occurs."""
-    points = smooth_tracks(60, 20, 2 * WIDE)
-    products, ways = [], Counter()
-
-    def watched(name):
-        method = getattr(Search, name)
-
-        def watch(*args):
-            result = method(*args)
-            ways[name, result not in (False, None)] += 1
-            return result
-
-        return watch
-
-    for name in ("_offer_few", "_offer_some", "_closer"):
-        monkeypatch.setattr(Search, name, watched(name))
-    multiply = tango.neighbors.products
-
-    def counted(points, others, *out):
-        products.append(points.shape[0] * others.shape[0] * others.shape[1])
-        return multiply(points, others, *out)
-
-    monkeypatch.setattr(tango.neighbors, "products", counted)
-    monkeypatch.setattr(tango.neighbors, "MOST_PAIRS", most_pairs)
+@pytest.mark.parametrize("lengths", [0.0, 0.2])
+def test_screened_blocks_change_nothing(monkeypatch, lengths):
+    """Also where points are of different lengths, so that closeness is not the product alone."""
+    own = 1 + lengths * (torch.rand(60, 1, generator=torch.Generator().manual_seed(1)) - 0.5)
+    points = smooth_tracks(60, 20, 4 * density.HEAD) * own.repeat_interleave(20, 0)
+    asked = []
+    offer = density._offer
+    monkeypatch.setattr(density, "_offer", lambda *a: (asked.append(len(a[2]) * len(a[4])), offer(*a)))
     screened = density_peaks(points, 80, 7, TINY)
-    taken = sum(products)
-    products.clear()
-    monkeypatch.setattr(tango.neighbors, "SCREEN_BLOCKS", 10**9)
+    looked_at = sum(asked)
+    asked.clear()
+    monkeypatch.setattr(density, "SCREEN_BLOCKS", 10**9)
     full = density_peaks(points, 80, 7, TINY)
-    assert taken < 0.7 * sum(products)  # screening did leave products out
-    done = [name for name, success in ways if success]
-    assert done == ["_offer_few"] if most_pairs == 0 else sorted(done) == ["_closer", "_offer_few", "_offer_some"]
-    assert all(ways[name, False] for name in ("_offer_few", "_offer_some", "_closer"))
-    assert torch.equal(screened.indices, full.indices)
-    assert torch.equal(screened.scores, full.scores)
-    assert torch.equal(screened.indices, dense(points, 80, 7)[0])
-
-
-def test_screening_of_points_of_different_lengths(monkeypatch):
-    """There closeness is not the product alone."""
-    lengths = 0.9 + 0.2 * torch.rand(60, 1, generator=torch.Generator().manual_seed(1))
-    points = smooth_tracks(60, 20, 2 * WIDE) * lengths.repeat_interleave(20, 0)
-    screened = density_peaks(points, 80, 7, TINY)
-    assert not Search(points[0], 64).same
-    monkeypatch.setattr(tango.neighbors, "SCREEN_BLOCKS", 10**9)
-    full = density_peaks(points, 80, 7, TINY)
+    assert looked_at < 0.7 * sum(asked)  # screening did leave products out
     assert torch.equal(screened.indices, full.indices)
     assert torch.equal(screened.scores, full.scores)
     assert torch.equal(screened.indices, dense(points, 80, 7)[0])
 
 
 def test_heads_bound_products_from_above():
-    points = smooth_tracks(60, 20, 2 * WIDE)[0] * torch.rand(1200, 1, generator=torch.Generator().manual_seed(2))
-    search = Search(points, 64)
-    heads = Heads.of(points, search.half, search.error)
-    exact = points.double() @ points.double().T
-    loose, tight = (x.double() @ x.double().T - exact for x in (heads.narrow, heads.wide))
-    assert loose.min() >= 0
-    assert tight.min() >= 0
-    assert tight.mean() < loose.mean() / 2
+    points = smooth_tracks(60, 20, 4 * density.HEAD)[0]
+    points = points * torch.rand(1200, 1, generator=torch.Generator().manual_seed(2))
+    heads = density._heads(points, points.square().sum(1) / 2)
+    assert heads.shape == (1200, density.HEAD + 1)
+    above = heads.double() @ heads.double().T - points.double() @ points.double().T
+    assert above.min() >= 0
+    assert above.mean() < 0.1  # of products of up to 1
 
 
-def test_pairs_of_a_block_where_few_get_into_lists(monkeypatch):
-    """All of a block's pairs, or only those that get into a list: the same outcome, and both occur."""
-    points = smooth_tracks(30, 20, 48)
-    done = Counter()
-    offer = Search._offer_block
-
-    def watched(*args):
-        result = offer(*args)
-        done[result] += 1
-        return result
-
-    monkeypatch.setattr(Search, "_offer_block", watched)
-    few = density_peaks(points, 60, 7, TINY)
-    assert done[True] > 5 and done[False] > 0
-    monkeypatch.setattr(tango.neighbors, "MOST_HITS", -1)
-    every = density_peaks(points, 60, 7, TINY)
-    assert torch.equal(few.indices, every.indices) and torch.equal(few.scores, every.scores)
-    assert torch.equal(few.indices, dense(points, 60, 7)[0])
-
-
-@pytest.mark.parametrize("shape", [(3, 5), (8, 8), (7, 16), (1, 24), (4, 0)])
-@pytest.mark.parametrize("share", [0.0, 0.1, 1.0])
-def test_true_pairs(shape, share):
-    mask = torch.rand(shape, generator=torch.Generator().manual_seed(1)) < share
-    rows, columns = true_pairs(mask, 1)
-    assert torch.equal(torch.stack([rows, columns], 1), mask.nonzero())
-    count = int(mask.sum())
-    assert count == 0 or true_pairs(mask, (count - 0.5) / mask.numel()) is None
-
-
-@pytest.mark.parametrize("size", [1, 2, 511, 513, 1025])
-def test_own_products_are_products(size):
-    points = unit(size, 40)
-    whole = torch.full((size + 3, size + 3), torch.nan)
-    found = own_products(points, whole[:size, :size])
-    assert torch.allclose(found, points @ points.T, atol=1e-6)
-    if size > 2 * OWN_EDGE:
-        assert torch.equal(found[: size // 2, size // 2 :], found[size // 2 :, : size // 2].T)
-    assert torch.equal(found, whole[:size, :size])
-    assert whole[size:].isnan().all()
-
-
-def test_sampled_products_are_products():
-    points, others = unit(30, 50), unit(40, 50, seed=1)
-    rows, columns = (torch.rand(30, 40, generator=torch.Generator().manual_seed(0)) < 0.1).nonzero().T.contiguous()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        found = sampled_products(points, others, rows, columns)
-    assert torch.allclose(found, (points @ others.T)[rows, columns], atol=1e-6)
-    nothing = torch.empty(0, dtype=torch.int64)
-    assert sampled_products(points, others, nothing, nothing).shape == (0,)
+@pytest.mark.parametrize("size", [65, 200, 300])
+@pytest.mark.parametrize("count", [3, 11, 64])
+def test_nearest_in_blocks(monkeypatch, size, count):
+    """The nearest of all, whether blocks are screened or not, and where a block has fewer points than are listed."""
+    points = unit(size, 4 * density.HEAD)
+    half = points.square().sum(1) / 2
+    exact = (-torch.cdist(points.double(), points.double()).square() / 2).fill_diagonal_(-torch.inf)
+    expected = exact.topk(count, 1).values.float()
+    for blocks in (2, 10**9):
+        monkeypatch.setattr(density, "SCREEN_BLOCKS", blocks)
+        close, near = density._nearest_in_blocks(points, half, count, 32)
+        torch.testing.assert_close(close, expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(exact.gather(1, near).float(), expected, atol=1e-5, rtol=0)
+        assert all(len(set(row)) == count for row in near.tolist())
 
 
 @pytest.mark.parametrize("kind", ["zero", "copies", "few distinct", "random"])
 def test_screening_survives_degenerate_sets(kind):
-    dim = 2 * WIDE
+    dim = 4 * density.HEAD
     points = torch.zeros(1, 300, dim)
     if kind != "zero":
         distinct = {"copies": 1, "few distinct": 5, "random": 300}[kind]
@@ -263,56 +204,115 @@ def test_order_of_the_points_does_not_matter_without_ties(memory_limit):
     copies=st.sampled_from([0.0, 0.2]),
     zeros=st.sampled_from([0.0, 0.1]),
     memory_limit=st.sampled_from([TINY, 256]),
-    fixed=st.booleans(),
     seed=st.integers(0, 10**6),
 )
-def test_sets_of_different_sizes(sizes, share, neighbors, copies, zeros, memory_limit, fixed, seed):
-    """Batched with padding, and with fixed shapes: as each set by itself, to the bit, unless there is a doubt."""
+def test_sets_of_different_sizes(sizes, share, neighbors, copies, zeros, memory_limit, seed):
+    """Batched with padding: as each set by itself, to the bit."""
     parts = [with_copies(unit(1, size, 24, seed=seed + i), seed, copies, zeros) for i, size in enumerate(sizes)]
     counts = [max(1, int(share * size)) for size in sizes]
     padded = torch.full((len(sizes), max(sizes), 24), 0.3)
     for i, part in enumerate(parts):
         padded[i, : sizes[i]] = part[0]
-    doubts = Doubts() if fixed else None
-    peaks = density_peaks(padded, counts, neighbors, memory_limit, sizes=sizes, doubts=doubts)
-    cluster = assign(padded, peaks, memory_limit, doubts=doubts)
-    if doubts is not None and doubts.any():
-        return
+    peaks = density_peaks(padded, counts, neighbors, memory_limit, sizes=sizes)
+    clusters = assign(padded, peaks, memory_limit)
     for i, part in enumerate(parts):
         alone = density_peaks(part, counts[i], neighbors)
         assert torch.equal(peaks.indices[i, : counts[i]], alone.indices[0])
         assert torch.equal(peaks.scores[i, : counts[i]], alone.scores[0])
         assert (peaks.indices[i, counts[i] :] == max(sizes)).all() and (peaks.scores[i, counts[i] :] == -1).all()
-        assert torch.equal(cluster[i, : sizes[i]], assign(part, alone)[0])
+        assert torch.equal(clusters[i, : sizes[i]], assign(part, alone)[0])
 
 
-@pytest.mark.parametrize("memory_limit", [TINY, 256])
-def test_fixed_shapes_are_enough_for_points_in_general_position(memory_limit):
-    """And not for equal distances to many centres, which is a doubt, never a wrong result."""
-    doubts = Doubts()
-    points = smooth_tracks(30, 12, 64)
-    peaks = density_peaks(points, 40, 7, memory_limit, doubts=doubts)
-    assert torch.equal(assign(points, peaks, memory_limit, doubts=doubts), assign(points, peaks))
-    assert torch.equal(peaks.indices, density_peaks(points, 40).indices)
-    assert not doubts.any()
-    member = next(i for i in range(points.shape[1]) if i not in peaks.indices)
-    points[0, member] = 0  # as far from every centre
-    assign(points, peaks, memory_limit, doubts=doubts)
-    assert doubts.any()
+@settings(deadline=None, derandomize=True, max_examples=250)
+@given(
+    neighbors=st.integers(1, 9),
+    more=st.lists(st.integers(-3, 6), min_size=1, max_size=3),
+    width=st.integers(0, 40),
+    itself=st.booleans(),
+    strict=st.booleans(),
+    by_score=st.booleans(),
+    share=st.floats(0, 1),
+    copies=st.sampled_from([0.0, 0.3, 0.9]),
+    zeros=st.sampled_from([0.0, 0.3]),
+    seed=st.integers(0, 10**6),
+)
+def test_about_as_many_points_as_neighbours(
+    neighbors, more, width, itself, strict, by_score, share, copies, zeros, seed
+):
+    """Sets of k - 3 to k + 6 points, one beside a larger one: all others are listed as neighbours, or not quite."""
+    sizes = [max(1, neighbors + number) for number in more]
+    points = with_copies(unit(len(sizes), max(*sizes, width), 16, seed=seed), seed, copies, zeros)
+    counts = [max(1, int(share * size)) for size in sizes]
+    if width > max(sizes):  # a large set in the same batch
+        sizes[0], counts[0] = width, max(1, int(share * width))
+    peaks = density_peaks(points, counts, neighbors, itself=itself, strict=strict, sizes=sizes)
+    clusters = assign(points, peaks, by_score=by_score)
+    for own, size, count, indices, scores, found in zip(points, sizes, counts, *peaks, clusters, strict=True):
+        expected = by_definition(own[:size], count, neighbors, itself, strict, by_score)
+        assert torch.equal(indices[:count], expected[0])
+        torch.testing.assert_close(scores[:count], expected[1], rtol=1e-14, atol=0)
+        assert torch.equal(found[:size], expected[2])
 
 
-@pytest.mark.parametrize("dim", [64, 896])
-def test_products_of_halves(monkeypatch, dim):
-    """What a GPU multiplies, here with sums in fp32: within the bound, and far better than bfloat16 alone."""
-    points = unit(300, dim)
-    exact = points.double() @ points.double().T
-    bound = product_error(points, half_squares(points))
-    monkeypatch.setattr(tango.neighbors, "splits", lambda device: True)
-    multiply = torch.mm
-    monkeypatch.setattr(torch, "mm", lambda a, b, out_dtype: multiply(a.to(out_dtype), b.to(out_dtype)))
-    error = (tango.neighbors.products(points, points).double() - exact).abs().max()
-    assert error < 3 * 2.0**-18 + bound < product_error(points, half_squares(points))
-    assert error < (points.bfloat16().double() @ points.bfloat16().double().T - exact).abs().max() / 20
+@pytest.mark.parametrize("by_score", [False, True])
+def test_copies_that_are_outnumber_the_centres(by_score):
+    """With `strict` copies have the same score. The others join the lowest, though not all fit into a list."""
+    points = unit(1, 90, 6)
+    points[0, 20::2] = points[0, 20]
+    peaks = density_peaks(points, 20, 3, strict=True)
+    assert len(set(peaks.indices[0].tolist()) & set(range(20, 90, 2))) > 2 * density.SPARE
+    expected = by_definition(points[0], 20, 3, strict=True, by_score=by_score)
+    assert torch.equal(peaks.indices[0], expected[0])
+    assert torch.equal(assign(points, peaks, by_score=by_score)[0], expected[2])
+
+
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(
+    sets=st.lists(st.tuples(st.integers(0, 90), st.integers(0, 100)), min_size=1, max_size=8),
+    memory_limit=st.sampled_from([TINY, 0.1, 256]),
+    padding=st.sampled_from([1, 1 << 23]),
+    copies=st.sampled_from([0.0, 0.3]),
+    seed=st.integers(0, 10**6),
+)
+def test_clusters_of_many_sets(sets, memory_limit, padding, copies, seed):
+    """Each set as the oracle has it: around its peaks, each point by itself where there is room, or not at all."""
+    sizes, counts = [size for size, _ in sets], [count for _, count in sets]
+    points = with_copies(unit(1, max(1, sum(sizes)), 12, seed=seed), seed, copies, 0.1)[0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(density.PADDING, "cpu", padding)
+        found = cluster(lambda places: points[places], 12, sizes, counts, torch.device("cpu"), 5, memory_limit)
+    oracle, anchors, by_score, labels, start = Oracle(num_neighbors=5), [], [], [], 0
+    total = sum(min(pair) for pair in sets)
+    for size, count in sets:
+        own = points[start : start + size]
+        if size <= count:
+            peaks, joined = torch.arange(size), torch.arange(size)
+        elif count == 0:
+            peaks, joined = torch.arange(0), None
+        else:
+            d = oracle.distances(own)
+            peaks = oracle.peaks(d, count)
+            joined = torch.searchsorted(peaks.sort().values, oracle.join(d, peaks))
+        labels.append(torch.full((size,), total) if joined is None else len(torch.cat([*anchors, peaks[:0]])) + joined)
+        anchors.append(start + peaks.sort().values)
+        by_score.append(start + peaks)
+        start += size
+    assert torch.equal(found.anchors, torch.cat(anchors))
+    assert torch.equal(found.by_score, torch.cat(by_score))
+    assert torch.equal(found.labels, torch.cat(labels))
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_batches_hold_what_the_memory_limit_allows(device):
+    sizes = torch.randint(1, 400, (50,), generator=torch.Generator().manual_seed(3)).tolist()
+    for memory_limit in (TINY, 1.0, 16.0, 256.0):
+        elements = density._block_elements(torch.device(device), memory_limit)
+        batches = density._batches(sizes, 64, torch.device(device), memory_limit)
+        assert sorted(place for batch in batches for place in batch) == list(range(50))
+        for batch in batches:
+            largest = max(sizes[place] for place in batch)
+            assert len(batch) == 1 or len(batch) * largest**2 <= elements
+    assert len(batches) == 1 if device == "cuda" else len(batches) > 1  # 50 sets of 64: little to waste on padding
 
 
 def test_peak_limits():
@@ -351,19 +351,9 @@ def test_a_point_as_its_own_first_neighbour(neighbors, memory_limit, length, str
     peaks = density_peaks(points, 40, neighbors, memory_limit, itself=True, strict=strict)
     joined = assign(points, peaks, memory_limit)
     for group, part in enumerate(points):
-        d = torch.cdist(part, part, compute_mode="donot_use_mm_for_euclid_dist")
-        rho = torch.exp(-d.double().sort(1).values[:, :neighbors].square().mean(1))
-        rank = torch.empty_like(order := rho.sort(descending=True, stable=True).indices)
-        rank[order] = torch.arange(len(part))
-        denser = rho[None] > rho[:, None] if strict else rank[None] < rank[:, None]
-        delta = torch.where(denser, d, torch.inf).amin(1)
-        delta[delta == torch.inf] = d.max()
-        score = rho.clamp(min=torch.finfo(torch.float64).tiny) * delta
-        assert torch.equal(peaks.indices[group], score.sort(descending=True, stable=True).indices[:40])
-        centres = peaks.indices[group].sort().values
-        expected = d[:, centres].argmin(1)
-        expected[centres] = torch.arange(40)
-        assert torch.equal(joined[group], expected)
+        indices, _, clusters = by_definition(part, 40, neighbors, True, strict)
+        assert torch.equal(peaks.indices[group], indices)
+        assert torch.equal(joined[group], clusters)
 
 
 def test_points_too_far_apart_for_a_density():

@@ -4,8 +4,9 @@ import pytest
 import torch
 from oracle import Oracle
 
-from tango.ops.merging import merge as merge_planned
-from tango.ops.merging import plan_merging, segment_sums
+from tango.ops.density import cluster
+from tango.ops.merging import merge as merge_clusters
+from tango.ops.merging import segment_sums, take
 
 
 def unit(*shape, seed=0):
@@ -13,24 +14,18 @@ def unit(*shape, seed=0):
     return points / points.norm(dim=-1, keepdim=True)
 
 
-def merge(table, sets, vectors, counts, neighbors=7, anchor_weight=0.6, placement="anchor"):
+def merge(table, sets, vectors, counts, neighbors=7, anchor_weight=0.6, placement="anchor", memory_limit=256):
     """Kept rows and features of each set; sets and vectors are lists, of rows of the table and of their vectors."""
     rows, points = torch.cat(sets), torch.cat(vectors)
     counts = [counts] * len(sets) if isinstance(counts, int) else counts
-    plan = plan_merging(
-        len(rows),
-        [len(part) for part in sets],
-        counts,
-        lambda places: points[places],
-        points.shape[1],
-        torch.device("cpu"),
-        neighbors,
-        placement,
-    )
-    merged = merge_planned(table, rows, plan.anchors, plan.clusters, anchor_weight)
-    kept, order = rows[plan.places], []
-    for part in torch.arange(len(kept)).split([min(c, len(s)) for c, s in zip(counts, sets, strict=True)]):
-        order.append(part[kept[part].argsort()])
+    sizes, settings = [len(part) for part in sets], (torch.device("cpu"), neighbors, memory_limit)
+    clusters = cluster(lambda places: points[places], points.shape[1], sizes, counts, *settings)
+    # The table in two pieces, as tokens of a video and the means of its static ones are.
+    tables = table[:70], table[70:]
+    merged = merge_clusters(tables, rows, clusters.anchors, clusters.labels, anchor_weight, memory_limit)
+    kept = rows[clusters.anchors if placement == "anchor" else clusters.by_score]
+    parts = torch.arange(len(kept)).split([min(pair) for pair in zip(counts, sizes, strict=True)])
+    order = [part[kept[part].argsort()] for part in parts]
     return [kept[part] for part in order], [merged[part] for part in order]
 
 
@@ -123,3 +118,31 @@ def test_segment_sums(memory_limit, dtype):
     torch.testing.assert_close(sums.double(), expected, atol=1e-5, rtol=0)
     assert not sums[5].any()
     assert torch.equal(sums, segment_sums(table, rows, segments, 12))
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_segments_beyond_the_last_are_dropped(count):
+    table, segments = torch.randn(6, 5, generator=torch.Generator().manual_seed(7)), torch.tensor([3, 0, 3, 1, 0, 3])
+    segments = segments.clamp(max=count)
+    sums = segment_sums([table[:2], table[2:]], torch.arange(6), segments, count)
+    assert torch.equal(sums, torch.zeros(count + 1, 5).index_add_(0, segments, table)[:count])
+
+
+def test_order_of_addition_does_not_depend_on_other_segments():
+    """A segment's sum is the same to the bit whatever is added to others, and on every run."""
+    table = torch.randn(500, 9, generator=torch.Generator().manual_seed(8))
+    rows = torch.randperm(500, generator=torch.Generator().manual_seed(9))
+    segments = torch.arange(500) % 7
+    sums = segment_sums(table, rows, segments, 7)
+    for segment in range(7):
+        own = rows[segments == segment]
+        assert torch.equal(sums[segment], segment_sums(table, own, torch.zeros_like(own), 1)[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_take_from_tables_one_behind_the_other(dtype):
+    tables = [torch.randn(size, 3).to(dtype) for size in (4, 0, 5)]
+    rows = torch.tensor([8, 0, 3, 4, 4, 7])
+    values = take(tables, rows)
+    assert values.dtype == torch.float32 and torch.equal(values, torch.cat(tables)[rows].float())
+    assert take(tables, rows[:0]).shape == (0, 3)

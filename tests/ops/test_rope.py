@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tango.ops.rope import rope_sections, rotate
+from tango.ops.rope import rope_sections, rotate, rotate_rows
 
 
 def by_formula(features, positions, time_base, space_base):
@@ -82,3 +82,14 @@ def test_other_dtypes_and_strides(dtype):
     features = torch.randn(12, 6, generator=torch.Generator().manual_seed(2)).to(dtype).T
     positions = torch.arange(18.0).view(3, 6).T
     assert torch.equal(rotate(features, positions), rotate(features.float().contiguous(), positions.contiguous()))
+
+
+@pytest.mark.parametrize("block_bytes", [1, 16 * 12 * 4, 1 << 20])
+def test_rows_of_a_table(block_bytes):
+    """Places of any shape, some of them twice: the same as all rotated at once, to the bit, in blocks of any size."""
+    generator = torch.Generator().manual_seed(3)
+    table, positions = torch.randn(20, 12, generator=generator), 9 * torch.rand(20, 3, generator=generator)
+    rows = torch.randint(20, (3, 5), generator=generator)
+    vectors = rotate_rows(table.bfloat16(), positions, rows, 100.0, 50.0, block_bytes)
+    assert torch.equal(vectors, rotate(table.bfloat16(), positions, 100.0, 50.0)[rows])
+    assert rotate_rows(table, positions, rows[:0], 100.0, 50.0, block_bytes).shape == (0, 5, 12)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tango.ops.segmentation import fastvid, holitom
-from tango.ops.similarity import neighbour_similarity
+from tango.ops.similarity import neighbour_similarity, static_places
 
 
 def gain(static, start, end):
@@ -142,3 +142,14 @@ def test_fastvid_with_another_number_of_cuts():
         lowest = similarity.sort().indices[:cuts].sort().values
         edges = [0, *(lowest + 1).tolist(), 9]
         assert fastvid(vectors, -1, cuts).tolist() == [b - a for a, b in itertools.pairwise(edges)]
+
+
+@settings(deadline=None, derandomize=True, max_examples=50)
+@given(sizes=st.lists(st.integers(1, 5), min_size=1, max_size=5), share=st.floats(0.3, 1), seed=st.integers(0, 999))
+def test_static_places(sizes, share, seed):
+    same = torch.rand(sum(sizes) - 1, 6, generator=torch.Generator().manual_seed(seed)) < share
+    static = static_places(torch.where(same, 0.81, 0.8), torch.tensor(sizes), 0.8)  # the threshold itself is not above
+    assert static.shape == (len(sizes), 6)
+    for own, size, end in zip(static, sizes, itertools.accumulate(sizes), strict=True):
+        expected = same[end - size : end - 1].all(0) if size > 1 else torch.zeros(6, dtype=torch.bool)
+        assert torch.equal(own, expected)

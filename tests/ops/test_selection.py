@@ -21,7 +21,7 @@ def chosen_of(saliency, vectors, counts, expansion=1.5, neighbors=7, members=Non
         members,
         members.sum(1).tolist(),
         counts,
-        lambda sets, places: vectors[sets[:, None], places],
+        lambda places: vectors.flatten(0, 1)[places],
         vectors.shape[2],
         expansion,
         neighbors,

@@ -1,9 +1,9 @@
 """The most similar centre by cosine: against the definition, with ties, zeros, blocks and centres left out."""
 
 import pytest
-import tango.pruners.similarity
 import torch
 
+import tango.pruners.similarity
 from tango.pruners.similarity import most_similar
 
 

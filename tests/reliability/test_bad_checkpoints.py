@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from tango import Tango
 from tango.cli import main
-from tango.evaluation.chat import Chat
-from tango.evaluation.checkpoints import CheckpointError, load
+from tango.inference.chat import Chat
+from tango.inference.checkpoints import CheckpointError, load
 
 GROUP = "Checkpoints"
 WHOLE = ROOT / "checkpoints/tango-tiny"

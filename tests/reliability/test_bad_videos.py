@@ -17,11 +17,11 @@ from PIL import Image
 
 from tango import Tango
 from tango.cli import main
-from tango.evaluation.chat import Chat
-from tango.evaluation.checkpoints import load
-from tango.evaluation.journal import Journal, read_journal
-from tango.evaluation.runner import Record, Runner, Sample
+from tango.inference.chat import Chat
+from tango.inference.checkpoints import load
 from tango.inference.video import read_video
+from tango.runs.journal import Journal, read_journal
+from tango.runs.runner import Record, Runner, Sample
 
 GROUP = "Videos"
 Seen = Callable[[str, str], None]

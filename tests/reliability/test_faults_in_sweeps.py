@@ -25,11 +25,12 @@ from rich.console import Console
 
 import tango.results  # noqa: F401 (so that copies of this process need not)
 from tango.cli import main, tell
-from tango.cli import sweep as sweep_command
 from tango.cli.common import BAD_INPUT
-from tango.evaluation.journal import Journal, JournalError, read_journal
-from tango.evaluation.runner import Answer, Runner, Sample
-from tango.evaluation.sweep import Cell, CellError, Sweep, SweepError
+from tango.inference.chat import Answer
+from tango.runs.journal import Journal, JournalError, read_journal
+from tango.runs.runner import Runner, Sample
+from tango.sweeps import expand
+from tango.sweeps.sweep import Cell, CellError, Sweep, SweepError
 
 GROUP = "Sweeps and runs"
 fault = pytest.mark.fault
@@ -39,7 +40,7 @@ Seen = Callable[[str, str], None]
 # the question before which `fault` is executed, fault.
 WORKER = """
 import json, os, pathlib, signal, sys, time
-from tango.evaluation.journal import Journal
+from tango.runs.journal import Journal
 run, number, seconds, bad, fault = pathlib.Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), *sys.argv[4:]
 print("pid", os.getpid(), flush=True)
 with Journal(run / "journal", "r") as journal:
@@ -97,8 +98,8 @@ def command_line(folder: Path) -> None:
     os.dup2(os.open(folder / "stderr", os.O_WRONLY | os.O_CREAT), 2)
     os.dup2(os.open(folder / "stdout", os.O_WRONLY | os.O_CREAT), 1)
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
-    plan = sweep_command.Plan({"m": [cell(folder / "grid/m", "a", 400, 0.05)]}, [], [])
-    sweep_command.make_plan = lambda grid: plan  # in this process only
+    expanded = expand.Expanded({"m": [cell(folder / "grid/m", "a", 400, 0.05)]}, [], [])
+    expand.expand = lambda grid: expanded  # in this process only
     status = main(["sweep", "--output", str(folder / "grid")])
     sys.stderr.flush()
     os._exit(status)
@@ -367,7 +368,7 @@ def test_out_of_memory_in_a_command(
     monkeypatch: pytest.MonkeyPatch, seen: Seen, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr("tango.evaluation.chat.read_video", lambda *_: torch.empty(2**60, dtype=torch.uint8))
+    monkeypatch.setattr("tango.inference.chat.read_video", lambda *_: torch.empty(2**60, dtype=torch.uint8))
     assert main(["ask"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "can't allocate memory" in line and "fewer --frames" in line

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from videos import made_up
 
-from tango.evaluation.settings import MethodSettings, SettingsError, field_types, from_environment, methods
 from tango.pruners import REGISTRY, Pruned
+from tango.runs.settings import MethodSettings, SettingsError, field_types, from_environment, methods
 
 quick = settings(max_examples=60, deadline=None, derandomize=True)
 FEATURES, SALIENCY, GRID, TIMES = made_up(4, (3, 4), 8, seed=1)

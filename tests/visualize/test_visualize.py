@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from tango import Tango
-from tango.evaluation.chat import Chat
-from tango.evaluation.checkpoints import load
+from tango.inference.chat import Chat
+from tango.inference.checkpoints import load
 from tango.inference.video import read_video
 from tango.pruners import REGISTRY, TopK
 from tango.pruners.trace import CONTEXT, SALIENT

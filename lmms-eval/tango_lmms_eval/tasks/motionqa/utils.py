@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tango.evaluation.motionqa import INSTRUCTION, LETTERS
-from tango.evaluation.scoring import parse_choice
+from tango.motionqa.questions import prompt
+from tango.runs.scoring import parse_choice
 
 HERE = Path(__file__).parent
 
@@ -19,9 +19,8 @@ def doc_to_visual(doc: Mapping[str, Any], settings: Mapping[str, Any]) -> list[s
 
 
 def doc_to_text(doc: Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> str:
-    """The question, its options on lines of their own, and the instruction, as Question.prompt() writes them."""
-    options = [f"{letter}. {option}" for letter, option in zip(LETTERS, doc["options"], strict=True)]
-    return "\n".join([doc["question"], *options, INSTRUCTION])
+    """The question, its options on lines of their own, and the instruction."""
+    return prompt(doc["question"], doc["options"])
 
 
 def process_results(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, dict[str, Any]]:

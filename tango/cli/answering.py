@@ -1,0 +1,158 @@
+"""A model that answers a question about one video, pruned and not: what `tango ask` and `tango profile` share."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tango.cli.common import OTHER_FRAMES, InputError, out_of_memory
+from tango.motionqa.shipped import FRAMES, MODEL, VIDEO, shipped
+
+if TYPE_CHECKING:
+    from tango.inference.chat import Chat
+    from tango.inference.checkpoints import Checkpoint
+    from tango.pruners.base import Pruner
+
+UNPRUNED = "unpruned"
+# The parts of timing.Timing, as people read them.
+STAGES = {"vit_s": "vision tower", "other_s": "projector, pruning", "prefill_s": "prefill", "decode_s": "decoding"}
+
+
+def label(pruner: Pruner | None) -> str:
+    return UNPRUNED if pruner is None else f"{pruner.name} {pruner.retention_ratio:g}"
+
+
+def choose_pruners(methods: Sequence[str], ratio: float, config: str | None, fields: Sequence[str]) -> list[Pruner]:
+    """The methods to compare with the unpruned model, their settings checked.
+
+    Raises:
+        InputError: an unknown method, field or file, or a value that cannot be.
+    """
+    from tango.pruners import REGISTRY
+    from tango.runs.settings import make_pruner, parse_args
+
+    chosen = []
+    for name in dict.fromkeys(methods):
+        if name not in REGISTRY:
+            raise InputError(f"--method {name!r}: there is no such method; use one of {', '.join(REGISTRY)}")
+        with input_errors():
+            values = parse_args(",".join(fields), name, {"retention_ratio": ratio})
+            if (pruner := make_pruner(name, config, values)) is not None:
+                chosen.append(pruner)
+    return chosen
+
+
+def check_video(video: str | None) -> str:
+    """A video that can be opened, by default the shipped one; looked at before a model is loaded.
+
+    Raises:
+        InputError: there is none, or it cannot be read.
+    """
+    path = shipped(VIDEO) if video is None else video
+    if not Path(path).is_file():
+        raise InputError(f"no video file {path!r}; give the path of one, or none for the shipped {VIDEO}")
+    with input_errors():
+        from tango.inference.video import read_video
+
+        read_video(path, 1)
+    return path
+
+
+@contextlib.contextmanager
+def input_errors() -> Iterator[None]:
+    """Turn errors of reading a video, and of settings that cannot be or do not fit a model, into an InputError."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (ValueError, OSError) as error:
+        # The variables that the frameworks are steered by are flags here.
+        raise InputError(str(error).replace("TANGO_ARGS", "--set").replace("TANGO_CONFIG", "--config")) from error
+
+
+def load(model: str | None, device: str | None, dtype: str) -> Checkpoint:
+    """The model and its processor.
+
+    Raises:
+        InputError: no such checkpoint, one that cannot be used, or no such device.
+    """
+    import torch
+    from transformers.utils import logging
+
+    from tango.inference.checkpoints import load as load_checkpoint
+
+    source = shipped(MODEL) if model is None else model
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device.partition(":")[0] not in ("cpu", "cuda"):
+        raise InputError(f"--device {device!r}: use cpu, cuda, or cuda:1 for a certain GPU")
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # there is a bar already
+    try:
+        return load_checkpoint(source, device=device, dtype=dtype)
+    except (ValueError, OSError, RuntimeError) as error:
+        if out_of_memory(error):
+            raise
+        first = str(error).strip().split("\n")[0]
+        raise InputError(first if source in first else f"{source}: {first}") from error
+
+
+def start(
+    step: Callable[[str], None],
+    video: str | None,
+    model: str | None,
+    methods: Sequence[str],
+    ratio: float,
+    config: str | None,
+    fields: Sequence[str] | None,
+    device: str | None,
+    dtype: str,
+) -> tuple[str, Checkpoint, list[Pruner]]:
+    """The video, the model and the methods that options of `tango ask` and `tango profile` name, in two steps: first
+    all that can be known without the model.
+
+    Raises:
+        InputError: any of them cannot be, or they do not fit each other.
+    """
+    step("starting up")
+    path = check_video(video)
+    pruners = choose_pruners(methods, ratio, config, fields or [])
+    step("loading the model")
+    checkpoint = load(model, device, dtype)
+    check_fit(checkpoint, pruners)
+    return path, checkpoint, pruners
+
+
+def frames_for(frames: int | None, model: str | None) -> int:
+    """How many frames to sample when the user does not say: what the model in question is used with."""
+    if frames is not None:
+        return frames
+    return FRAMES if model is None or Path(model).name == Path(MODEL).name else OTHER_FRAMES
+
+
+def conversation(video: str, question: str) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": [{"type": "video", "video": video}, {"type": "text", "text": question}]}]
+
+
+@contextlib.contextmanager
+def attached(checkpoint: Checkpoint, pruner: Pruner | None, frames: int) -> Iterator[Chat]:
+    """The model with the pruner, ready to be asked.
+
+    Raises:
+        InputError: the method does not fit the model, or the video turns out to be damaged.
+    """
+    from tango.inference.chat import Chat
+
+    with input_errors(), Chat(checkpoint, pruner, max_frames=frames).session() as chat:
+        yield chat
+
+
+def check_fit(checkpoint: Checkpoint, pruners: Sequence[Pruner]) -> None:
+    """Attach each method once, so that one that does not fit the model is found before anything is computed.
+
+    Raises:
+        InputError: as attached() does.
+    """
+    for pruner in pruners:
+        with attached(checkpoint, pruner, 1):
+            pass

@@ -1,1 +1,0 @@
-"""What every evaluation framework shares: settings, prompts, timing, provenance, journals and sweeps."""

@@ -1,0 +1,357 @@
+"""Asks a loaded model about videos, images and text, with or without a pruner, and says what that took.
+
+A conversation is a list of messages {"role": .., "content": [parts]}; a part is {"type": "text", "text": ..}, {"type":
+"image", "image": a PIL image or a file} or {"type": "video", "video": a file, "start": s, "end": s}. The processor's
+chat template turns it into the prompt.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torchvision.transforms.v2.functional import InterpolationMode, resize
+from transformers import StoppingCriteriaList
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+
+from tango.inference.checkpoints import Checkpoint
+from tango.inference.picture import Picture
+from tango.inference.timing import GenerationTimer, StopAt
+from tango.inference.video import Clip, Sampling, read_video
+from tango.models import attach, family_of
+from tango.pruners.base import Pruner
+
+Message = Mapping[str, Any]
+# What a request may set; anything else would silently be without effect.
+SAMPLING = ("temperature", "top_p", "top_k")
+PASSED_ON = (
+    "max_new_tokens",
+    "min_new_tokens",
+    "num_beams",
+    "length_penalty",
+    "repetition_penalty",
+    "no_repeat_ngram_size",
+)
+IGNORED = ("image_aspect_ratio",)  # older tasks carry it; the processor decides
+GENERATION = (*PASSED_ON, *SAMPLING, "do_sample", "until", *IGNORED)
+# In tokens, as qwen-vl-utils has them: of a pair of frames at least and at most, of a video in all, and how much more
+# than the least a frame may have whatever the whole may.
+MIN_TOKENS, MAX_TOKENS, TOTAL_TOKENS, SLACK = 128, 768, 0.9 * 128000, 1.05
+
+
+def generation_settings(asked: Mapping[str, Any], use_cache: bool = True) -> tuple[dict[str, Any], list[str]]:
+    """A task's generation settings as keyword arguments of generate(), and the strings to stop at.
+
+    Greedy unless do_sample or a temperature above 0 asks otherwise; 1024 new tokens at most unless it says so.
+
+    Raises:
+        ValueError: a setting that is not known; the message lists those that are.
+    """
+    unknown = sorted(set(asked) - set(GENERATION))
+    if unknown:
+        raise ValueError(f"unknown generation settings {', '.join(unknown)}; known are {', '.join(sorted(GENERATION))}")
+    until = asked.get("until") or []
+    until = [until] if isinstance(until, str) else list(until)
+    settings = {name: asked[name] for name in PASSED_ON if asked.get(name) is not None}
+    settings.setdefault("max_new_tokens", 1024)
+    temperature = asked.get("temperature")
+    do_sample = asked.get("do_sample")
+    sample = (temperature or 0) > 0 if do_sample is None or temperature is not None else bool(do_sample)
+    settings["do_sample"] = sample and do_sample is not False
+    for name in SAMPLING:
+        # None, so that a checkpoint's own sampling settings neither apply to greedy decoding nor warn about it.
+        if not settings["do_sample"]:
+            settings[name] = None
+        elif asked.get(name) is not None:
+            settings[name] = asked[name]
+    settings["use_cache"] = use_cache
+    return settings, until
+
+
+@dataclass(frozen=True)
+class PixelLimits:
+    """How many pixels a frame may have for models that take any size (Qwen's), by the rules of qwen-vl-utils.
+
+    min_pixels, max_pixels: of a frame or an image; None: 128 and 768 tokens (an image: the processor's own).
+    total_pixels: of a video, shared by its pairs of frames; None: 115200 tokens.
+
+    Raises:
+        ValueError: limits that are not positive, or the least above the most.
+    """
+
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    total_pixels: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("min_pixels", "max_pixels", "total_pixels"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name}={value!r}: give a whole number of pixels of at least 1")
+        if self.min_pixels is not None and self.max_pixels is not None and self.min_pixels > self.max_pixels:
+            raise ValueError(f"min_pixels={self.min_pixels} is above max_pixels={self.max_pixels}")
+
+    def frame_size(self, frames: int, height: int, width: int, factor: int) -> tuple[int, int]:
+        """Height and width of a video's frames: multiples of `factor`, the pixels along a token, in about its shape.
+
+        Raises:
+            ValueError: one side is more than 200 times the other.
+        """
+        token = factor * factor
+        least = self.min_pixels or MIN_TOKENS * token
+        total = self.total_pixels or TOTAL_TOKENS * token
+        most = max(min(MAX_TOKENS * token, total / frames * 2), int(least * SLACK))
+        most = min(self.max_pixels or most, most)
+        chosen: tuple[int, int] = smart_resize(height, width, factor, least, most)  # type: ignore[arg-type]  # a float
+        return chosen
+
+
+@dataclass
+class Answer:
+    """What a model answered, and what that took.
+
+    response: text, or plain JSON for other kinds of request.
+    timing: seconds by part (tango.inference.timing.Timing), None where nothing was generated.
+    tokens: input_tokens, output_tokens, video_tokens_before, video_tokens_after, video_tokens_average.
+    videos: one entry a video: frames, grid, segment_sizes, tokens_before, tokens_after, and a hash of the kept indices.
+    """
+
+    response: Any
+    timing: dict[str, Any] | None
+    tokens: dict[str, int | float]
+    videos: list[dict[str, Any]]
+
+
+@dataclass
+class Chat:
+    """A model to ask.
+
+    Args:
+        checkpoint: what tango.inference.checkpoints.load() returned.
+        pruner: attached while session() is open; None leaves the model untouched.
+        max_frames: frames sampled from each video.
+        seed: of sampled generation; with the sample's name it gives the same text in any order of samples.
+        use_cache: let the language model keep keys and values while decoding.
+        time_instruction: say a video's length and the times of its frames before the question, where the model was
+            trained on that (processors with a `time_instruction`: LLaVA-Video's).
+        sampling: chooses the frames of a video, in place of max_frames of them.
+        limits: sizes of frames and images, where the model takes any (Qwen's); None leaves them to the processor.
+    """
+
+    checkpoint: Checkpoint
+    pruner: Pruner | None = None
+    max_frames: int = 32
+    seed: int = 0
+    use_cache: bool = True
+    time_instruction: bool = True
+    sampling: Sampling | None = None
+    limits: PixelLimits | None = None
+    _timer: GenerationTimer | None = field(default=None, init=False, repr=False)
+    _pruned: Any = field(default=None, init=False, repr=False)
+    _clip: tuple[Any, Clip] | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.max_frames < 1:
+            raise ValueError(f"max_frames_num={self.max_frames}: sample at least one frame of a video")
+
+    @contextlib.contextmanager
+    def session(self) -> Iterator[Chat]:
+        """Attach the pruner, if any, and the timer; ask within."""
+        model = self.checkpoint.model
+        family = family_of(model)
+        with contextlib.ExitStack() as stack:
+            if self.pruner is not None:
+                self._pruned = stack.enter_context(attach(model, self.pruner))
+            self._timer = stack.enter_context(
+                GenerationTimer(model, family.vision_modules(model), family.language_model(model))
+            )
+            try:
+                yield self
+            finally:
+                self._timer = self._pruned = self._clip = None
+
+    def generate(self, messages: Sequence[Message], settings: Mapping[str, Any], name: str) -> Answer:
+        """Answer a conversation.
+
+        Args:
+            settings: the task's generation settings, see generation_settings().
+            name: the sample's, seeds sampling.
+
+        Raises:
+            RuntimeError: outside session(). Whatever reading, preparing or generating raises passes through.
+        """
+        timer = self._timer
+        if timer is None:
+            raise RuntimeError("Chat.generate() works inside `with chat.session():` only")
+        options, until = generation_settings(settings, self.use_cache)
+        model, tokenizer = self.checkpoint.model, self.checkpoint.processor.tokenizer
+        inputs, extra = self._prepare(messages)
+        width = inputs["input_ids"].shape[1]
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        stop = StopAt(lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True)), until)
+        if options["do_sample"]:
+            torch.manual_seed((self.seed + zlib.crc32(name.encode())) % 2**63)
+        criteria = StoppingCriteriaList([timer, stop] if stop.until else [timer])
+        with torch.inference_mode():
+            timer.start()
+            sequences = model.generate(**inputs, **extra, **options, pad_token_id=pad, stopping_criteria=criteria)
+            timing = timer.stop()
+        new = sequences[0, width:]
+        videos = self._videos(inputs)
+        return Answer(
+            response=stop.cut(tokenizer.decode(new, skip_special_tokens=True)).strip(),
+            timing=timing.to_dict(),
+            tokens=_count_tokens(width, len(new), videos),
+            videos=videos,
+        )
+
+    def loglikelihood(self, messages: Sequence[Message], continuation: str) -> Answer:
+        """Log-likelihood of a text as the reply; the response is [sum of log-probabilities, whether greedy decoding
+        gives it].
+        """
+        model, tokenizer = self.checkpoint.model, self.checkpoint.processor.tokenizer
+        inputs, extra = self._prepare(messages)
+        reply = tokenizer(continuation, add_special_tokens=False, return_tensors="pt").input_ids.to(inputs["input_ids"])
+        if reply.numel() == 0:
+            raise ValueError(f"the continuation {continuation!r} has no tokens")
+        width, count = inputs["input_ids"].shape[1], reply.shape[1]
+        inputs["input_ids"] = torch.cat((inputs["input_ids"], reply), 1)
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        with torch.inference_mode():
+            logits = model(**inputs, **extra, logits_to_keep=count + 1).logits[0, -count - 1 : -1].float()
+        chosen = torch.log_softmax(logits, -1).gather(1, reply[0, :, None].to(logits.device))
+        greedy = bool((logits.argmax(-1) == reply[0].to(logits.device)).all())
+        videos = self._videos(inputs)
+        return Answer([float(chosen.sum()), greedy], None, _count_tokens(width, count, videos), videos)
+
+    def _prepare(self, messages: Sequence[Message]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Model inputs on the device, and keyword arguments only a pruner takes."""
+        images, clips, keys, shown = [], [], [], []
+        instruct = getattr(self.checkpoint.processor, "time_instruction", None) if self.time_instruction else None
+        for message in messages:
+            parts = []
+            for part in message["content"]:
+                if part["type"] == "image":
+                    images.append(_image(part["image"]))
+                elif part["type"] == "video":
+                    clips.append(self._read(part))
+                    keys.append(Path(part["video"]).stem)
+                elif part["type"] != "text":
+                    raise ValueError(
+                        f"a message part of type {part['type']!r}; text, image and video can be asked about"
+                    )
+                parts.append({"type": part["type"]} | ({"text": part["text"]} if part["type"] == "text" else {}))
+                if part["type"] == "video" and instruct is not None:
+                    seconds = clips[-1].timestamps
+                    sentence = instruct(clips[-1].duration, [time - seconds[0] for time in seconds])
+                    parts.append({"type": "text", "text": sentence + "\n"})
+            shown.append({"role": message["role"], "content": parts})
+        text = self.checkpoint.processor.apply_chat_template(shown, tokenize=False, add_generation_prompt=True)
+        media: dict[str, Any] = {}
+        if images:
+            media["images"] = images
+        if clips:
+            media["videos"] = [torch.from_numpy(clip.frames).permute(0, 3, 1, 2) for clip in clips]
+            media["video_metadata"] = [_metadata(clip) for clip in clips]
+            media["videos_kwargs"] = {"do_sample_frames": False}  # sampled already, with their times known
+        if self.limits is not None:
+            media.setdefault("videos_kwargs", {})["do_resize"] = False
+            ends = {"min_pixels": self.limits.min_pixels, "max_pixels": self.limits.max_pixels}
+            if None not in ends.values():  # the processor takes both or neither
+                media["images_kwargs"] = ends
+        batch = self.checkpoint.processor(text=[text], return_tensors="pt", **media)
+        inputs = dict(batch.to(self.checkpoint.device, self.checkpoint.model.dtype))
+        extra = {}
+        if clips and self.pruner is not None:
+            extra = {"video_timestamps": [torch.tensor(clip.timestamps) for clip in clips], "video_keys": keys}
+        return inputs, extra
+
+    def _read(self, part: Mapping[str, Any]) -> Clip:
+        """A video's frames; the last video is remembered, since benchmarks ask several questions in a row about one."""
+        wanted = (str(part["video"]), part.get("start"), part.get("end"))
+        if self._clip is None or self._clip[0] != wanted:
+            self._clip = (wanted, read_video(wanted[0], self.sampling or self.max_frames, *wanted[1:], self._resized))
+        return self._clip[1]
+
+    def _resized(self, frames: int, frame: Picture) -> Picture:
+        """A frame of a video of so many in the size it is to be shown in, (height, width, 3).
+
+        This is the processor's own rule, applied early so that frames need not be held in the size they are stored in.
+        """
+        processor = self.checkpoint.processor.video_processor
+        how = InterpolationMode.BICUBIC
+        if self.limits is not None:
+            factor = processor.patch_size * processor.merge_size
+            size = self.limits.frame_size(frames, frame.shape[0], frame.shape[1], factor)
+        elif processor.do_resize and processor.size["height"]:
+            size, how = (processor.size["height"], processor.size["width"]), processor.resample
+        else:
+            return frame
+        pixels = torch.from_numpy(frame).permute(2, 0, 1)
+        shown: Picture = resize(pixels, list(size), how, antialias=True).permute(1, 2, 0).numpy()
+        return shown
+
+    def _videos(self, inputs: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """What became of each video of the last call. Newlines are not counted, with a pruner or without."""
+        if self._pruned is not None:
+            return [
+                {
+                    "frames": record.frames,
+                    "grid": list(record.grid),
+                    "segment_sizes": list(record.segment_sizes),
+                    "tokens_before": record.tokens_before,
+                    "tokens_after": record.tokens_after,
+                    "tokens_in_llm": record.tokens_in_llm,
+                    "average_retention": record.average_retention,
+                    "kept": hashlib.sha256(record.indices.numpy().tobytes()).hexdigest()[:16],
+                }
+                for record in self._pruned.videos
+            ]
+        model = self.checkpoint.model
+        sizes = family_of(model).FAMILY.sizes(model.config, inputs)
+        return [{"frames": f, "tokens_before": f * length, "tokens_after": f * length} for f, length in sizes]
+
+
+def _count_tokens(prompt: int, new: int, videos: Sequence[Mapping[str, Any]]) -> dict[str, int | float]:
+    """input_tokens is the prompt as written, before pruning; video_tokens_average what a layer sees in the mean."""
+    return {
+        "input_tokens": prompt,
+        "output_tokens": new,
+        "video_tokens_before": sum(video["tokens_before"] for video in videos),
+        "video_tokens_after": sum(video["tokens_after"] for video in videos),
+        "video_tokens_average": sum(_average(video) for video in videos),
+    }
+
+
+def _average(video: Mapping[str, Any]) -> float:
+    """A video's tokens at prefill in the mean over the language model's layers."""
+    share = video.get("average_retention")
+    return float(video["tokens_after"] if share is None else video["tokens_before"] * share)
+
+
+def _metadata(clip: Clip) -> dict[str, Any]:
+    """What a processor that tells the model about time (Qwen's) must know of sampled frames."""
+    rate = clip.total_frames / clip.duration if clip.duration > 0 else 1.0
+    first = clip.timestamps[0]
+    return {
+        "total_num_frames": clip.total_frames,
+        "fps": rate,
+        "duration": clip.duration,
+        "frames_indices": [round((time - first) * rate) for time in clip.timestamps],
+    }
+
+
+def _image(image: Any) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return image.convert("RGB")
+    if isinstance(image, str | Path):
+        with Image.open(image) as opened:
+            return opened.convert("RGB")
+    raise ValueError(f"an image must be a PIL image or a file, got {type(image).__name__}")

@@ -1,0 +1,250 @@
+"""Loads a checkpoint, a folder or a hub id, on a CPU or on GPUs.
+
+Both formats are read: transformers' own, and that of the `llava` package (`lmms-lab/..`), see tango.models.original.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub.errors import StrictDataclassError
+from jinja2 import TemplateError
+from safetensors import SafetensorError
+from transformers import AutoProcessor
+
+from tango.models import FAMILIES
+from tango.models.original import is_original, load_original, original_class, read_config
+from tango.models.pooling_head import INDEX, WEIGHTS
+
+log = logging.getLogger(__name__)
+
+EXAMPLES = "lmms-lab/llava-onevision-qwen2-7b-ov, llava-hf/llava-onevision-qwen2-7b-ov-hf"
+DTYPES = {name: getattr(torch, name) for name in ("float32", "float16", "bfloat16")}
+SHORT = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "half": "float16", "float": "float32"}
+
+
+class CheckpointError(ValueError):
+    """A checkpoint or a way of loading it that cannot be; the message says what can."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded model with its processor, and how it was loaded (plain JSON, for results)."""
+
+    model: Any
+    processor: Any
+    device: torch.device
+    described: dict[str, Any]
+
+
+def check_pretrained(pretrained: str) -> None:
+    """Turn away what is neither a folder nor looks like a hub id, before anything is loaded.
+
+    Raises:
+        CheckpointError: says what to pass.
+    """
+    if not isinstance(pretrained, str) or not pretrained:
+        raise CheckpointError(f"pretrained={pretrained!r}: pass a folder or a hub id, for example {EXAMPLES}")
+    looks_local = pretrained.startswith(("/", "./", "../", "~")) or pretrained.count("/") != 1
+    if looks_local and not Path(pretrained).expanduser().is_dir():
+        raise CheckpointError(f"pretrained={pretrained!r}: no such folder, and not a hub id of the form owner/name")
+
+
+def parse_dtype(dtype: str | torch.dtype) -> torch.dtype | str:
+    """ "auto" or a dtype by name."""
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype == "auto":
+        return "auto"
+    name = str(dtype).removeprefix("torch.")
+    name = SHORT.get(name, name)
+    if name not in DTYPES:
+        raise CheckpointError(f"dtype={dtype!r}: use auto, {', '.join(DTYPES)}")
+    resolved: torch.dtype = DTYPES[name]
+    return resolved
+
+
+def load(
+    pretrained: str,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype = "auto",
+    attn_implementation: str | None = None,
+    device_map: str | None = None,
+    revision: str = "main",
+    chat_template: str | None = None,
+) -> Checkpoint:
+    """Load a checkpoint whose class has a family in tango.models.
+
+    Args:
+        dtype: "auto" is what the checkpoint is stored in, but float32 instead of float16 on a CPU.
+        attn_implementation: "sdpa", "eager" or "flash_attention_2"; the latter becomes sdpa on a CPU, with a warning.
+        device_map: "auto" spreads the model over all GPUs; None puts it on `device`.
+        chat_template: a file or text that replaces the processor's own template.
+
+    Raises:
+        CheckpointError: not a checkpoint this project knows, or one that is not whole. Pickled weights are not read,
+            and code that a checkpoint brings along is not run.
+    """
+    check_pretrained(pretrained)
+    device = torch.device(device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise CheckpointError(f"device={str(device)!r}: PyTorch sees no CUDA GPU here; use device=cpu")
+    raw = _config(pretrained, revision)
+    cls = _model_class(raw, pretrained)
+    resolved = parse_dtype(dtype)
+    if resolved == "auto" and device.type == "cpu" and raw.get("dtype", raw.get("torch_dtype")) == "float16":
+        log.warning(
+            "%s is stored in float16, which a CPU computes slowly: loading it in float32 (set dtype to change this)",
+            pretrained,
+        )
+        resolved = torch.float32
+    attention = attn_implementation
+    if attention == "flash_attention_2" and device.type == "cpu" and device_map is None:
+        log.warning("attn_implementation=flash_attention_2 needs a GPU: using sdpa on the CPU")
+        attention = "sdpa"
+    how: dict[str, Any] = {"revision": revision, "dtype": resolved, "attn_implementation": attention}
+    how["device_map"] = device_map or device  # straight to its place, without a copy of all of it in main memory
+    processor: Any
+    with _in_one_line(pretrained):
+        if is_original(raw):
+            model, processor = load_original(pretrained, **how)
+        else:
+            check_weights(pretrained)
+            model, report = cls.from_pretrained(
+                pretrained, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **how
+            )
+            check_report(report, pretrained)
+            processor = AutoProcessor.from_pretrained(  # type: ignore[no-untyped-call]
+                pretrained, revision=revision, trust_remote_code=False
+            )
+    if chat_template is not None:
+        file = Path(chat_template)
+        processor.chat_template = file.read_text(encoding="utf-8") if file.is_file() else chat_template
+    check_processor(processor, model, pretrained)
+    described = {
+        "pretrained": pretrained,
+        "revision": revision,
+        "class": cls.__name__,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "attn_implementation": model.config._attn_implementation,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+    }
+    return Checkpoint(model.eval(), processor, model.device if device_map else device, described)
+
+
+def class_name(pretrained: str, revision: str = "main") -> str:
+    """The class that load() would load, told from the checkpoint's config.json. Raises CheckpointError as it does."""
+    check_pretrained(pretrained)
+    name: str = _model_class(_config(pretrained, revision), pretrained).__name__
+    return name
+
+
+def check_weights(pretrained: str) -> None:
+    """Turn away a folder without safetensors.
+
+    Raises:
+        CheckpointError: says what is there instead.
+    """
+    folder = Path(pretrained).expanduser()
+    if not folder.is_dir() or any((folder / name).is_file() for name in (INDEX, WEIGHTS)):
+        return
+    pickled = sorted(file.name for kind in ("*.bin", "*.pt", "*.pth", "*.ckpt") for file in folder.glob(kind))
+    there = f"only {', '.join(pickled)}: pickled weights can run code and are not read" if pickled else "no weights"
+    raise CheckpointError(f"{pretrained!r} holds {there}; put {WEIGHTS} there (or {INDEX} and its files)")
+
+
+def check_report(report: Mapping[str, Any], pretrained: str) -> None:
+    """Turn away weights that do not fit their config.json; transformers would make up what is missing.
+
+    Raises:
+        CheckpointError: names tensors that are missing, of another shape, or of layers that the model does not have.
+    """
+    # A SigLIP tower may bring its head and last layer, which no model uses.
+    strange = [n for n in report["unexpected_keys"] if "vision" not in n and not n.endswith(".rotary_emb.inv_freq")]
+    kinds = {"missing": report["missing_keys"], "of another shape": [name for name, *_ in report["mismatched_keys"]]}
+    for kind, names in (kinds | {"of no use to it": strange}).items():
+        if names:
+            listed = ", ".join(sorted(names)[:3]) + (", .." if len(names) > 3 else "")
+            raise CheckpointError(
+                f"{pretrained!r}: the weights are not those of its config.json; {len(names)} tensors are {kind}: "
+                f"{listed}"
+            )
+
+
+def check_processor(processor: Any, model: Any, pretrained: str) -> None:
+    """Turn away a processor that would put something else into the prompt than the model knows.
+
+    Raises:
+        CheckpointError: says what is missing.
+    """
+    if not processor.chat_template:
+        raise CheckpointError(f"{pretrained!r} has no chat template; pass chat_template=<file>")
+    message = {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "?"}]}
+    try:
+        processor.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
+    except TemplateError as error:
+        raise CheckpointError(
+            f"{pretrained!r}: its chat template cannot be used: {error}; pass chat_template=<file>"
+        ) from error
+    tokenizer = processor.tokenizer
+    if not tokenizer.encode("A", add_special_tokens=False):
+        raise CheckpointError(f"{pretrained!r}: its tokenizer knows no letters; its tokenizer.json is missing")
+    known = tokenizer.convert_tokens_to_ids(processor.video_token)
+    if known != model.config.video_token_id:
+        raise CheckpointError(
+            f"{pretrained!r}: its tokenizer has {processor.video_token} as token {known}, its config.json says "
+            f"{model.config.video_token_id}; tokenizer files are missing, or of another checkpoint"
+        )
+
+
+def _config(pretrained: str, revision: str) -> dict[str, Any]:
+    """Its config.json. Raises CheckpointError if there is none, or it is something else."""
+    with _in_one_line(pretrained):
+        try:
+            config = read_config(pretrained, revision)
+        except TypeError as error:
+            raise CheckpointError(f"{pretrained!r}: its config.json holds no mapping ({error})") from error
+    if not config:
+        raise CheckpointError(f"{pretrained!r}: the folder has no config.json")
+    return config
+
+
+@contextlib.contextmanager
+def _in_one_line(pretrained: str) -> Iterator[None]:
+    """Turn what libraries say against a checkpoint's files into one line that names it."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except (OSError, ValueError, SafetensorError, StrictDataclassError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        what = lines[0] if lines else type(error).__name__
+        if "custom code" in what:
+            what = f"{pretrained!r} needs code that it brings along, which is not run"
+        raise CheckpointError(what if pretrained in what else f"{pretrained!r} cannot be loaded: {what}") from error
+
+
+def _model_class(config: Mapping[str, Any], pretrained: str) -> Any:
+    """The class that a config.json names: one of transformers, or one that its family's module adds to them."""
+    if is_original(config):
+        try:
+            return original_class(config, pretrained)
+        except ValueError as error:
+            raise CheckpointError(str(error)) from error
+    named = config.get("architectures") or []
+    for name in named:
+        if name in FAMILIES:
+            return getattr(transformers, name, None) or getattr(importlib.import_module(FAMILIES[name]), name)
+    raise CheckpointError(
+        f"{pretrained!r} holds {' and '.join(named) or 'an unnamed class'} (model type {config.get('model_type')!r}); "
+        f"supported classes: {', '.join(FAMILIES)}; such checkpoints are for example {EXAMPLES}"
+    )

@@ -1,0 +1,78 @@
+"""Values that others wrote, in YAML, JSON or the environment, checked against types: what is wrong in one sentence."""
+
+from __future__ import annotations
+
+import functools
+import reprlib
+import typing
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+SHORT = reprlib.Repr()  # of values in messages: YAML can hold a few bytes that stand for millions of members
+SHORT.maxlevel = 2
+# What would be right, by the first word of pydantic's name for what is wrong.
+EXPECTED = {
+    "float": "a number",
+    "int": "an integer",
+    "bool": "true or false",
+    "string": "text",
+    "tuple": "a tuple (in YAML [1, 2, 3], in TANGO_ARGS 1;2;3)",
+    "list": "a list",
+    "dict": "a mapping",
+    "model": "a mapping",
+    "too": "at least one",
+}
+reader: Any = functools.cache(TypeAdapter)
+
+
+def read_yaml(file: Path) -> Any:
+    """What a YAML file holds.
+
+    Raises:
+        ValueError: it is not YAML; says why, not which file.
+        OSError: it cannot be read.
+    """
+    try:
+        return yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date or number that cannot be
+        raise ValueError(f"is not YAML: {error}") from error
+    except RecursionError as error:
+        raise ValueError("is not YAML that can be read: it is nested too deeply") from error
+
+
+def checked(kind: Any, value: Any, name: str, *, strict: bool = True) -> Any:
+    """A value as one of a type.
+
+    Args:
+        name: of the value, for the message: where it is from, and its field.
+        strict: only an integer passes for a number; else text that says one does too.
+
+    Raises:
+        ValueError: it cannot be one; names the value, or the part of it that is wrong, and what would be right.
+    """
+    try:
+        return reader(kind).validate_python(value, strict=strict)
+    except ValidationError as error:
+        absent = type(None) in typing.get_args(kind) and not error.errors()[0]["loc"]
+        raise ValueError(f"{sentence(error, name)}{' or none' if absent else ''}") from error
+
+
+def sentence(error: ValidationError, name: str) -> str:
+    """The first thing that is wrong, its place below `name`, its value, and what would be right."""
+    first = error.errors(include_url=False)[0]
+    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"])
+    where = (name + place).lstrip(".")
+    if first["type"] == "missing":
+        return f"{where} is missing"
+    known = EXPECTED.get(first["type"].partition("_")[0])
+    right = f"expected {known}" if known else first["msg"].removeprefix("Value error, ").replace("Input", "it", 1)
+    return f"{where and where + ' = '}{SHORT.repr(first['input'])}: {right}"
+
+
+def missing(error: ValidationError) -> list[str]:
+    """The fields that are not there, each once, without the places of members of lists."""
+    lost = [one["loc"] for one in error.errors(include_url=False) if one["type"] == "missing"]
+    return list(dict.fromkeys(".".join(part for part in place if isinstance(part, str)) for place in lost))

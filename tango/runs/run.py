@@ -1,0 +1,180 @@
+"""One evaluation of a model by a framework, which hands over its requests as conversations and gets records back.
+
+The plugins of both frameworks (lmms-eval/, VLMEvalKit/) consist of this and of what is peculiar to their framework:
+settings, checkpoint, Chat, then EvaluationRun, its samples, and what it comes to.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import transformers
+
+from tango.inference.chat import Answer, Chat, Message
+from tango.inference.checkpoints import class_name
+from tango.runs import provenance
+from tango.runs.journal import Journal
+from tango.runs.runner import Record, Runner, Sample
+from tango.runs.settings import NOTHING, MethodSettings
+from tango.runs.summary import efficiency, failures, token_summary
+
+log = logging.getLogger(__name__)
+
+
+class ArgumentError(ValueError):
+    """A model argument that cannot be; the message says what can."""
+
+
+def check_model(pretrained: str, revision: str, classes: Sequence[str], model: str, advice: str = "") -> None:
+    """Turn away a checkpoint of another class than a framework's model is for, before it is loaded.
+
+    Raises:
+        ArgumentError: it is of another; names both and the model, and ends with `advice`.
+        CheckpointError: it is none.
+    """
+    if (held := class_name(pretrained, revision)) not in classes:
+        raise ArgumentError(f"{pretrained!r} holds a {held}, and {model} is for {' and '.join(classes)}{advice}")
+
+
+class EvaluationRun:
+    """What one evaluation comes to: which model was asked and how, its journal, its records, its summary.
+
+    Args:
+        settings: the method; its pruner is the chat's.
+        chat: what answers.
+        journal: folder of finished samples, for runs that go on after a kill; None keeps them in memory only.
+        asked: other arguments that answers follow from, for results.
+        depends_on: whatever else answers follow from, as JSON values: the plugin's version.
+        resume: False computes anew what an earlier run finished.
+        rank, processes: which process this is, of how many; with several, torch.distributed connects them.
+
+    Raises:
+        JournalError: see Journal.
+    """
+
+    def __init__(
+        self,
+        settings: MethodSettings,
+        chat: Chat,
+        *,
+        journal: Path | None,
+        asked: Mapping[str, Any] = NOTHING,
+        depends_on: Sequence[Any] = (),
+        resume: bool = True,
+        rank: int = 0,
+        processes: int = 1,
+    ) -> None:
+        self.settings, self.chat, self.processes = settings, chat, processes
+        checkpoint = chat.checkpoint
+        self.described = checkpoint.described | {
+            "max_frames_num": chat.max_frames,
+            "use_cache": chat.use_cache,
+            "time_instruction": chat.time_instruction,
+            **asked,
+        }
+        # All that an answer depends on beside its prompt: runs of one digest may take each other's answers.
+        self.digest = provenance.digest(
+            self.described,
+            settings.method,
+            settings.describe()["settings"],
+            checkpoint.device.type,
+            chat.seed,
+            *depends_on,
+            provenance.model_fingerprint(checkpoint.described["pretrained"], checkpoint.described["revision"]),
+            provenance.code_fingerprint(),
+            torch.__version__,
+            transformers.__version__,
+        )
+        self.journal = None if journal is None else Journal(journal, self.digest, rank)
+        if self.journal is not None and not resume:
+            self.journal.entries.clear()
+        self.runner = Runner(self.journal, rank)
+
+    def sample(
+        self,
+        task: str,
+        doc_id: int | str,
+        name: str,
+        messages: Callable[[], Sequence[Message]],
+        ask: Callable[[Sequence[Message]], Answer],
+        *,
+        settings: Any = None,
+        repeat: int = 0,
+    ) -> Sample:
+        """A request as a sample.
+
+        Args:
+            task, doc_id, repeat: of its record. name: unique in the run.
+            messages: makes the conversation; called now, and again for each try if that fails.
+            ask: answers it.
+            settings: what else is asked for, as JSON values.
+        """
+        made: Sequence[Message] | None = None
+        shown: list[Any] | None = None
+        try:
+            made = messages()
+            shown = identity(made)
+        except Exception as error:  # the runner meets it again, where it is retried and recorded
+            log.debug("the prompt of %s cannot be made: %s", name, error)
+        key = provenance.digest(name, settings, shown)
+        return Sample(task, doc_id, repeat, key, lambda: ask(messages() if made is None else made))
+
+    def finish(self, order: Callable[[Record], Any]) -> dict[str, Any]:
+        """Gather the records of all processes, which all call this, and close the journal.
+
+        Args:
+            order: a key to sort the records by.
+
+        Returns:
+            The summary as plain JSON: provenance, failures, tokens, efficiency, and under "samples" all records.
+        """
+        self.close()
+        gathered: list[Any] = [self.runner.records]
+        if self.processes > 1:
+            gathered = [None] * self.processes
+            dist.all_gather_object(gathered, self.runner.records)
+        records = sorted((record for records in gathered for record in records), key=order)
+        entries = [record.to_dict() for record in records]
+        failed = failures(records)
+        device = self.chat.checkpoint.device
+        return {
+            **provenance.provenance(device, **self.settings.describe(), model=self.described),
+            "processes": self.processes,
+            "run": self.digest,
+            "n_samples": len(records),
+            "n_failed": len(failed),
+            "n_resumed": sum(record.resumed for record in records),
+            "failed": failed,
+            "tokens": token_summary(records),
+            "efficiency": efficiency(entries),
+            "samples": entries,
+        }
+
+    def close(self) -> None:
+        """Let other processes write the journal."""
+        if self.journal is not None:
+            self.journal.close()
+
+
+def identity(messages: Sequence[Message]) -> list[Any]:
+    """What a conversation consists of, as JSON: texts, and files by name, size and time, and images by their bytes."""
+    parts: list[Any] = []
+    for message in messages:
+        for part in message["content"]:
+            source = part.get("image", part.get("video"))
+            if source is None:
+                parts.append([message["role"], part["text"]])
+            elif isinstance(source, str | Path):
+                files = [Path(source)] if Path(source).is_file() else []
+                parts.append(
+                    [message["role"], str(source), provenance.file_stamps(files), part.get("start"), part.get("end")]
+                )
+            else:
+                parts.append([message["role"], source.mode, source.size, hashlib.sha256(source.tobytes()).hexdigest()])
+    return parts

@@ -1,0 +1,145 @@
+"""Runs samples one by one: taken from the journal if finished before, retried once if they fail, always recorded."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+
+from tango.inference.chat import Answer
+from tango.inference.timing import peak_memory
+from tango.runs.journal import Journal, JournalError
+from tango.runs.reading import checked
+
+log = logging.getLogger(__name__)
+TRIES = 2
+
+
+@dataclass
+class Record:
+    """One finished sample, as journals and results files hold it. Times in seconds, memory in units of 2**30 bytes.
+
+    failure: why it has no answer; None if it has one. wall_s: from the end of the sample before to the end of this one.
+    cold: the first sample that its process computed. rank: the process that computed it.
+    """
+
+    task: str
+    doc_id: int | str
+    repeat: int
+    response: Any
+    failure: str | None
+    tries: int
+    timing: dict[str, Any] | None
+    tokens: dict[str, int | float]
+    videos: list[dict[str, Any]]
+    rank: int
+    wall_s: float
+    peak_mem_gb: float
+    cold: bool
+    resumed: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+@dataclass
+class Sample:
+    """One request: who it is, the key of its answer, and how to compute it."""
+
+    task: str
+    doc_id: int | str
+    repeat: int
+    key: str
+    compute: Callable[[], Answer]
+
+
+class Runner:
+    """Computes samples in order and remembers their records.
+
+    Args:
+        journal: where finished samples are kept; None keeps them in memory only.
+        rank: which process this is.
+        shield: exceptions a sample may fail with; anything else ends the run.
+    """
+
+    def __init__(
+        self, journal: Journal | None = None, rank: int = 0, shield: tuple[type[Exception], ...] = (Exception,)
+    ) -> None:
+        self.journal, self.rank, self.shield = journal, rank, shield
+        self.records: list[Record] = []
+        self._cold = True
+        self._last: float | None = None  # when the sample before ended
+
+    def run(self, samples: Iterable[Sample]) -> Iterator[Record]:
+        """Yield one record a sample, in order."""
+        self._last = time.perf_counter()
+        yield from map(self.answer, samples)
+
+    def answer(self, sample: Sample) -> Record:
+        """The record of a sample; a failed one has `failure` set and no response."""
+        last = self._last or time.perf_counter()
+        record = self._finished(sample)
+        if record is None:
+            record = self._compute(sample)
+            record.wall_s = time.perf_counter() - last
+            if self.journal is not None:
+                self.journal.append(sample.key, record.to_dict())
+        self._last = time.perf_counter()
+        self.records.append(record)
+        return record
+
+    def _finished(self, sample: Sample) -> Record | None:
+        entry = self.journal.entries.get(sample.key) if self.journal is not None else None
+        if self.journal is None or entry is None or entry.get("failure") is not None:  # what failed is tried again
+            return None
+        try:
+            record: Record = checked(Record, entry, "", strict=False)
+        except ValueError as error:
+            raise JournalError(
+                f"a finished sample in {str(self.journal.folder)!r} cannot be read: {error}; delete the files of "
+                f"{self.journal.run} there to start anew"
+            ) from error
+        record.resumed = True
+        return record
+
+    def _compute(self, sample: Sample) -> Record:
+        cold, self._cold = self._cold, False
+        answer, failure, tries = None, None, 0
+        while answer is None and tries < TRIES:
+            tries += 1
+            try:
+                answer, failure = sample.compute(), None
+            except self.shield as error:
+                failure = f"{type(error).__name__}: {error}"
+                message = "%s %s failed (try %d of %d): %s"
+                log.warning(message, sample.task, sample.doc_id, tries, TRIES, failure, exc_info=tries == TRIES)
+                cold = True  # whatever it left behind, the next try is no ordinary sample
+            if failure is not None:
+                _make_room()
+        return Record(
+            task=sample.task,
+            doc_id=sample.doc_id,
+            repeat=sample.repeat,
+            response=None if answer is None else answer.response,
+            failure=failure,
+            tries=tries,
+            timing=None if answer is None else answer.timing,
+            tokens={} if answer is None else answer.tokens,
+            videos=[] if answer is None else answer.videos,
+            rank=self.rank,
+            wall_s=0.0,
+            peak_mem_gb=peak_memory(),
+            cold=cold,
+        )
+
+
+def _make_room() -> None:
+    """Free what a failed try held, so that running out of memory once does not fail the rest."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,199 @@
+"""The cells of a grid, and what is missing for them on this machine, before anything is started."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from tango.inference.checkpoints import class_name
+from tango.models.original import read_config
+from tango.motionqa.questions import data_files, read_questions
+from tango.motionqa.shipped import DATA, MODEL, shipped
+from tango.pruners import REGISTRY, Pruner
+from tango.runs.settings import VANILLA, make_pruner
+from tango.sweeps.cells import Evaluation
+from tango.sweeps.frameworks import FRAMEWORKS, LMMS_EVAL, QUESTIONS, Benchmark, Framework, benchmark_name
+from tango.sweeps.grid import Grid
+from tango.sweeps.lmms_cells import lmms_cell
+from tango.sweeps.preflight import missing_checkpoint, missing_dataset, missing_pooling_head, processes
+from tango.sweeps.sweep import Cell
+from tango.sweeps.vlmeval_cells import vlmeval_cell
+
+# lmms-eval's names of the models in its plugin: by the class of a checkpoint and, where it is not on this machine, by
+# what the names of published ones contain.
+LMMS_MODELS = {
+    "LlavaOnevisionForConditionalGeneration": "llava_onevision",
+    "LlavaVideoForConditionalGeneration": "llava_vid",
+    "Qwen2_5_VLForConditionalGeneration": "qwen2_5_vl",
+    "Qwen3VLForConditionalGeneration": "qwen3_vl",
+    "Qwen3VLMoeForConditionalGeneration": "qwen3_vl",
+}
+PUBLISHED = {
+    "llava-onevision": "llava_onevision",
+    "llava-video": "llava_vid",
+    "qwen2.5-vl": "qwen2_5_vl",
+    "qwen3-vl": "qwen3_vl",
+}
+NO_GPU = "there is no GPU on this machine: the CPU is used, which takes days with a model of 7B"
+
+
+@dataclass
+class Expanded:
+    """The cells of a grid, each model's in a sweep of its own; what is missing for them; what cannot be; what is to be
+    known.
+    """
+
+    cells: dict[str, list[Cell]]
+    missing: list[str]
+    left_out: list[str]
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is known of a model without loading it: a folder or hub id, lmms-eval's name of its kind, the layers of its
+    language model; None where it is not here to be looked at, and `missing` says so.
+    """
+
+    source: str
+    kind: str | None
+    layers: int | None
+    missing: str | None = None
+
+
+def expand(grid: Grid) -> Expanded:
+    """All cells of a grid, what they lack on this machine, and what no method can do.
+
+    Raises:
+        ValueError: an unknown method, benchmark or setting, or a combination that no framework has.
+    """
+    methods = list(REGISTRY) if "all" in grid.methods else [name for name in grid.methods if name != VANILLA]
+    pruners = [
+        make_pruner(method, grid.config, {"retention_ratio": ratio})
+        for method in dict.fromkeys(methods)
+        for ratio in grid.ratios
+    ]
+    expanded = Expanded({}, [], [])
+    count = processes_of(grid, expanded.missing)
+    for model in grid.models:
+        subject = look_at(shipped(MODEL) if model == MODEL else model)
+        name = Path(subject.source).name
+        if name in expanded.cells:
+            raise ValueError(f"two models are called {name!r}; they would share a folder, so sweep them one by one")
+        if subject.missing is not None:
+            expanded.missing.append(subject.missing)
+        choices: list[Pruner | None] = [None]
+        for pruner in pruners:
+            if (reason := impossible(pruner, subject.layers)) is None:
+                choices.append(pruner)
+            else:
+                expanded.left_out.append(f"{name}: {reason}")
+        folder = Path(os.path.abspath(grid.output)) / name
+        expanded.cells[name] = [
+            cell
+            for framework in dict.fromkeys(grid.frameworks)
+            for cell in cells_of(grid, FRAMEWORKS[framework], subject, folder, choices, count, expanded.missing)
+        ]
+    expanded.missing = list(dict.fromkeys(expanded.missing))
+    if grid.ray is None and not torch.cuda.is_available() and set(grid.models) != {MODEL}:
+        expanded.notes.append(NO_GPU)
+    return expanded
+
+
+def processes_of(grid: Grid, missing: list[str]) -> int:
+    """How many processes a cell has: NPROC or one a GPU, on Ray one for each of its GPUs. Why not goes to `missing`."""
+    if grid.ray is not None:
+        return max(1, 1 if grid.gpus is None else grid.gpus)
+    try:
+        return processes()
+    except ValueError as error:
+        missing.append(str(error))
+        return 1
+
+
+def look_at(model: str) -> Subject:
+    """What a checkpoint is, or what its name says where it cannot be loaded.
+
+    Raises:
+        CheckpointError: it is there, and no checkpoint that this project can use.
+    """
+    problem = missing_checkpoint(model)
+    if problem is not None:
+        kinds = (kind for part, kind in PUBLISHED.items() if part in model.lower())
+        return Subject(model, next(kinds, None), None, problem)
+    config = read_config(model)
+    kind = LMMS_MODELS[class_name(model)]
+    return Subject(model, kind, config.get("text_config", config).get("num_hidden_layers"))
+
+
+def impossible(pruner: Pruner | None, layers: int | None) -> str | None:
+    """Why a method cannot keep its share of the tokens in a language model of so many layers; None if it can."""
+    if pruner is not None and layers is not None:
+        try:
+            pruner.in_llm(layers)
+        except ValueError as error:
+            return str(error)
+    return None
+
+
+def cells_of(
+    grid: Grid,
+    framework: Framework,
+    subject: Subject,
+    folder: Path,
+    choices: Sequence[Pruner | None],
+    processes: int,
+    missing: list[str],
+) -> Iterator[Cell]:
+    """One framework's cells of one model, with each choice of a pruner; what they lack goes to `missing`.
+
+    Raises:
+        ValueError: a benchmark, or a number of frames, that the framework does not have.
+    """
+    if framework.frames is not None and grid.frames not in framework.frames:
+        numbers = ", ".join(map(str, framework.frames))
+        raise ValueError(f"frames = {grid.frames}: {framework.name} has data sets of {numbers}")
+    if find_spec(framework.plugin) is None:
+        advice = f"in a checkout: make setup, or pip install --no-deps -e ./{framework.name}"
+        missing.append(f"{framework.name}'s plugin is not installed; {advice}")
+    hub = not Path(subject.source).is_dir()
+    if hub and (subject.kind or "").startswith("llava") and (lost := missing_pooling_head(subject.source)):
+        missing.append(lost)
+    for name in dict.fromkeys(map(benchmark_name, grid.benchmarks)):
+        if name not in framework.benchmarks:
+            raise ValueError(f"benchmark {name!r}: {framework.name} has {', '.join(framework.benchmarks)}")
+        benchmark = framework.benchmarks[name]
+        count, data = questions_of(name, benchmark, missing)
+        unpruned = Evaluation(subject.source, count, data, config=grid.config, limit=grid.limit, processes=processes)
+        for pruner in choices:
+            evaluation = unpruned
+            if pruner is not None:
+                evaluation = replace(unpruned, method=pruner.name, ratio=pruner.retention_ratio)
+            if framework is not LMMS_EVAL:
+                yield vlmeval_cell(folder, evaluation, dataset=f"{benchmark.name}_{grid.frames}frame")
+            elif subject.kind is not None:  # else it is missing, and lmms-eval's name for it is not known
+                yield lmms_cell(
+                    folder,
+                    evaluation,
+                    task=benchmark.name,
+                    max_frames=grid.frames,
+                    model=subject.kind,
+                    tasks=benchmark.tasks,
+                )
+
+
+def questions_of(name: str, benchmark: Benchmark, missing: list[str]) -> tuple[int, list[Path]]:
+    """How many questions a benchmark has, and its files if it is shipped; a data set that is not here goes to
+    `missing`.
+    """
+    if benchmark.repository is None:
+        folder = Path(shipped(DATA))
+        return len(read_questions(folder)), data_files(folder)
+    if lost := missing_dataset(benchmark.repository, benchmark.pattern):
+        missing.append(lost)
+    return QUESTIONS[name], []

@@ -1,0 +1,114 @@
+"""Cells of a sweep that run lmms-eval with the plugin in lmms-eval/, and what is read back from its files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tango.sweeps.cells import EFFICIENCY, Evaluation, framework_cell, read_summary, result_of, sample_row
+from tango.sweeps.frameworks import LMMS_EVAL
+from tango.sweeps.sweep import Cell, CellError
+
+
+@dataclass(frozen=True)
+class Metric:
+    """Fields of what a task's process_results() gives for one sample, which lmms-eval logs under the metric's name.
+
+    prediction, answer: the choice and the right one; a sample without a field `score` is right if they are the same,
+    as in upstream's own aggregation. id: of the question; None: it has none, so its task and place stand for it. kind:
+    of question; None: each kind is a task. percent: whether the aggregated score is in percent or a share.
+    """
+
+    prediction: str
+    answer: str
+    id: str | None
+    kind: str | None
+    percent: bool
+
+
+METRICS = {
+    "accuracy": Metric("prediction", "answer", "id", "kind", percent=False),  # MotionQA
+    "videomme_perception_score": Metric("pred_answer", "answer", "question_id", "task_category", percent=True),
+    "mvbench_accuracy": Metric("pred_answer", "gt_answer", None, None, percent=True),
+    "lvb_acc": Metric("parsed_pred", "answer", "id", "question_category", percent=False),
+    "mlvu_percetion_score": Metric("pred_answer", "answer", None, "task_type", percent=True),  # upstream's spelling
+}
+
+
+def lmms_cell(
+    folder: Path,
+    evaluation: Evaluation,
+    *,
+    task: str,
+    max_frames: int = 8,
+    model: str = "llava_onevision",
+    include_path: str | None = None,
+    tasks: int = 1,
+) -> Cell:
+    """One run of lmms-eval in `folder`/cells/<name>/run.
+
+    Args:
+        task: a task or a group of `tasks`, whose metrics are in METRICS. model: lmms-eval's name of the kind of model.
+        include_path: a folder of tasks that are not the plugin's own.
+    """
+    frames = "max_num_frames" if model.startswith("qwen") else "max_frames_num"
+    return framework_cell(
+        folder,
+        LMMS_EVAL,
+        evaluation,
+        benchmark=task,
+        prefix=task,
+        arguments=[
+            *("--model", model, "--model_args", f"pretrained={evaluation.pretrained},{frames}={max_frames}"),
+            *("--tasks", task, "--batch_size", "1", "--log_samples"),
+        ],
+        more=["--include_path", include_path] if include_path is not None else [],
+        collect=collect,
+        tasks=tasks,
+    )
+
+
+def collect(run: Path) -> dict[str, Any]:
+    """Read what one run of lmms-eval wrote: provenance, efficiency, tokens, one row a sample, and as `reported` the
+    score in percent that lmms-eval itself came to, in the mean over tasks.
+
+    Raises:
+        CellError: files are missing, samples failed, were not all scored, or in a way that is not known.
+    """
+    summary, file = read_summary(run)
+    start = file.name.removesuffix(EFFICIENCY)
+    logged = sorted(file.parent.glob(f"{start}_samples_*.jsonl"))
+    if not logged:
+        raise CellError(
+            f"{start}_samples_*.jsonl is missing: the run did not log its samples, as --log_samples makes it"
+        )
+    records = {(record["task"], record["doc_id"]): record for record in summary["samples"]}
+    own = json.loads(file.with_name(f"{start}_results.json").read_text(encoding="utf-8"))["results"]
+    rows, reported = [], []
+    for samples in logged:
+        task = samples.stem.removeprefix(f"{start}_samples_")
+        name = ""
+        for line in samples.read_text(encoding="utf-8").splitlines():
+            sample = json.loads(line)
+            name = next((name for name in METRICS if isinstance(sample.get(name), dict)), "")
+            if not name:
+                raise CellError(f"{samples.name}: its samples have none of the metrics {', '.join(METRICS)}")
+            rows.append(_row(task, sample["doc_id"], sample[name], METRICS[name], records[task, sample["doc_id"]]))
+        score = own[task][f"{name},none"]
+        reported.append(score if METRICS[name].percent else 100 * score)
+    return result_of(summary, rows, reported=sum(reported) / len(reported))
+
+
+def _row(task: str, place: int, scored: Mapping[str, Any], metric: Metric, record: Mapping[str, Any]) -> dict[str, Any]:
+    prediction, answer = scored[metric.prediction], scored[metric.answer]
+    return sample_row(
+        record,
+        id=f"{task}/{place}" if metric.id is None else str(scored[metric.id]),
+        kind=task if metric.kind is None else str(scored[metric.kind]),
+        score=float(scored.get("score", prediction == answer)),
+        prediction=prediction or None,
+        answer=answer,
+    )

@@ -1,0 +1,71 @@
+"""What an evaluation needs, looked for before anything is started: checkpoint, pooling head, data set, GPUs."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.constants import HF_HUB_CACHE
+
+from tango.models.pooling_head import DEFAULT_ID
+
+INDEX, WEIGHTS = "model.safetensors.index.json", "model.safetensors"
+
+
+def missing_checkpoint(source: str) -> str | None:
+    """Why a checkpoint, a folder or a hub id, cannot be loaded from this machine; None if it can."""
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return None if (folder / "config.json").is_file() else f"{source}: the folder has no config.json"
+    if source.count("/") != 1:
+        return f"{source}: no such folder, and not a hub id of the form owner/name"
+    download = f"; get it with: hf download {source}"
+    if not _cached(source, "config.json"):
+        return f"{source}: the checkpoint is not on this machine{download}"
+    index = try_to_load_from_cache(source, INDEX)
+    files = {WEIGHTS}
+    if isinstance(index, str):
+        files = set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values())
+    lost = sorted(name for name in files if not _cached(source, name))
+    return f"{source}: weights are missing ({', '.join(lost)}){download}" if lost else None
+
+
+def missing_pooling_head(source: str) -> str | None:
+    """Why the default saliency of a LLaVA checkpoint of the hub cannot be computed; None if it can."""
+    lost = missing_checkpoint(DEFAULT_ID)
+    return None if lost is None else f"{lost} (the saliency of {source} is read from it; see saliency_weights)"
+
+
+def missing_dataset(repository: str, pattern: str) -> str | None:
+    """Why a data set of the hub is not on this machine: no snapshot of it has files of this pattern."""
+    snapshots = Path(HF_HUB_CACHE) / f"datasets--{repository.replace('/', '--')}" / "snapshots"
+    if any(next(folder.glob(pattern), None) is not None for folder in snapshots.glob("*")):
+        return None
+    return (
+        f"{repository}: the data set is not on this machine; get it with: hf download --repo-type dataset {repository}"
+    )
+
+
+def processes(environ: Mapping[str, str] = os.environ) -> int:
+    """How many processes to run: NPROC, by default one a GPU, one without a GPU.
+
+    Raises:
+        ValueError: NPROC is no positive number, or more than there are GPUs.
+    """
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    nproc = environ.get("NPROC", "").strip()
+    if not nproc:
+        return max(1, gpus)
+    if not nproc.isdigit() or int(nproc) < 1:
+        raise ValueError(f"NPROC={nproc!r}: give a number of processes of at least 1")
+    if gpus and int(nproc) > gpus:
+        raise ValueError(f"NPROC={nproc}: this machine has {gpus} GPUs; each process needs one of its own")
+    return int(nproc)
+
+
+def _cached(repository: str, name: str) -> bool:
+    return isinstance(try_to_load_from_cache(repository, name), str)

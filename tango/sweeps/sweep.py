@@ -1,0 +1,274 @@
+"""Runs a grid of evaluations as processes, here or on a cluster (machines.py): resumable, one sweep to a folder,
+failures kept to their cell.
+
+A cell is one run of a framework's command line. It is finished when its `cell.json` is there, which is written whole or
+not at all; a cell that was interrupted is run again and takes its finished samples from the framework's journal. If
+what a cell stands for has changed since (checkpoint, data, code, command), it is computed anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+
+from tango.runs.journal import write_json
+from tango.sweeps.machines import Job, Machine, ThisMachine
+from tango.sweeps.machines import SweepError as SweepError
+
+POLL_SECONDS = 0.5
+
+
+class CellError(RuntimeError):
+    """A cell ended without a usable result; the message says why."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One evaluation.
+
+    name: unique in its sweep; names its folder. identity: a hash of all that its result follows from.
+    command, environment: what to run, in the current folder; the environment is added to this process's.
+    samples: how many it will answer, for the progress display.
+    collect: reads what the command wrote and returns the content of cell.json; raises CellError if that is no result.
+    """
+
+    name: str
+    identity: str
+    command: Sequence[str]
+    environment: dict[str, str]
+    samples: int
+    collect: Callable[[Path], dict[str, Any]] = field(repr=False)
+
+
+@dataclass
+class _Running:
+    cell: Cell
+    job: Job
+    task: TaskID
+    counter: JournalCounter
+    count: int = 0
+
+
+class JournalCounter:
+    """Counts the distinct finished samples in a folder's journals, reading only what was added since it last looked."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._read: dict[Path, int] = {}
+        self._keys: set[str] = set()
+
+    def count(self) -> int:
+        for file in self.folder.glob("*.jsonl"):
+            with file.open("rb") as lines:
+                lines.seek(self._read.get(file, 0))
+                new = lines.read()
+            whole = new[: new.rfind(b"\n") + 1]
+            self._read[file] = self._read.get(file, 0) + len(whole)
+            for line in whole.splitlines():
+                with contextlib.suppress(ValueError, TypeError, KeyError):  # the cell itself says that it is damaged
+                    self._keys.add(json.loads(line)["key"])
+        return len(self._keys)
+
+
+class Sweep:
+    """A folder of cells.
+
+    Args:
+        folder: holds cells/<name>/ with cell.json, log.txt and run/, which is the framework's.
+        cells: the grid, in the order it is to be run.
+        jobs: how many run at a time on this machine; the cores are divided among them.
+        machine: where else to run them.
+
+    Raises:
+        SweepError: no jobs, or two cells of one name.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        cells: Sequence[Cell],
+        jobs: int = 1,
+        console: Console | None = None,
+        machine: Machine | None = None,
+    ) -> None:
+        names = [cell.name for cell in cells]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise SweepError(f"two cells of the name {', '.join(sorted(twice))}")
+        self.folder, self.cells = Path(folder), list(cells)
+        self.machine: Machine = machine or ThisMachine(jobs)
+        self.console = console or Console()
+        self.failures: dict[str, str] = {}
+
+    def path(self, cell: Cell) -> Path:
+        return self.folder / "cells" / cell.name
+
+    def finished(self, cell: Cell) -> dict[str, Any] | None:
+        """The cell's result, if it has one that still stands and is whole."""
+        file = self.path(cell) / "cell.json"
+        if not file.is_file():
+            return None
+        try:
+            result: dict[str, Any] = json.loads(file.read_bytes())
+            return result if result["identity"] == cell.identity else None
+        except (ValueError, TypeError, KeyError) as error:
+            self.console.print(f"{file} is damaged ({error}): the cell is run again", markup=False, soft_wrap=True)
+            return None
+
+    def results(self) -> list[dict[str, Any]]:
+        """Results of all finished cells, in the grid's order."""
+        return [result for cell in self.cells if (result := self.finished(cell)) is not None]
+
+    def run(self) -> dict[str, str]:
+        """Run what is not finished; returns the reason for each cell that failed.
+
+        Raises:
+            SweepError: another sweep works in this folder, or it cannot be written.
+            KeyboardInterrupt: on SIGINT or SIGTERM, after the running cells were stopped. The next run goes on.
+        """
+        self.failures = {}
+        try:
+            return self._run()
+        except OSError as error:
+            raise SweepError(
+                f"{error}; what was finished in {str(self.folder)!r} is kept: put that right and start again"
+            ) from error
+
+    def _run(self) -> dict[str, str]:
+        with self._locked(), _terminated_is_interrupted(), self._progress() as progress:
+            waiting = [cell for cell in self.cells if self.finished(cell) is None]
+            done = len(self.cells) - len(waiting)
+            if done:
+                self.console.print(f"{done} of {len(self.cells)} cells are finished already")
+            total = sum(cell.samples for cell in waiting)
+            overall = progress.add_task("all cells", total=total, cells=f"{done}/{len(self.cells)} cells", left="")
+            running: list[_Running] = []
+            clock, settled = time.monotonic(), 0  # samples of cells that ended in this run
+            counted_before: int | None = None
+            try:
+                while waiting or running:
+                    while waiting and len(running) < self.machine.slots:
+                        running.append(self._start(waiting.pop(0), progress))
+                    time.sleep(POLL_SECONDS)
+                    for one in list(running):
+                        one.count = min(one.counter.count(), one.cell.samples)
+                        progress.update(one.task, completed=one.count)
+                        if (status := one.job.poll()) is not None:
+                            running.remove(one)
+                            settled += one.cell.samples
+                            self._settle(one.cell, status)
+                            progress.remove_task(one.task)
+                            done += one.cell.name not in self.failures
+                    counted = settled + sum(one.count for one in running)
+                    if counted_before is None:
+                        counted_before = counted  # what journals held already took no time now
+                    left = _time_left(time.monotonic() - clock, counted - counted_before, total - counted)
+                    progress.update(overall, completed=counted, cells=f"{done}/{len(self.cells)} cells", left=left)
+            finally:
+                self.machine.stop([one.job for one in running])
+        return self.failures
+
+    def _start(self, cell: Cell, progress: Progress) -> _Running:
+        folder = self.path(cell)
+        folder.mkdir(parents=True, exist_ok=True)
+        identity = folder / "identity"
+        if not identity.is_file() or identity.read_bytes() != cell.identity.encode():
+            for stale in ("cell.json", "log.txt"):
+                (folder / stale).unlink(missing_ok=True)
+            shutil.rmtree(folder / "run", ignore_errors=True)
+            identity.write_text(cell.identity, encoding="utf-8")
+        run = folder / "run"
+        for output in run.iterdir() if run.is_dir() else []:  # of an attempt that did not finish; journals are kept
+            if output.name != "journal":
+                shutil.rmtree(output) if output.is_dir() else output.unlink()
+        job = self.machine.start(cell.command, cell.environment, folder / "log.txt")
+        task = progress.add_task(f"  {cell.name}", total=cell.samples, cells="", left="")
+        return _Running(cell, job, task, JournalCounter(run / "journal"))
+
+    def _settle(self, cell: Cell, status: int | str) -> None:
+        """Turn what a cell's process left into its result, or into a failure."""
+        folder = self.path(cell)
+        try:
+            if status != 0:
+                raise CellError(f"{_how_it_ended(status)}; {_last_words(folder / 'log.txt')}")
+            result = {"identity": cell.identity, **cell.collect(folder / "run")}
+        except Exception as error:  # whatever is wrong with a cell's files, the other cells go on
+            what = str(error) if isinstance(error, CellError) else f"its files are damaged: {error!r}"
+            self.failures[cell.name] = f"{what} (log: {folder / 'log.txt'})"
+            self.console.print(f"[red]{cell.name} failed[/]")
+            return
+        write_json(folder / "cell.json", result)
+        self.console.print(f"{cell.name} finished")
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "lock").open("a+", encoding="utf-8") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                lock.seek(0)
+                raise SweepError(
+                    f"another sweep (process {lock.read().strip()}) works in {str(self.folder)!r}; "
+                    "wait for it or stop it"
+                ) from error
+            lock.truncate(0)
+            lock.write(str(os.getpid()))
+            lock.flush()
+            yield
+
+    def _progress(self) -> Progress:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        return Progress(
+            *columns, TextColumn("{task.fields[cells]}"), TextColumn("{task.fields[left]}"), console=self.console
+        )
+
+
+def _time_left(elapsed: float, computed: int, remaining: int) -> str:
+    """How long the rest will take at the pace so far, start-up of cells included."""
+    if computed < 1 or remaining < 1:
+        return ""
+    seconds = int(elapsed / computed * remaining)
+    return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02} left"
+
+
+def _how_it_ended(status: int | str) -> str:
+    if isinstance(status, str):
+        return status
+    if status >= 0:
+        return f"exit status {status}"
+    name = signal.Signals(-status).name
+    return f"ended by {name}" + (", as the system does when memory runs out" if name == "SIGKILL" else "")
+
+
+def _last_words(log: Path, lines: int = 3) -> str:
+    """The end of a log, without blank lines and progress bars."""
+    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+    said = [line.split("\r")[-1].strip() for line in text.splitlines() if line.strip()]
+    return " / ".join(said[-lines:]) or "it wrote no log"
+
+
+@contextlib.contextmanager
+def _terminated_is_interrupted() -> Iterator[None]:
+    """SIGTERM ends the sweep as SIGINT does, so that its cells are stopped with it."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt(f"signal {number}")
+
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

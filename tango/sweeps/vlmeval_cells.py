@@ -1,0 +1,69 @@
+"""Cells of a sweep that run VLMEvalKit with the plugin in VLMEvalKit/, and what is read back from its files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from tango.sweeps.cells import EFFICIENCY, Evaluation, framework_cell, read_summary, result_of, sample_row
+from tango.sweeps.frameworks import VLMEVALKIT
+from tango.sweeps.sweep import Cell, CellError
+
+# Columns of upstream's score files, first one that is there: kind of question, choice, right answer.
+KINDS = ("kind", "task_type", "question_category")
+CHOICES = ("choice", "prediction")
+ANSWERS = ("answer", "correct_choice")
+
+
+def vlmeval_cell(folder: Path, evaluation: Evaluation, *, dataset: str) -> Cell:
+    """One run of VLMEvalKit in `folder`/cells/<name>/run.
+
+    Args:
+        dataset: VLMEvalKit's name, with its number of frames: MotionQA_8frame.
+    """
+    return framework_cell(
+        folder,
+        VLMEVALKIT,
+        evaluation,
+        benchmark=dataset,
+        prefix=f"vlmeval-{dataset}",
+        arguments=["--model", evaluation.pretrained, "--data", dataset],
+        collect=collect,
+    )
+
+
+def collect(run: Path) -> dict[str, Any]:
+    """Read what one run of VLMEvalKit wrote: provenance, efficiency, tokens, and one row a sample.
+
+    Raises:
+        CellError: files are missing, samples failed, or not all were scored.
+    """
+    summary, file = read_summary(run)
+    records = {str(entry["doc_id"]): entry for entry in summary["samples"]}
+    scored = file.with_name(file.name.replace(EFFICIENCY, "_score.xlsx"))
+    if not scored.is_file():
+        raise CellError(f"{scored.name} is missing: the run did not score its samples")
+    table = pd.read_excel(scored, keep_default_na=False)
+    kind, choice, answer = (
+        next((name for name in names if name in table), None) for names in (KINDS, CHOICES, ANSWERS)
+    )
+    rows = []
+    for row in table.to_dict("records"):
+        index = str(row["index"])
+        if index not in records or row["score"] == "":
+            raise CellError(
+                f"sample {index} of {scored.name} has {'no answer' if index not in records else 'no score'}"
+            )
+        rows.append(
+            sample_row(
+                records[index],
+                id=index,
+                kind=str(row[kind]) if kind else "all",
+                score=max(0.0, float(row["score"])),  # upstream marks with -1 what it cannot score
+                prediction=(row[choice] or None) if choice else None,
+                answer=row[answer] if answer else None,
+            )
+        )
+    return result_of(summary, rows)

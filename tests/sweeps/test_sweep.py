@@ -1,0 +1,175 @@
+"""The sweep engine on cells that are small scripts: resume, kill, lock, failures, what goes out of date."""
+
+import io
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from tango.sweeps.cells import Evaluation
+from tango.sweeps.lmms_cells import lmms_cell
+from tango.sweeps.sweep import Cell, CellError, JournalCounter, Sweep, SweepError
+
+# Answers questions one by one as a framework with a journal does, then writes an output. argv: run folder, questions,
+# seconds a question, exit status.
+WORKER = """
+import json, os, pathlib, sys, time
+run, number, seconds, status = pathlib.Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4])
+(run / "journal").mkdir(parents=True, exist_ok=True)
+path = run / "journal" / "r-rank0.jsonl"
+done = len(path.read_text().splitlines()) if path.exists() else 0
+print("starting at", done, "pid", os.getpid(), flush=True)
+with path.open("a") as journal:
+    for i in range(done, number):
+        time.sleep(seconds)
+        journal.write(json.dumps({"key": str(i)}) + "\\n")
+        journal.flush()
+if status:
+    sys.exit("it went wrong")
+(run / "out").mkdir(exist_ok=True)
+(run / "out" / "result.json").write_text(json.dumps({"resumed": done, "method": os.environ["WRAPPER"]}))
+"""
+
+
+def read_output(run: Path) -> dict[str, Any]:
+    file = run / "out" / "result.json"
+    if not file.is_file():
+        raise CellError("no result.json")
+    return dict(json.loads(file.read_text()))
+
+
+def cell(folder: Path, name: str, questions: int = 3, seconds: float = 0.0, status: int = 0) -> Cell:
+    run = str(folder / "cells" / name / "run")
+    command = [sys.executable, "-c", WORKER, run, str(questions), str(seconds), str(status)]
+    return Cell(name, f"identity of {name}", command, {"WRAPPER": name}, questions, read_output)
+
+
+def quiet() -> Console:
+    return Console(file=io.StringIO(), width=120)
+
+
+def test_finished_cells_are_not_computed_again(tmp_path: Path) -> None:
+    cells = [cell(tmp_path, "a"), cell(tmp_path, "b")]
+    sweep = Sweep(tmp_path, cells, jobs=2, console=quiet())
+    assert sweep.run() == {}
+    assert [r["method"] for r in sweep.results()] == ["a", "b"]
+    before = {c.name: (sweep.path(c) / "cell.json").stat().st_mtime_ns for c in cells}
+    again = Sweep(tmp_path, [*cells, cell(tmp_path, "c")], console=quiet())
+    assert again.run() == {}
+    assert before == {c.name: (sweep.path(c) / "cell.json").stat().st_mtime_ns for c in cells}
+    assert len(again.results()) == 3
+
+
+def test_what_changed_is_computed_anew(tmp_path: Path) -> None:
+    first = cell(tmp_path, "a")
+    Sweep(tmp_path, [first], console=quiet()).run()
+    changed = Sweep(tmp_path, [replace(first, identity="other")], console=quiet())
+    assert changed.results() == []
+    changed.run()
+    assert changed.results()[0]["resumed"] == 0
+    assert changed.results()[0]["identity"] == "other"
+
+
+def test_a_failure_stays_in_its_cell(tmp_path: Path) -> None:
+    cells = [cell(tmp_path, "bad", status=3), cell(tmp_path, "good"), cell(tmp_path, "odd")]
+    cells[2] = replace(cells[2], collect=lambda run: read_output(run / "elsewhere"))
+    sweep = Sweep(tmp_path, cells, console=quiet())
+    failures = sweep.run()
+    assert set(failures) == {"bad", "odd"}
+    assert "exit status 1" in failures["bad"] and "it went wrong" in failures["bad"] and "log.txt" in failures["bad"]
+    assert "no result.json" in failures["odd"]
+    assert [r["method"] for r in sweep.results()] == ["good"]
+    mended = Sweep(tmp_path, [replace(cells[0], command=cell(tmp_path, "bad").command)], console=quiet())
+    assert mended.run() == {}
+    assert mended.results()[0]["resumed"] == 3  # what it had finished was not lost with its failure
+
+
+SWEEPER = """
+import pathlib, sys
+sys.path.insert(0, sys.argv[2])
+from test_sweep import Sweep, cell, quiet
+folder = pathlib.Path(sys.argv[1])
+Sweep(folder, [cell(folder, "a", 40, 0.05), cell(folder, "b", 2)], console=quiet()).run()
+"""
+
+
+def wait_for(condition: Any, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it took too long"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_sweep_takes_its_cells_with_it_and_goes_on(tmp_path: Path, number: int) -> None:
+    journal = tmp_path / "cells" / "a" / "run" / "journal" / "r-rank0.jsonl"
+    here = str(Path(__file__).parent)
+    process = subprocess.Popen([sys.executable, "-c", SWEEPER, str(tmp_path), here], stderr=subprocess.DEVNULL)
+    wait_for(lambda: journal.exists() and len(journal.read_text().splitlines()) >= 3)
+    cells = [cell(tmp_path, "a", 40, 0.05), cell(tmp_path, "b", 2)]
+    with pytest.raises(SweepError, match=f"process {process.pid}"):
+        Sweep(tmp_path, cells, console=quiet()).run()
+    process.send_signal(number)
+    process.wait()
+    worker = int((tmp_path / "cells/a/log.txt").read_text().split("pid")[1].split()[0])
+    wait_for(lambda: not alive(worker))
+    finished = len(journal.read_text().splitlines())
+    assert finished < 40
+    sweep = Sweep(tmp_path, cells, console=quiet())
+    assert sweep.run() == {}
+    assert sweep.results()[0]["resumed"] == finished
+    assert JournalCounter(journal.parent).count() == 40
+
+
+def alive(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/stat")
+    try:
+        return status.read_text().rsplit(")")[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_a_grid_that_cannot_be(tmp_path: Path) -> None:
+    with pytest.raises(SweepError, match="jobs=0"):
+        Sweep(tmp_path, [], jobs=0)
+    with pytest.raises(SweepError, match="two cells of the name a"):
+        Sweep(tmp_path, [cell(tmp_path, "a"), cell(tmp_path, "a")])
+
+
+def test_counting_reads_whole_lines_once(tmp_path: Path) -> None:
+    counter, path = JournalCounter(tmp_path), tmp_path / "r-rank0.jsonl"
+    assert counter.count() == 0
+    path.write_text('{"key": "a"}\n{"key": "b"}\n{"ke')
+    assert counter.count() == 2
+    with path.open("a") as file:
+        file.write('y": "c"}\n{"key": "a"}\n')
+    assert counter.count() == 3
+
+
+def test_what_a_cell_of_lmms_eval_depends_on(tmp_path: Path, checkpoint: Path) -> None:
+    data = tmp_path / "test.json"
+    data.write_text("[]")
+    given: dict[str, Any] = {"pretrained": str(checkpoint), "data": [data], "samples": 9}
+    ours = {"method": "tango", "ratio": 0.15}
+
+    def made(**how: Any) -> Cell:
+        return lmms_cell(tmp_path, Evaluation(**given, **how), task="t")
+
+    tango = made(**ours)
+    assert tango.name == "t-tango-0.15"
+    assert tango.environment["TANGO_ARGS"] == "retention_ratio=0.15" and tango.environment["WRAPPER"] == "tango"
+    assert tango.identity == made(**ours).identity
+    others = [made(), made(method="tango", ratio=0.1), made(**ours, limit=3), made(**ours, processes=2)]
+    data.write_text("[1]")
+    others.append(made(**ours))
+    assert len({tango.identity, *(other.identity for other in others)}) == 6
+    assert others[2].samples == 3 and "--nproc-per-node=2" in others[3].command
+    with pytest.raises(ValueError, match="needs a retention ratio"):
+        made(method="tango")
