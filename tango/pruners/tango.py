@@ -86,6 +86,8 @@ class Tango(Pruner):
         llm_retention: share of a video's tokens that stays at that layer; each dropped one merges into a kept one.
         pre_retention_ratio: with pruned_layer, share of the tokens that stays before the language model, in place of
             the one that follows from retention_ratio.
+        causal: with pruned_layer, False lets tokens of the prompt see later ones in the layer before it, as the
+            published code does; only to reproduce its table.
     """
 
     name: ClassVar[str] = "tango"
@@ -107,6 +109,7 @@ class Tango(Pruner):
     pruned_layer: Count | None = None
     llm_retention: PositiveShare = 0.5
     pre_retention_ratio: PositiveShare | None = None
+    causal: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -120,7 +123,7 @@ class Tango(Pruner):
         check_layer("Tango.pruned_layer", self.pruned_layer, layers)
         if self.retention_ratio == 1 or self.llm_retention == 1:
             return None
-        return LayerPruning(self.pruned_layer, self.llm_retention, merging="mean")
+        return LayerPruning(self.pruned_layer, self.llm_retention, merging="mean", causal=self.causal)
 
     def before_llm(self, layers: int) -> Pruner:
         """See Pruner.before_llm; the similarity threshold stays that of the ratio that was asked for."""
