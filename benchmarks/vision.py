@@ -34,10 +34,11 @@ from shapes import SHAPES, Shape, build  # noqa: E402
 
 from tango import Tango  # noqa: E402
 from tango.models import family_of  # noqa: E402
+from tango.models.attention import from_attention, mean_query_saliency  # noqa: E402
 from tango.models.pooling_head import load_pooling_head  # noqa: E402
 from tango.models.qwen_vl import recorded_attention  # noqa: E402
 from tango.models.segments import segments_together  # noqa: E402
-from tango.models.tower import from_attention, mean_query_saliency, recorded  # noqa: E402
+from tango.models.tower import recorded  # noqa: E402
 from tango.pruners import REGISTRY  # noqa: E402
 
 

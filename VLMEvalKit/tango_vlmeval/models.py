@@ -17,7 +17,7 @@ import torch
 from vlmeval.smp.file import INFER_FAIL_MSG
 from vlmeval.vlm.base import BaseModel
 
-from tango.inference.chat import Chat, PixelLimits, generation_settings
+from tango.inference.chat import TIMES, Chat, PixelLimits, generation_settings
 from tango.inference.checkpoints import CheckpointError, class_name, load
 from tango.models.llava_video import FRAMES
 from tango.runs.run import ArgumentError, EvaluationRun, check_model
@@ -48,7 +48,7 @@ class TangoModel(BaseModel):  # type: ignore[misc]
         max_new_tokens: of an answer, where the data set does not say.
         resume: False computes anew what a run into the same --work-dir finished before.
         seed: of sampled generation.
-        time_instruction: see Chat; LLaVA-Video only.
+        time_instruction: see Chat; LLaVA-Video only, in the words of VLMEvalKit.
         use_vllm, verbose: upstream's, which it passes to some models by their names; the former can only be False.
 
     Raises:
@@ -103,7 +103,9 @@ class TangoModel(BaseModel):  # type: ignore[misc]
             chat_template=chat_template,
         )
         self.frames, self.max_new_tokens, self.resume = nframe or self.default_frames, max_new_tokens, resume
-        self.chat = Chat(checkpoint, self.settings.pruner, self.frames, seed, use_cache, time_instruction)
+        self.chat = Chat(
+            checkpoint, self.settings.pruner, self.frames, seed, use_cache, time_instruction, time_spaces=False
+        )
         self.asked: dict[str, Any] = {}  # see EvaluationRun
         self._depends_on = (chat_template, __version__)
         self._evaluation: tuple[EvaluationRun, str, dict[str, Any]] | None = None  # its data set, generation settings
@@ -183,6 +185,7 @@ class TangoQwenVL(TangoModel):
 
     Args, beside those of TangoModel:
         min_pixels, max_pixels, total_pixels: see PixelLimits; its defaults are those of upstream's models for video.
+        times: processor for the frames' real times, published for the paper's run; see Chat.
     """
 
     model_classes = (
@@ -196,15 +199,18 @@ class TangoQwenVL(TangoModel):
         min_pixels: int | None = None,
         max_pixels: int | None = None,
         total_pixels: int | None = None,
+        times: str = TIMES[0],
         **others: Any,
     ) -> None:
+        if times not in TIMES:
+            raise ArgumentError(f"times={times!r}: use one of {', '.join(TIMES)}")
         try:
             limits = PixelLimits(min_pixels, max_pixels, total_pixels)
         except ValueError as error:
             raise ArgumentError(str(error)) from error
         super().__init__(pretrained, **others)
-        self.chat.limits = limits
-        self.asked = dataclasses.asdict(limits)
+        self.chat = dataclasses.replace(self.chat, limits=limits, times=times)
+        self.asked = dataclasses.asdict(limits) | {"times": times}
 
 
 MODELS = (TangoLlavaOnevision, TangoLlavaVideo, TangoQwenVL)

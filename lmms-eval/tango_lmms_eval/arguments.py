@@ -20,6 +20,7 @@ COMMON = (
 OWN = (*COMMON, "max_frames_num", "model_name", "add_time_instruction")
 QWEN_OWN = (
     *COMMON, "max_num_frames", "min_pixels", "max_pixels", "total_pixels", "fps", "system_prompt", "reasoning_prompt",
+    "times",
 )  # fmt: skip
 # Upstream arguments that a model takes for compatibility and that can only mean what it does anyway.
 Fixed = dict[str, tuple[tuple[Any, ...], str]]

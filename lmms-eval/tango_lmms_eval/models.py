@@ -21,7 +21,7 @@ from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
 from tqdm import tqdm
 
-from tango.inference.chat import Answer, Chat, PixelLimits, generation_settings
+from tango.inference.chat import TIMES, Answer, Chat, PixelLimits, generation_settings
 from tango.inference.checkpoints import CheckpointError, check_pretrained, load
 from tango.inference.video import Sampling
 from tango.models.llava_video import FRAMES
@@ -75,6 +75,7 @@ class PrunedModel(lmms):
     fixed: ClassVar[Fixed]
     model_classes: ClassVar[tuple[str, ...]]
     time_instruction = False
+    times = TIMES[0]
     sampling: Sampling | None = None
     limits: PixelLimits | None = None
     asked: Mapping[str, Any] = NOTHING
@@ -129,8 +130,9 @@ class PrunedModel(lmms):
             torch.initial_seed(),
             use_cache,
             self.time_instruction,
-            self.sampling,
-            self.limits,
+            times=self.times,
+            sampling=self.sampling,
+            limits=self.limits,
         )
         self.run: EvaluationRun | None = EvaluationRun(
             self.settings,

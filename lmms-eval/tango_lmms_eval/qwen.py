@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from lmms_eval.api.instance import Instance
 
-from tango.inference.chat import PixelLimits
+from tango.inference.chat import TIMES, PixelLimits
 from tango.runs.run import ArgumentError
 from tango_lmms_eval.arguments import QWEN, QWEN_OWN, check_fixed
 from tango_lmms_eval.models import PrunedModel
@@ -44,6 +44,7 @@ class QwenVL(PrunedModel):
             has at most 768 tokens, whatever max_pixels is.
         system_prompt: said first, unless the task has one of its own; none leaves it to the chat template.
         reasoning_prompt: appended to the question; \n in it is a line break.
+        times: processor (default) for the frames' real times, published for the paper's run; see Chat.
     """
 
     own = QWEN_OWN
@@ -60,6 +61,7 @@ class QwenVL(PrunedModel):
         fps: float | None = None,
         system_prompt: str | None = "You are a helpful assistant.",
         reasoning_prompt: str | None = None,
+        times: str = TIMES[0],
         **others: Any,
     ) -> None:
         check_fixed({k: v for k, v in others.items() if k not in self.own}, self.fixed, self.own)
@@ -71,6 +73,9 @@ class QwenVL(PrunedModel):
             self.limits = PixelLimits(min_pixels, max_pixels, total_pixels)
         except ValueError as error:
             raise ArgumentError(str(error)) from error
+        if times not in TIMES:
+            raise ArgumentError(f"times={times!r}: use one of {', '.join(TIMES)}")
+        self.times = times
         most = self.most_frames or max_num_frames
         rate = RATE if fps is None and total_pixels is not None and self.most_frames is None else fps
         self.sampling = functools.partial(frame_indices, count=max_num_frames, rate=rate, most=most)
@@ -83,6 +88,7 @@ class QwenVL(PrunedModel):
             "total_pixels": total_pixels,
             "system_prompt": self.system_prompt,
             "reasoning_prompt": reasoning_prompt,
+            "times": times,
         }
         super().__init__(pretrained, max_num_frames, **others)
 

@@ -40,6 +40,7 @@ PASSED_ON = (
     "no_repeat_ngram_size",
 )
 IGNORED = ("image_aspect_ratio",)  # older tasks carry it; the processor decides
+TIMES = ("processor", "published")  # see Chat
 GENERATION = (*PASSED_ON, *SAMPLING, "do_sample", "until", *IGNORED)
 # In tokens, as qwen-vl-utils has them: of a pair of frames at least and at most, of a video in all, and how much more
 # than the least a frame may have whatever the whole may.
@@ -141,6 +142,11 @@ class Chat:
         use_cache: let the language model keep keys and values while decoding.
         time_instruction: say a video's length and the times of its frames before the question, where the model was
             trained on that (processors with a `time_instruction`: LLaVA-Video's).
+        time_spaces: that sentence as in training and in lmms-eval; False: as VLMEvalKit writes it.
+        times: what Qwen's models and the pruner are told of when frames are. "processor": the real times, of each pair
+            of frames the mean, and for Qwen2.5-VL the real interval from pair to pair. "published": as in the paper's
+            run, an interval of 1 s whatever the video, and times of pairs spread evenly from the first to the last
+            frame's; Qwen3-VL's prompt, which says the times, stays as it is.
         sampling: chooses the frames of a video, in place of max_frames of them.
         limits: sizes of frames and images, where the model takes any (Qwen's); None leaves them to the processor.
     """
@@ -151,6 +157,8 @@ class Chat:
     seed: int = 0
     use_cache: bool = True
     time_instruction: bool = True
+    time_spaces: bool = True
+    times: str = "processor"
     sampling: Sampling | None = None
     limits: PixelLimits | None = None
     _timer: GenerationTimer | None = field(default=None, init=False, repr=False)
@@ -158,6 +166,8 @@ class Chat:
     _clip: tuple[Any, Clip] | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
+        if self.times not in TIMES:
+            raise ValueError(f"times={self.times!r}: use one of {', '.join(TIMES)}")
         if self.max_frames < 1:
             raise ValueError(f"max_frames_num={self.max_frames}: sample at least one frame of a video")
 
@@ -250,7 +260,8 @@ class Chat:
                 parts.append({"type": part["type"]} | ({"text": part["text"]} if part["type"] == "text" else {}))
                 if part["type"] == "video" and instruct is not None:
                     seconds = clips[-1].timestamps
-                    sentence = instruct(clips[-1].duration, [time - seconds[0] for time in seconds])
+                    since = [time - seconds[0] for time in seconds]
+                    sentence = instruct(clips[-1].duration, since, spaces=self.time_spaces)
                     parts.append({"type": "text", "text": sentence + "\n"})
             shown.append({"role": message["role"], "content": parts})
         text = self.checkpoint.processor.apply_chat_template(shown, tokenize=False, add_generation_prompt=True)
@@ -271,6 +282,15 @@ class Chat:
         extra = {}
         if clips and self.pruner is not None:
             extra = {"video_timestamps": [torch.tensor(clip.timestamps) for clip in clips], "video_keys": keys}
+        if self.times == "published" and "video_grid_thw" in inputs:
+            if "second_per_grid_ts" in inputs:
+                inputs["second_per_grid_ts"] = torch.ones(len(clips))
+            if extra:
+                frames = inputs["video_grid_thw"][:, 0].tolist()
+                ends = [(clip.timestamps[0], clip.timestamps[-1]) for clip in clips]
+                extra["video_timestamps"] = [
+                    torch.linspace(*end, count) for end, count in zip(ends, frames, strict=True)
+                ]
         return inputs, extra
 
     def _read(self, part: Mapping[str, Any]) -> Clip:

@@ -6,17 +6,20 @@ two functions for those who measure time: `vision_modules(model)`, the modules t
 """
 
 import contextlib
+import copy
 import importlib
 from collections.abc import Iterator
 from types import ModuleType
+from typing import Any
 
+import torch
 import transformers
 from packaging.version import Version
 from torch import nn
 
 from tango.models.in_llm import DecoderPruner
+from tango.models.prompt import Session, VideoRecord
 from tango.models.seam import Seam
-from tango.models.session import Session, VideoRecord
 from tango.pruners.base import Pruner
 
 __all__ = ["FAMILIES", "Session", "VideoRecord", "attach", "family_of"]
@@ -64,15 +67,76 @@ def attach(model: nn.Module, pruner: Pruner) -> Iterator[Session]:
     arguments, `video_timestamps` and `video_keys` (see `Seam.generate`); `forward()` returns the logits of the pruned
     prompt, whose rows are padded on the side they came with.
 
+    Calls of several threads run one after another. What torch.compile has compiled runs uncompiled while the context is
+    open, since compiled code would leave out what is attached. A copy.deepcopy() of the model is a plain model.
+    `model` may also be what torch.compile or PEFT has made of one.
+
     Raises ImportError for a version of transformers that was not tested, TypeError for a model of no known family,
     RuntimeError if a pruner is attached to the model already, ValueError or FileNotFoundError if something that the
     pruner needs cannot be had.
     """
     check_transformers()
+    model = unwrapped(model)
     module = family_of(model)
+    if (seam := getattr(vars(model).get("generate"), "seam", None)) is not None:
+        raise RuntimeError(
+            f"a pruner ({seam.pruner.name}) is attached to this {type(model).__name__} already; "
+            f"leave its context before you attach {pruner.name}"
+        )
     decoder = module.language_model(model)
     layers = decoder.config.num_hidden_layers
     inside, before = pruner.in_llm(layers), pruner.before_llm(layers)
     decoder_pruner = DecoderPruner(decoder, inside) if inside is not None else None
-    with Seam(model, module.FAMILY(model, before), before, decoder_pruner).installed() as session:
-        yield session
+    seam = Seam(model, module.FAMILY(model, before), before, decoder_pruner)
+    with torch.compiler.set_stance("force_eager"), covered(model, seam):
+        yield seam.session
+
+
+def unwrapped(model: Any) -> Any:
+    """The transformers model in what torch.compile (`_orig_mod`) or PEFT (get_base_model) has made of it."""
+    model = getattr(model, "_orig_mod", model)
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+@contextlib.contextmanager
+def covered(model: Any, seam: Seam) -> Iterator[None]:
+    """Replace generate() and forward() of a model, and how it is copied; all as before at the end."""
+    before = {name: value for name, value in vars(model).items() if name in ("generate", "forward")}
+
+    def copied(memo: dict[int, Any]) -> Any:
+        with seam.lock:
+            hooks.close()
+            try:
+                return copy.deepcopy(model, memo)
+            finally:
+                install()
+
+    def pickled(protocol: int) -> Any:
+        raise RuntimeError(f"a pruner ({seam.pruner.name}) is attached to this {type(model).__name__}: leave its "
+                           "context before you pickle the model, or save its state_dict()")  # fmt: skip
+
+    def install() -> None:
+        for name, call in calls.items():
+            setattr(model, name, call)
+        model.__deepcopy__, model.__reduce_ex__ = copied, pickled
+        hooks.callback(uncover)
+        hooks.enter_context(seam.family.installed())
+        if seam.decoder_pruner is not None:  # after the family's: the decoder's hooks run in this order
+            hooks.enter_context(seam.decoder_pruner.installed(seam.session))
+
+    def uncover() -> None:
+        del model.__deepcopy__, model.__reduce_ex__
+        for name, call in calls.items():
+            if vars(model).get(name) is call:  # else somebody has wrapped it since
+                delattr(model, name)
+                vars(model).update({name: before[name]} if name in before else {})
+
+    calls = {name: seam.replacement(name) for name in ("generate", "forward")}
+    with contextlib.ExitStack() as hooks:
+        try:
+            install()
+            yield
+        finally:
+            with seam.lock:  # calls of other threads end first
+                hooks.close()
+                seam.attached = False

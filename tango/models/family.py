@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tango.models.attention import parts_of_attention
 from tango.models.prompt import Edit, PaddingSide, Prompt, columns_left, renumber, take, written
-from tango.models.tower import parts_of_attention
 from tango.pruners.base import Pruner
 from tango.pruners.video import Pruned, VideoTokens
 
@@ -49,6 +49,7 @@ class Family(ABC):
     video_inputs = ("pixel_values_videos",)  # those of them whose presence means that the prompt holds a video
     saliencies: tuple[str, ...]  # those that a method may ask for, the default first
     sinks: Mapping[tuple[int, int], tuple[int, ...]] = {}  # attention sinks of a frame, by grid
+    next: Tensor | None = None  # (B,), the position after the last prompt that positions() numbered
     extra_width = 0  # X: columns of an Edit's embeddings (.., D + X) beyond the language model's width
 
     def __init__(self, model: Any, pruner: Pruner) -> None:
@@ -110,6 +111,17 @@ class Family(ABC):
         """Called before the model runs on a pruned prompt; None: nothing of an earlier one is to be used any more."""
 
     # -- what all families share ---------------------------------------------------------------------------------
+
+    def has_video(self, inputs: Mapping[str, Any]) -> bool:
+        """Whether a call has videos to encode; ValueError for videos that are encoded already."""
+        found = any(inputs.get(name) is not None for name in self.video_inputs)
+        encoded = inputs.get("mm_encoder_outputs") or {}
+        if encoded.get("video") is not None or (found and encoded):
+            raise ValueError(
+                "mm_encoder_outputs does not work while a pruner is attached: videos are pruned as they are encoded; "
+                "pass pixel_values_videos, and images as pixel_values"
+            )
+        return found
 
     def videos(self, inputs: Mapping[str, Any]) -> Iterator[PlacedVideo]:
         """Encode the videos of a prompt, in prompt order."""
@@ -194,6 +206,7 @@ class Family(ABC):
         if with_gaps:
             every = (shown.long().cumsum(1) - 1).clamp(min=0) if numbered is None else numbered.expand(len(shown), -1)
             positions = take(every, source)
+            following = every.amax(1) + 1
         elif positions is None and numbered is not None:
             positions = numbered if unchanged else renumber(numbered, source, attended)
         if not unchanged:
@@ -201,7 +214,10 @@ class Family(ABC):
                 mask = attended.to(mask.device, mask.dtype)
             elif with_gaps or not bool(real.all()):  # without a mask, gaps would be taken for starts of other sequences
                 mask = attended.long()
-        return Prompt(out.contiguous(), extra, mask, positions, source, spans, visual, unchanged)
+        if not with_gaps and positions is not None:
+            following = positions.amax(-1) + 1 if self.next is None else self.next.expand(positions.shape[:-1])
+        following = None if positions is None else following
+        return Prompt(out.contiguous(), extra, mask, positions, source, spans, visual, following, unchanged)
 
 
 def language_model(model: Any) -> nn.Module:

@@ -11,6 +11,7 @@ here is where it is taken from, and how the layers after the drop get along with
   transformers takes a jump of positions for the start of another sequence;
 - visual features that the decoder adds after its first layers (deepstack) go with their tokens: those of layer K and
   later are kept back from the decoder and added here;
+- settings.causal False: layer K-1 gets, at prefill, a mask in which the prompt's tokens all see each other;
 - a cache holds fewer entries from layer K on. Layer 0, which transformers asks for the length, has them all, so new
   tokens are numbered as if nothing had been dropped at K. The mask of the later layers is kept on the cache.
 """
@@ -25,8 +26,7 @@ import torch
 from torch import Tensor, nn
 from transformers.masking_utils import create_causal_mask
 
-from tango.models.prompt import Prompt, cache_of, pad, side_of_padding, take
-from tango.models.session import Session
+from tango.models.prompt import Prompt, Session, cache_of, pad, side_of_padding, take
 from tango.pruners.in_llm import LayerPruning, attention_row, average_ratio
 
 MARK = "tango_layout"  # the attribute of a cache that holds its Layout
@@ -78,6 +78,8 @@ class DecoderPruner:
             self.layers[layer - 1].self_attn.register_forward_pre_hook(self._score, with_kwargs=True),
             self.layers[layer].register_forward_pre_hook(self._enter, with_kwargs=True),
         ]
+        if not self.settings.causal:
+            hooks.append(self.layers[layer - 1].register_forward_pre_hook(self._look_both_ways, with_kwargs=True))
         hooks += [
             each.register_forward_pre_hook(functools.partial(self._follow, index), with_kwargs=True)
             for index, each in enumerate(self.layers[layer + 1 :])
@@ -111,6 +113,12 @@ class DecoderPruner:
                 f"the cache holds a prompt pruned before layer {layout.layer}, and the attached method prunes "
                 f"before layer {layer}: go on from it with the method that filled it"
             )
+        checkpointing = self.decoder.training and getattr(self.decoder, "is_gradient_checkpointing", False)
+        if self._prompt is not None and checkpointing and torch.is_grad_enabled():
+            raise ValueError(
+                "pruning inside the language model does not work with gradient checkpointing, which computes layers "
+                "again; call gradient_checkpointing_disable(), or unset pruned_layer"
+            )
         features = kwargs.get("deepstack_visual_embeds")
         if self._prompt is None or features is None or len(features) <= layer:
             return None
@@ -118,6 +126,25 @@ class DecoderPruner:
         empty = features[0].new_zeros(*places.shape, features[0].shape[-1])
         self._deepstack = [empty.masked_scatter(places[..., None], each) for each in features[layer:]]
         return args, kwargs | {"deepstack_visual_embeds": features[:layer]}
+
+    def _look_both_ways(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Before layer K-1: all tokens of the prompt see each other; new ones after it, where no cache holds it, don't."""
+        if self._prompt is None:
+            return None
+        hidden: Tensor = args[0]
+        seen = self._visible(self._prompt, hidden)[0]
+        width, length = self._prompt.source.shape[1], hidden.shape[1]
+        if "flash" in self.decoder.config._attn_implementation:
+            if length > width:
+                raise ValueError("causal=False needs use_cache=True with flash attention; or take sdpa")
+            return args, kwargs | {"is_causal": False, "attention_mask": None if bool(seen.all()) else seen}
+        cache = cache_of(kwargs)
+        room = length if cache is None else cache.get_mask_sizes(length, self.settings.layer - 1)[0]
+        queries, keys = (torch.arange(size, device=hidden.device) for size in (length, room))
+        new = (keys >= width) & (keys <= queries[:, None])
+        hidden_from = ~(nn.functional.pad(seen, (0, room - length))[:, None] | new)
+        mask = hidden.new_zeros(hidden_from.shape).masked_fill(hidden_from, torch.finfo(hidden.dtype).min)
+        return args, kwargs | {"attention_mask": mask[:, None]}
 
     def _score(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before layer K-1's attention: rank the tokens by its row of the last prompt token."""

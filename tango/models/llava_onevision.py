@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tango.models.attention import from_attention
 from tango.models.family import Family, PlacedVideo, language_model
 from tango.models.pooling_head import load_pooling_head
 from tango.models.prompt import Edit
-from tango.models.tower import from_attention, joined, recorded
+from tango.models.tower import joined, recorded, weight
 from tango.pruners.base import Pruner, full_precision
 from tango.pruners.video import Pruned
 
@@ -139,7 +140,7 @@ class LlavaOnevision(Family):
         return torch.cat(images.pooler_output)
 
     def lay_out(self, video: PlacedVideo, pruned: Pruned) -> Edit:
-        newline = self.core.image_newline[None].to(pruned.features)
+        newline = weight(self.core, "image_newline")[None].to(pruned.features)
         columns = torch.cat((video.columns[pruned.indices.to(video.columns.device)], video.columns[-1:]))
         visual = torch.arange(len(columns), device=columns.device) < len(pruned.indices)
         return Edit(video.row, video.columns, columns, torch.cat((pruned.features, newline)), visual)

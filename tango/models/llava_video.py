@@ -28,6 +28,7 @@ from transformers.models.llava_onevision.modeling_llava_onevision import LlavaOn
 from tango.models.family import PlacedVideo
 from tango.models.llava_onevision import LlavaOnevision, language_model, vision_modules
 from tango.models.prompt import Edit
+from tango.models.tower import weight
 from tango.pruners.video import Pruned
 
 __all__ = [
@@ -97,15 +98,18 @@ class LlavaVideoProcessor(LlavaOnevisionProcessor):
         return str(self.video_token) * (len(video_inputs["pixel_values_videos"][video_idx]) * side * (side + 1))
 
     @staticmethod
-    def time_instruction(duration: float, timestamps: Sequence[float]) -> str:
-        """What the published evaluation puts between a video and the question: its length and the time of each frame.
+    def time_instruction(duration: float, timestamps: Sequence[float], spaces: bool = True) -> str:
+        """What stands between a video and the question: its length and the time of each frame.
 
-        duration and timestamps (F,) are seconds; the text says them with two decimals.
+        duration and timestamps (F,) are seconds; the text says them with two decimals. spaces: as in LLaVA-NeXT, with
+        which the model was trained, and in lmms-eval. False: as in VLMEvalKit, with which the published tables were
+        made, and which has no space after the first comma and the first full stop. (VLMEvalKit also says the height of
+        a frame in pixels where the number of frames belongs; here it is the number of frames.)
         """
-        times = ",".join(f"{time:.2f}s" for time in timestamps)
+        times, space = ",".join(f"{time:.2f}s" for time in timestamps), " " if spaces else ""
         return (
-            f"The video lasts for {duration:.2f} seconds, and {len(timestamps)} frames are uniformly sampled from it. "
-            f"These frames are located at {times}.Please answer the following questions related to this video."
+            f"The video lasts for {duration:.2f} seconds,{space}and {len(timestamps)} frames are uniformly sampled from "
+            f"it.{space}These frames are located at {times}.Please answer the following questions related to this video."
         )
 
 
@@ -130,7 +134,7 @@ class LlavaVideo(LlavaOnevision):
         ends: Tensor = torch.unique(rows)  # ascending
         places = torch.cat((indices + rows, ends * (width + 1) + width))
         places, order = places.sort(stable=True)
-        newlines = self.core.image_newline.to(features).expand(len(ends), -1)
+        newlines = weight(self.core, "image_newline").to(features).expand(len(ends), -1)
         columns = video.columns[places.to(video.columns.device)]
         visual = places % (width + 1) != width
         return Edit(video.row, video.columns, columns, torch.cat((features, newlines))[order], visual)

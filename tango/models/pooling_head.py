@@ -15,7 +15,7 @@ from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from tango.models.tower import PoolingHead
+from tango.models.tower import PoolingHead, weight
 
 FILE = "pooling_head.safetensors"
 INDEX, WEIGHTS = "model.safetensors.index.json", "model.safetensors"
@@ -47,14 +47,27 @@ def load_pooling_head(tower: Any, checkpoint: str | None, given: str | None, wit
     """
     names = ATTENTION_TENSORS + (OUTPUT_TENSORS if with_output else ())
     if given is None and getattr(tower, "head", None) is not None:
-        own = tower.state_dict()
-        return PoolingHead({name: own[name] for name in names}, tower.config)
+        return PoolingHead(own_head(tower, names), tower.config)
 
     tried: list[str] = []
     files = find_given(given, tried) if given is not None else find_beside(checkpoint, tower.config, tried)
     if files is None:
         raise FileNotFoundError(missing(tower.config, tried))
     return PoolingHead(read(files, names, tensor_shapes(tower.config)), tower.config)
+
+
+def own_head(tower: Any, names: Sequence[str]) -> dict[str, Tensor]:
+    """The tower's own tensors of these names.
+
+    Raises ValueError where quantization or an adapter has changed what a weight is.
+    """
+    plain = dict(tower.named_parameters())
+    if changed := [name for name in names if name not in plain or not plain[name].is_floating_point()]:
+        raise ValueError(
+            f"the tower's own pooling head is quantized or has an adapter ({changed[0]}), so its weights are not "
+            "what it computes with: pass saliency_weights, or load the head as it was"
+        )
+    return {name: weight(tower, name) for name in names}
 
 
 def find_given(given: str, tried: list[str]) -> dict[str, Path] | None:

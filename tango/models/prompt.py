@@ -1,5 +1,9 @@
-"""A prompt with fewer video tokens: which columns stay, in rows of one width, and where the videos go among them."""
+"""A prompt with fewer video tokens: which columns stay, in rows of one width, and where the videos go among them.
 
+Also what the caller of attach() learns of its videos: how many tokens of each were left, and which.
+"""
+
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -8,6 +12,48 @@ import torch
 from torch import Tensor, nn
 
 PaddingSide = Literal["left", "right"]
+OURS = ("video_timestamps", "video_keys", "video_metadata")  # arguments that exist while a pruner is attached
+HELD = "tango_prompt"  # the attribute of a cache that holds its Held
+
+
+@dataclass(frozen=True)
+class VideoRecord:
+    """What became of one video. Token counts are visual tokens; newline embeddings are not counted.
+
+    `indices` (tokens_after,) are flat indices f*H*W + h*W + w on the CPU, in the order the method
+    gives them, in which the language model sees them unless its family lays tokens out in rows (LLaVA-Video).
+    tokens_in_llm: those that its last layers still see, where they are pruned inside it too, and average_retention:
+    the share of tokens_before that its layers see at prefill, in the mean over all of them.
+    """
+
+    tokens_before: int
+    tokens_after: int
+    grid: tuple[int, int]
+    frames: int
+    segment_sizes: list[int]
+    indices: Tensor
+    tokens_in_llm: int
+    average_retention: float
+
+
+class Session:
+    """What the caller of attach() gets: `videos`, one record per video of the last call, in prompt order.
+
+    A thread that has called the model reads the records of its own last call, any other thread those of the latest.
+    """
+
+    def __init__(self) -> None:
+        self._latest: list[VideoRecord] = []
+        self._own = threading.local()
+
+    @property
+    def videos(self) -> list[VideoRecord]:
+        records: list[VideoRecord] = getattr(self._own, "videos", self._latest)
+        return records
+
+    @videos.setter
+    def videos(self, records: list[VideoRecord]) -> None:
+        self._own.videos = self._latest = records
 
 
 @dataclass(frozen=True)
@@ -34,6 +80,7 @@ class Prompt:
     source (B, W) int64: the column of the unpruned prompt that each position comes from, -1 for padding;
     spans (B, W) int64: the video that each position belongs to, counted over the whole prompt, newlines included; -1
     elsewhere; visual (B, W) bool: where a visual token of a video stands;
+    next (.., B): the position of the token that follows, where position_ids are not None;
     unchanged: nothing was dropped, so that the caller's own mask, positions and labels still fit.
     """
 
@@ -44,15 +91,43 @@ class Prompt:
     source: Tensor
     spans: Tensor
     visual: Tensor
+    next: Tensor | None
     unchanged: bool
 
     def attended(self) -> Tensor:
         """Where the prompt is not padded (B, W), bool."""
         return torch.ones_like(self.visual) if self.attention_mask is None else self.attention_mask.bool()
 
+    def held(self, inputs: Mapping[str, Any], numbered: bool) -> "Held":
+        """What a cache holds of this prompt; numbered: its positions are those of its mask, not its places."""
+        mask, width, shown = self.attended(), self.source.shape[1], inputs.get("attention_mask")
+        following = self.next
+        if following is None:
+            following = mask.sum(1) if numbered else torch.full_like(mask[:, 0], width, dtype=torch.long)
+        elif numbered and not bool(self.visual[:, -1].any()):  # as generate() goes on itself
+            following = self.position_ids[..., -1].expand_as(following) + 1  # type: ignore[index]
+        ids = inputs.get("input_ids")
+        shown = torch.ones(written(inputs).shape[:2], dtype=torch.bool) if shown is None else shown.bool()
+        return Held(ids, shown, shown.shape[1], mask, following)
+
     def align(self, tensor: Tensor, padding: int) -> Tensor:
         """Take a (B, N, ..) tensor of the unpruned prompt to (B, W, ..)."""
         return tensor if self.unchanged else take(tensor, self.source, padding)
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a cache holds of a pruned prompt.
+
+    ids (B, N) or None, shown (B, N), `full` = N: of the unpruned prompt, its mask as bool. mask (B, W), bool, and next
+    (.., B), the position of the token that follows: of the pruned one.
+    """
+
+    ids: Tensor | None
+    shown: Tensor
+    full: int
+    mask: Tensor
+    next: Tensor
 
 
 def columns_left(shown: Tensor, edits: Sequence[Edit], padding_side: PaddingSide | None) -> tuple[Tensor, list[Tensor]]:
@@ -125,3 +200,8 @@ def cache_of(inputs: Mapping[str, Any]) -> Any:
     """The cache among the arguments of a model or layer: `cache`, before transformers 5.2x `past_key_values`."""
     cache = inputs.get("cache")
     return inputs.get("past_key_values") if cache is None else cache
+
+
+def without(inputs: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """The arguments of a call but for those of these names."""
+    return {name: value for name, value in inputs.items() if name not in names}

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tango.models.attention import from_attention
 from tango.models.family import Family, PlacedVideo
 from tango.models.prompt import Edit, take
 from tango.models.segments import segments_together
-from tango.models.tower import from_attention, joined, recorded
+from tango.models.tower import joined, recorded
 from tango.pruners.base import Pruner
 from tango.pruners.video import Pruned
 
@@ -146,7 +147,9 @@ class QwenVL(Family):
     def _encode_chunk(self, pixels: Tensor, grids: Tensor) -> list[dict[str, Tensor]]:
         attention = self.tower.blocks[-1].attn
         # Where the result must equal the model's own to the bit, its own loop over frames and windows.
-        together = contextlib.nullcontext() if self.in_one_call else segments_together(self.tower)
+        # So do checkpoints, which compute a block again when this call is over.
+        again = torch.is_grad_enabled() and self.tower.training and self.tower.is_gradient_checkpointing
+        together = contextlib.nullcontext() if self.in_one_call or again else segments_together(self.tower)
         recording: AbstractContextManager[Any] = (
             recorded_attention(attention) if self.parts else contextlib.nullcontext()
         )
@@ -198,7 +201,7 @@ class QwenVL(Family):
         else:
             positions = positions.expand(3, *positions.shape)
         positions = positions.expand(-1, source.shape[0], -1)
-        after = positions.amax((0, 2)) + 1
+        self.next = after = positions.amax((0, 2)) + 1
         self.core.rope_deltas = (after - attended.sum(1).to(after.device))[:, None]
         return take(positions.permute(1, 2, 0), source).permute(2, 0, 1)
 

@@ -5,28 +5,28 @@ placeholders are; a pruner turns one video's features into fewer. Data goes one 
 
     prompt -> family.videos() -> pruner.prune_tokens() -> family.lay_out() -> family.shorten() -> the model
 
-Two places of a model are covered while a `Seam` is installed. `generate()` is replaced on the instance: it prunes once
-and calls the original with the caller's full `input_ids` *and* the shorter `inputs_embeds`. transformers reads the
-prompt from the embeddings and does its bookkeeping on the ids, so returned sequences, streamers, logits processors and
-stopping criteria see the prompt as it was written. `forward()` is covered by a pre-hook, which also serves generation
-without a cache. Both are undone when the context ends.
+`generate()` is replaced on the instance: it prunes once and calls the original with the caller's full `input_ids` *and*
+the shorter `inputs_embeds`. transformers reads the prompt from the embeddings and does its bookkeeping on the ids, so
+returned sequences, streamers, logits processors and stopping criteria see the prompt as it was written. `forward()` is
+replaced too: called by hand it is in forward.py, and going on from a pruned prompt's cache, for both, in cache.py.
 """
 
-import contextlib
-import copy
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from tango.models.cache import held_by, next_tokens
 from tango.models.family import Family
+from tango.models.forward import by_hand, without_cache
+from tango.models.generation import continued, infer_mask, shift_length
 from tango.models.in_llm import DecoderPruner
-from tango.models.prompt import PaddingSide, Prompt, cache_of, written
-from tango.models.session import Session, VideoRecord
+from tango.models.prompt import HELD, OURS, Held, PaddingSide, Prompt, Session, VideoRecord, cache_of, without, written
 from tango.pruners.base import Pruner
 
 # Ways of generating that read the prompt's ids where ours needs its embeddings, or that replace generate() altogether.
@@ -35,12 +35,14 @@ UNSUPPORTED = (
     "encoder_repetition_penalty", "encoder_no_repeat_ngram_size", "penalty_alpha", "dola_layers", "force_words_ids",
     "constraints",
 )  # fmt: skip
-# Keyword arguments that only exist while a pruner is attached.
-OURS = ("video_timestamps", "video_keys", "video_metadata")
 
 
 class Seam:
-    """One pruner on one model: what generate() and forward() do while they are attached."""
+    """One pruner on one model: what generate() and forward() do while they are attached.
+
+    One call at a time: hooks, and Qwen's `rope_deltas` also without a pruner, hold what belongs to a call. A call of
+    another thread waits, also while this one streams.
+    """
 
     def __init__(
         self, model: nn.Module, family: Family, pruner: Pruner, decoder_pruner: DecoderPruner | None = None
@@ -50,38 +52,25 @@ class Seam:
         self.pruner = pruner
         self.decoder_pruner = decoder_pruner
         self.session = Session()
+        self.lock = threading.RLock()
+        self.attached = True
         self._generating = False
         self._uncached: tuple[Prompt, int] | None = None  # the pruned prompt and its unpruned width N
+        self._filling: Held | None = None  # what the cache of the next forward() will hold
 
-    @contextlib.contextmanager
-    def installed(self) -> Iterator[Session]:
-        """Cover the model's generate() and forward(); uncover them at the end, whatever happened."""
-        before = vars(self.model).get("generate")
-        if hasattr(before, "seam"):
-            raise RuntimeError(
-                f"a pruner ({before.seam.pruner.name}) is attached to this {type(self.model).__name__} already; "
-                f"leave its context before you attach {self.pruner.name}"
-            )
-        original = self.model.generate
+    def replacement(self, name: str) -> Callable[..., Any]:
+        """What stands in for the model's `generate` or `forward`; after `attached` is False it does what that did."""
+        original, method = getattr(self.model, name), getattr(type(self.model), name)
 
         @functools.wraps(original)
-        def generate(*args: Any, **kwargs: Any) -> Any:
-            return self.generate(original, by_name(type(self.model).generate, args, kwargs))
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if not self.attached:
+                return original(*args, **kwargs)
+            inputs = dict(zip(list(inspect.signature(method).parameters)[1:], args, strict=False)) | kwargs
+            return getattr(self, name)(original, inputs)
 
-        generate.seam = self  # type: ignore[attr-defined]
-        hook = self.model.register_forward_pre_hook(self.before_forward, with_kwargs=True)
-        self.model.generate = generate
-        inside = self.decoder_pruner.installed(self.session) if self.decoder_pruner else contextlib.nullcontext()
-        try:
-            with self.family.installed(), inside:  # the decoder's hooks run in this order
-                yield self.session
-        finally:
-            hook.remove()
-            del self.model.generate
-            if before is not None:  # somebody else's replacement on the instance
-                self.model.generate = before
-
-    # -- generate ------------------------------------------------------------------------------------------------
+        call.seam = self  # type: ignore[attr-defined]
+        return call
 
     @torch.no_grad()
     def generate(self, original: Callable[..., Any], inputs: dict[str, Any]) -> Any:
@@ -89,20 +78,40 @@ class Seam:
 
         Takes two more keyword arguments, both one entry per video in prompt order: `video_timestamps` (each (F,)
         seconds; else the processor's `video_metadata`; else frame f is at second f) and `video_keys` (ids as text).
-        Hidden states, attentions and caches that are asked for are those of the pruned prompt. Lengths (`max_length`,
-        `min_length`) count the unpruned prompt. Raises ValueError for modes that cannot work on embeddings.
+        Hidden states, attentions and caches that are asked for are those of the pruned prompt; a later call may go on
+        from such a cache, with the whole conversation and no video. Lengths (`max_length`, `min_length`) count the
+        unpruned prompt. Raises ValueError for modes that cannot work on embeddings.
         """
-        self.session.videos = []
-        self._arm(None)  # a call of forward() that failed may have left its prompt
-        self._generating = True
-        try:
-            if not self._has_video(inputs):
-                return original(**without(inputs, OURS))
-            return original(**self._pruned_call(inputs))
-        finally:
-            self._generating = False
-            self._uncached = None
-            self._arm(None)
+        with self.lock:
+            self._begin()
+            self._generating = True
+            try:
+                return original(**self._call(inputs))
+            finally:
+                self._generating = False
+                self._begin(keep_records=True)
+
+    def forward(self, original: Callable[..., Any], inputs: dict[str, Any]) -> Any:
+        """Run the replaced method, on the pruned prompt where it is called by hand."""
+        with self.lock:
+            if self._uncached is not None:
+                self._arm(self._uncached[0])
+                inputs = without_cache(inputs, *self._uncached, self.model.get_input_embeddings())
+            elif not self._generating:
+                self._begin()
+                inputs = by_hand(inputs, self.family, self.decoder_pruner, self.prune)
+            held, self._filling = self._filling, None
+            output = original(**inputs)
+            if held is not None and (cache := cache_of(output if isinstance(output, dict) else inputs)) is not None:
+                setattr(cache, HELD, held)
+            return output
+
+    def _begin(self, keep_records: bool = False) -> None:
+        """Forget what an earlier call has left, which may have failed."""
+        if not keep_records:
+            self.session.videos = []
+        self._uncached = self._filling = None
+        self._arm(None)
 
     def _arm(self, prompt: Prompt | None) -> None:
         """The next call of the language model is on this prompt: for what is to be done inside of it."""
@@ -110,8 +119,16 @@ class Seam:
         if self.decoder_pruner is not None:
             self.decoder_pruner.arm(prompt)
 
-    def _pruned_call(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """The arguments of generate() for a prompt with videos."""
+    def _call(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """The arguments of generate() for a prompt with videos, or for one that goes on from such a prompt's cache."""
+        if getattr(inputs.get("generation_config"), "is_assistant", False):
+            raise ValueError(
+                f"this {type(self.model).__name__} has a pruner attached ({self.pruner.name}) and cannot be the "
+                "assistant of another model: leave the pruner's context first"
+            )
+        found, held = self.family.has_video(inputs), getattr(cache_of(inputs), HELD, None)
+        if not found and (held is None or (held := held_by(inputs, self.decoder_pruner)) is None):
+            return without(inputs, OURS)
         if inputs.get("inputs") is not None:
             if inputs.get("input_ids") is not None:
                 raise ValueError("generate() got the prompt twice, as `inputs` and as `input_ids`; pass one of them")
@@ -119,26 +136,32 @@ class Seam:
         inputs.pop("inputs", None)
         for name in UNSUPPORTED:
             if asked_for(value := self._setting(inputs, name)):
-                raise ValueError(f"{name}={value!r} does not work while a pruner is attached; leave it out")
+                raise ValueError(f"{name}={named(value)} does not work while a pruner is attached; leave it out")
         if self._setting(inputs, "cache_implementation") == "paged":
             raise ValueError("cache_implementation='paged' does not work while a pruner is attached; leave it out")
-        ids, embeds = inputs.get("input_ids"), inputs.get("inputs_embeds")
-        check_prompt(inputs)
-        if inputs.get("attention_mask") is None:
-            inputs["attention_mask"] = self._infer_mask(inputs)
-        prompt = self.prune(inputs, side="left")
         call = without(inputs, OURS + self.family.inputs)
-        if ids is not None and embeds is None and self._setting(inputs, "use_cache") is False:
-            # transformers only takes embeddings with a cache, so here the forward hook puts the prompt in at each step.
-            if asked_for(self._setting(inputs, "guidance_scale")):
-                raise ValueError("guidance_scale with use_cache=False does not work while a pruner is attached")
-            self._uncached = (prompt, ids.shape[1])
-            return call
-        call |= {"inputs_embeds": prompt.inputs_embeds, "attention_mask": prompt.attention_mask}
-        if prompt.position_ids is not None:
-            call["position_ids"] = prompt.position_ids
-        full, width = inputs["attention_mask"].shape[1], prompt.source.shape[1]
-        self._shift_lengths(call, 0 if ids is None else ids.shape[1], full, width)
+        ids, embeds, width = inputs.get("input_ids"), inputs.get("inputs_embeds"), written(inputs).shape[1]
+        if not found:
+            call |= continued(next_tokens(held, inputs, whole=True), self.model.get_input_embeddings())
+        else:
+            if inputs.get("attention_mask") is None:
+                inputs["attention_mask"] = infer_mask(inputs, self._setting)
+            prompt = self.prune(inputs, side="left")
+            if ids is not None and embeds is None and self._setting(inputs, "use_cache") is False:
+                # transformers only takes embeddings with a cache, so here forward() puts the prompt in at each step.
+                if asked_for(self._setting(inputs, "guidance_scale")):
+                    raise ValueError("guidance_scale with use_cache=False does not work while a pruner is attached")
+                self._uncached = (prompt, width)
+                return without(inputs, OURS + self.family.inputs)
+            call |= {name: getattr(prompt, name) for name in ("inputs_embeds", "attention_mask", "position_ids")}
+        if call["position_ids"] is None:
+            del call["position_ids"]
+        # generate() takes the embeddings' width off lengths when it differs from the number of ids.
+        counted, shorter = 0 if ids is None else ids.shape[1], call["inputs_embeds"].shape[1]
+        shift = (shorter if shorter != counted else 0) - (width if width != counted else 0)
+        for name, stronger in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
+            if shift and (value := self._setting(call, name)) and self._setting(call, stronger) is None:
+                shift_length(call, name, value, shift)
         return call
 
     def _setting(self, inputs: Mapping[str, Any], name: str) -> Any:
@@ -146,95 +169,6 @@ class Seam:
         configs = (inputs.get("generation_config"), self.model.generation_config)
         sources = (inputs, *(vars(config) for config in configs if config is not None))
         return next((source[name] for source in sources if source.get(name) is not None), None)
-
-    def _infer_mask(self, inputs: Mapping[str, Any]) -> Tensor:
-        """The mask generate() would make of the unpruned prompt: pads are masked unless eos is the pad."""
-        if (ids := inputs.get("input_ids")) is None:
-            return torch.ones_like(inputs["inputs_embeds"][..., 0], dtype=torch.long)
-        pad, eos = self._setting(inputs, "pad_token_id"), self._setting(inputs, "eos_token_id")
-        if pad is None or pad in (eos if isinstance(eos, list | tuple) else [eos]):
-            return torch.ones_like(ids)
-        mask: Tensor = ids != pad
-        return mask.long()
-
-    def _shift_lengths(self, call: dict[str, Any], counted: int, full: int, width: int) -> None:
-        """Make max_length and min_length mean what they mean without pruning, where the prompt is `full` wide.
-
-        generate() takes the embeddings' width off both when it differs from the number of ids, `counted`.
-        """
-        shift = (width if width != counted else 0) - (full if full != counted else 0)
-        if not shift:
-            return
-        config = call.get("generation_config")
-        if config is not None:
-            call["generation_config"] = config = copy.deepcopy(config)
-        for name, stronger in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
-            if (value := self._setting(call, name)) and self._setting(call, stronger) is None:
-                if config is None or call.get(name) is not None:
-                    call[name] = value + shift
-                else:
-                    setattr(config, name, value + shift)
-
-    # -- forward -------------------------------------------------------------------------------------------------
-
-    def before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Forward pre-hook: a call with videos runs on the pruned prompt and returns its logits (B, W, vocabulary).
-
-        `labels` follow their tokens. Takes the two extra keyword arguments of generate(). A cache that the call returns
-        holds the pruned prompt: whoever goes on from it by hand gives a mask of that length.
-        """
-        if self._generating and self._uncached is None:
-            return None
-        inputs = by_name(type(module).forward, args, kwargs)
-        if self._uncached is not None:
-            return (), self._step_without_cache(inputs, *self._uncached)
-        self.session.videos = []
-        self._arm(None)
-        if not self._has_video(inputs):
-            return (), without(inputs, OURS)
-        if self.decoder_pruner is not None and inputs.get("labels") is not None:
-            raise ValueError("labels do not work with pruning inside the language model: their tokens may be dropped "
-                             "there; compute the loss from the logits, or unset pruned_layer")  # fmt: skip
-        prompt = self.prune(inputs, side=None)
-        call = without(inputs, OURS + self.family.inputs + ("input_ids",))
-        whole = prompt.unchanged and self.decoder_pruner is None
-        if not whole and isinstance(inputs.get("logits_to_keep"), Tensor):
-            raise ValueError("logits_to_keep as a tensor of positions does not work while a pruner is attached: "
-                             "positions move; pass a number of last positions")  # fmt: skip
-        for name, padding in (("labels", -100), ("token_type_ids", 0), ("mm_token_type_ids", 0)):
-            if inputs.get(name) is not None:
-                call[name] = prompt.align(inputs[name], padding)
-        call |= {name: getattr(prompt, name) for name in ("inputs_embeds", "attention_mask", "position_ids")}
-        return (), call
-
-    def _step_without_cache(self, inputs: dict[str, Any], prompt: Prompt, full: int) -> dict[str, Any]:
-        """One step of generation without a cache: the pruned prompt, then the tokens generated so far."""
-        self._arm(prompt)
-        new = inputs.pop("input_ids")[:, full:]
-        times = len(new) // len(prompt.inputs_embeds)  # beams, returned sequences: rows of one prompt lie together
-        mask, positions = prompt.attended().long(), prompt.position_ids
-        if positions is None:
-            positions = (mask.cumsum(1) - 1).masked_fill(mask == 0, 0)
-        mask, positions = mask.repeat_interleave(times, 0), positions.repeat_interleave(times, -2)
-        later = positions[..., -1:] + torch.arange(1, new.shape[1] + 1, device=positions.device)
-        embeds = prompt.inputs_embeds.repeat_interleave(times, 0)
-        return inputs | {
-            "inputs_embeds": torch.cat((embeds, self.model.get_input_embeddings()(new)), 1),
-            "attention_mask": torch.cat((mask, mask.new_ones(new.shape)), 1),
-            "position_ids": torch.cat((positions, later), -1),
-        }
-
-    # -- both ----------------------------------------------------------------------------------------------------
-
-    def _has_video(self, inputs: Mapping[str, Any]) -> bool:
-        found = any(inputs.get(name) is not None for name in self.family.video_inputs)
-        encoded = inputs.get("mm_encoder_outputs") or {}
-        if encoded.get("video") is not None or (found and encoded):
-            raise ValueError(
-                "mm_encoder_outputs does not work while a pruner is attached: videos are pruned as they are encoded; "
-                "pass pixel_values_videos, and images as pixel_values"
-            )
-        return found
 
     def prune(self, inputs: Mapping[str, Any], side: PaddingSide | None) -> Prompt:
         """Encode and prune the videos of a prompt and embed what is left; fills the session's records.
@@ -251,7 +185,7 @@ class Seam:
             before, after, sizes = frames * length, len(pruned.indices), pruned.segment_sizes.tolist()
             records.append(VideoRecord(before, after, grid, frames, sizes, pruned.indices.cpu(), after, after / before))
         prompt = self.family.shorten(inputs, edits, side, self.pruner.keep_positions)
-        self.session.videos = records
+        self.session.videos, self._filling = records, prompt.held(inputs, numbered=self._generating)
         self._arm(prompt)
         return prompt
 
@@ -269,15 +203,9 @@ def asked_for(value: Any) -> bool:
     return value is True or value not in (None, False, 1.0)
 
 
-def by_name(method: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """All arguments of a call of a class's method by their names, without `self`."""
-    names = list(inspect.signature(method).parameters)[1:]
-    return dict(zip(names, args, strict=False)) | dict(kwargs)
-
-
-def without(inputs: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """The arguments of a call but for those of these names."""
-    return {name: value for name, value in inputs.items() if name not in names}
+def named(value: Any) -> str:
+    """A value as a message shows it: models, configs and long lists by the names of their classes."""
+    return text if len(text := repr(value)) < 60 and "\n" not in text else type(value).__name__
 
 
 def check_prompt(inputs: Mapping[str, Any]) -> None:
@@ -289,7 +217,7 @@ def check_prompt(inputs: Mapping[str, Any]) -> None:
     if cache is not None and cache.get_seq_length() > 0:
         raise ValueError(
             f"the cache holds {cache.get_seq_length()} tokens and the prompt a video: while a pruner is attached "
-            "videos must come in the first prompt; pass an empty cache"
+            "videos must come in the first prompt; leave out those that the cache holds, or pass an empty cache"
         )
     if mask is not None and mask.shape != shape:
         raise ValueError(f"attention_mask has shape {tuple(mask.shape)}; the prompt needs {tuple(shape)}")

@@ -11,14 +11,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from tango.pruners import trace
 from tango.pruners.budget import fit
-from tango.pruners.settings import PositiveShare, Saliency, check_settings
+from tango.pruners.settings import OneOf, PositiveShare, Saliency, check_settings
 from tango.pruners.video import Pruned, VideoTokens, as_times
 
 if TYPE_CHECKING:
@@ -42,6 +42,8 @@ class Pruner(ABC):
             each method the rounding, and the dependence on content, that it was published with.
         keep_positions: the language model sees kept tokens, and all text, at the positions they had in the unpruned
             prompt, also in a model family that numbers a pruned prompt without gaps. prune() gives the same either way.
+        positions: what those of the unpruned prompt are, where transformers gives others than the model was trained
+            with (Qwen2.5-VL's): "trained", or "transformers", those of the installed version.
 
     Raises:
         ValueError: a field is out of its range; the message names the field, the value and the range.
@@ -54,6 +56,7 @@ class Pruner(ABC):
     saliency_weights: str | None = None
     exact_budget: bool = False
     keep_positions: bool = False
+    positions: Annotated[str, OneOf("trained", "transformers")] = "trained"
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -172,12 +175,18 @@ def keep(features: Tensor, indices: Tensor) -> Pruned:
 
 
 @contextmanager
-def full_precision(device: torch.device) -> Iterator[None]:
-    """No gradients, no autocast, no TF32 inside: distances decide which tokens stay, so they are true fp32."""
+def full_precision(device: torch.device, gradients: bool = False) -> Iterator[None]:
+    """No autocast, no TF32 inside: distances decide which tokens stay, so they are true fp32.
+
+    gradients: where they are recorded, still record them, for merged tokens; else none are.
+    """
     allowed = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = False
     try:
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        with (
+            torch.set_grad_enabled(gradients and torch.is_grad_enabled()),
+            torch.autocast(device.type, enabled=False),
+        ):
             yield
     finally:
         torch.backends.cuda.matmul.allow_tf32 = allowed

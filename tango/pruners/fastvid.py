@@ -69,11 +69,11 @@ class FastVID(Pruner):
         features = video.features
         saliency = video.required("saliency")
         vectors = video.segment_features if video.frame_vectors is None else video.frame_vectors
-        with full_precision(features.device):
+        with full_precision(features.device, gradients=True):
             if vectors is None:
-                vectors = features.mean(1, dtype=torch.float32)
+                vectors = features.detach().mean(1, dtype=torch.float32)
             sizes = fastvid(vectors, self.similarity_threshold, self.min_segments - 1)
-            return self.exactly(self._merged(features.detach(), saliency, sizes), features, saliency)
+            return self.exactly(self._merged(features, saliency, sizes), features, saliency)
 
     def _merged(self, features: Tensor, saliency: Tensor, sizes: Tensor) -> Pruned:
         frames, tokens, dim = features.shape
@@ -103,13 +103,13 @@ class FastVID(Pruner):
         share = context * size // len(frames)
         count = min(share, left)
         own = others[frames]  # (a, M)
-        peaks = density_peaks(table[own].float() / math.sqrt(dim), count, NEIGHBORS, itself=True)
+        peaks = density_peaks(table[own].detach().float() / math.sqrt(dim), count, NEIGHBORS, itself=True)
         anchors = own.gather(1, peaks.indices.sort(dim=1).values)
         centres = table[anchors]
         pools = own if share == context else others.view(1, -1).expand(len(frames), -1)
         joined = torch.stack(
             [
-                most_similar(table[pool][None], centre[None]).indices[0]
+                most_similar(table[pool][None].detach(), centre[None].detach()).indices[0]
                 for pool, centre in zip(pools, centres, strict=True)
             ]
         )

@@ -126,21 +126,22 @@ class FlashVID(Pruner):
         if budget >= tokens and not self.exact_budget:
             return keep(features, torch.arange(frames * tokens))
         budget = min(budget, tokens - 1)
-        with full_precision(features.device):
-            return self._merged(features.detach(), saliency, budget)
+        with full_precision(features.device, gradients=True):
+            return self._merged(features, saliency, budget)
 
     def _merged(self, features: Tensor, saliency: Tensor, budget: int) -> Pruned:
         frames, tokens, dim = features.shape
-        sizes = fastvid(features.mean(1, dtype=torch.float32), self.segment_threshold, self.min_segments - 1)
+        fixed = features.detach()  # what decides has no gradient, what is merged has
+        sizes = fastvid(fixed.mean(1, dtype=torch.float32), self.segment_threshold, self.min_segments - 1)
         places = torch.arange(frames * tokens, device=features.device).view(frames, tokens)
         count = math.ceil(budget * self.alpha)
-        chosen = self._salient(features, saliency, sizes, count)
+        chosen = self._salient(fixed, saliency, sizes, count)
         kept, values = [places.gather(1, chosen).flatten()], []
         values.append(features.reshape(-1, dim)[kept[0]])
         salient = torch.zeros_like(saliency, dtype=torch.bool).scatter_(1, chosen, True)
         joins: list[tuple[Tensor, Tensor]] = []
         if context := budget - count:
-            near = most_similar(features[1:], features[:-1], ~salient[:-1])
+            near = most_similar(fixed[1:], fixed[:-1], ~salient[:-1])
             for start, size in zip((sizes.cumsum(0) - sizes).tolist(), sizes.tolist(), strict=True):
                 part, pairs = slice(start, start + size), slice(start, start + size - 1)
                 standing, pool = torch.ones_like(salient[part]), features[part].reshape(-1, dim).float()
@@ -257,7 +258,7 @@ def _cluster(standing: Tensor, pool: Tensor, context: int) -> tuple[Tensor, Tens
     for own, tokens in zip(torch.split(places, sizes), torch.split(pool, sizes), strict=True):
         count = math.ceil(len(own) * share)
         if share < 1 and count:
-            points = tokens[None] / math.sqrt(dim)
+            points = tokens[None].detach() / math.sqrt(dim)
             peaks = density_peaks(points, count, min(count, NEIGHBORS), itself=True, strict=True)
             clusters = assign(points, peaks)[0]
             sums = segment_sums(tokens, torch.arange(len(own), device=own.device), clusters, count)

@@ -35,7 +35,7 @@ class HoliTom(Pruner):
 
     The published code carries one video's raised ratio over to the next of its batch; this one does not, and it has no
     merging of the other tokens, which cannot run as published. Inside the language model the published code's layer
-    K-1 looks both ways; this one stays causal.
+    K-1 looks both ways; this one stays causal unless told otherwise.
 
     Args:
         retention_ratio, saliency_weights: see Pruner. 1 keeps every token as it is. The ratio is what enters the
@@ -51,6 +51,8 @@ class HoliTom(Pruner):
         pruned_layer: layer of the language model, counted from 0, before which the dropped share of tokens is merged
             into the rest; None for no such step. The full method has 18, for language models of 28 layers.
         llm_drop_ratio: share that is dropped there.
+        causal: with pruned_layer, False lets tokens of the prompt see later ones in the layer before it, as the
+            published code does; only to reproduce its table.
 
     Raises:
         ValueError: a field is out of its range; or, on a model, the language model has no such layer.
@@ -65,6 +67,7 @@ class HoliTom(Pruner):
     max_window: Count = 1024
     pruned_layer: Count | None = None
     llm_drop_ratio: Share = 0.5
+    causal: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -82,12 +85,12 @@ class HoliTom(Pruner):
         check_layer("HoliTom.pruned_layer", self.pruned_layer, layers)
         if self.retention_ratio == 1 or self.llm_drop_ratio == 0:
             return None
-        return LayerPruning(self.pruned_layer, 1 - self.llm_drop_ratio, merging="sequential")
+        return LayerPruning(self.pruned_layer, 1 - self.llm_drop_ratio, merging="sequential", causal=self.causal)
 
     def _prune(self, video: VideoTokens) -> Pruned:
         saliency = video.required("saliency")
-        with full_precision(video.features.device):
-            pruned = self._merged(video.features.detach(), saliency)
+        with full_precision(video.features.device, gradients=True):
+            pruned = self._merged(video.features, saliency)
             return self.exactly(pruned, video.features, saliency)
 
     def _merged(self, features: Tensor, saliency: Tensor) -> Pruned:
@@ -95,7 +98,7 @@ class HoliTom(Pruner):
         threshold = self.similarity_threshold
         if threshold is None:
             threshold = holitom_threshold(self.retention_ratio)
-        similarity = neighbour_similarity(features)
+        similarity = neighbour_similarity(features.detach())
         sizes = holitom(similarity, threshold, self.max_window)
         starts = (sizes.cumsum(0) - sizes).tolist()
         windows = list(zip(starts, sizes.tolist(), strict=True))
@@ -133,7 +136,7 @@ class HoliTom(Pruner):
             return rows[0, :0], table.new_empty(0, table.shape[1], dtype=torch.float32)
         positions = torch.arange(total, device=rows.device)
         means = segment_sums(table, rows.flatten(), positions.repeat(size), total) / size
-        points = means[None] / math.sqrt(table.shape[1])
+        points = means[None].detach() / math.sqrt(table.shape[1])
         peaks = density_peaks(points, count, min(self.num_neighbors, count), itself=True)
         cluster = assign(points, peaks)[0]
         centres = peaks.indices[0].sort().values

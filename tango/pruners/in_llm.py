@@ -33,6 +33,8 @@ class LayerPruning:
         anchor_share: share of itself that a kept token has in the result of "mean".
         rounding: of n * p, "half_even" or "up"; at least one token of a video stays.
         newlines: whether newline embeddings among a video's tokens are ranked and dropped like tokens, or all stay.
+        causal: False lets a prompt's tokens see later ones in layer K-1 at prefill, as in the published code of Tango
+            and HoliTom, where that layer gets no mask. The last token's row, and so what stays, is the same.
 
     Raises:
         ValueError: a setting is out of its range.
@@ -44,6 +46,7 @@ class LayerPruning:
     anchor_share: float = 0.6
     rounding: str = "half_even"
     newlines: bool = True
+    causal: bool = True
 
     def __post_init__(self) -> None:
         if self.layer < 1:

@@ -70,16 +70,16 @@ class PruneVid(Pruner):
             reject(self, "cluster_ratio", "None with exact_budget, which sets it")
 
     def _prune(self, video: VideoTokens) -> Pruned:
-        with full_precision(video.features.device):
-            return self._merged(video.features.detach())
+        with full_precision(video.features.device, gradients=True):
+            return self._merged(video.features)
 
     def _merged(self, features: Tensor) -> Pruned:
         frames, tokens, dim = features.shape
         device = features.device
-        sizes = scenes(features.mean(1, dtype=torch.float32), self.temporal_segment_ratio, self.num_neighbors)
+        sizes = scenes(features.detach().mean(1, dtype=torch.float32), self.temporal_segment_ratio, self.num_neighbors)
         starts = sizes.cumsum(0) - sizes
         still = torch.stack([
-            static_places(features[start : start + size], self.tau)
+            static_places(features[start : start + size].detach(), self.tau)
             for start, size in zip(starts.tolist(), sizes.tolist(), strict=True)
         ])  # fmt: skip
         trace.static(still.repeat_interleave(sizes.to(device), 0))
@@ -121,7 +121,7 @@ class PruneVid(Pruner):
         if self.exact_budget and len(places) < self.budget(frames, tokens):
             unlike = [
                 -torch.cosine_similarity(part, part.mean(0, keepdim=True), dim=-1)
-                for part in torch.split(features.float(), sizes.tolist())
+                for part in torch.split(features.detach().float(), sizes.tolist())
             ]
             return self.exactly(pruned, features, torch.cat(unlike))
         return pruned
@@ -163,7 +163,7 @@ class PruneVid(Pruner):
         if count == size:
             trace.merged(rows, rows, tokens)
             return torch.arange(size, device=sets.device).expand(groups, size), sets
-        points = sets / dim**0.5
+        points = sets.detach() / dim**0.5
         peaks = density_peaks(points, count, self.num_neighbors, itself=True)
         cluster = assign(points, peaks, by_score=True)
         trace.merged(rows, peaks.indices.gather(1, cluster) + rows[::size, None], tokens)

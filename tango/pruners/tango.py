@@ -86,6 +86,8 @@ class Tango(Pruner):
         llm_retention: share of a video's tokens that stays at that layer; each dropped one merges into a kept one.
         pre_retention_ratio: with pruned_layer, share of the tokens that stays before the language model, in place of
             the one that follows from retention_ratio.
+        causal: with pruned_layer, False lets tokens of the prompt see later ones in the layer before it, as the
+            published code does; only to reproduce its table.
     """
 
     name: ClassVar[str] = "tango"
@@ -107,6 +109,7 @@ class Tango(Pruner):
     pruned_layer: Count | None = None
     llm_retention: PositiveShare = 0.5
     pre_retention_ratio: PositiveShare | None = None
+    causal: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -120,7 +123,7 @@ class Tango(Pruner):
         check_layer("Tango.pruned_layer", self.pruned_layer, layers)
         if self.retention_ratio == 1 or self.llm_retention == 1:
             return None
-        return LayerPruning(self.pruned_layer, self.llm_retention, merging="mean")
+        return LayerPruning(self.pruned_layer, self.llm_retention, merging="mean", causal=self.causal)
 
     def before_llm(self, layers: int) -> Pruner:
         """See Pruner.before_llm; the similarity threshold stays that of the ratio that was asked for."""
@@ -138,13 +141,13 @@ class Tango(Pruner):
     def _prune(self, video: VideoTokens) -> Pruned:
         """The method, step by step as in the paper."""
         saliency, grid = zero_sinks(video.required("saliency"), self.sink_tokens), video.required("grid")
-        features, device = video.features.detach(), video.features.device
+        features, device = video.features, video.features.device
         rope_sections(width := features.shape[2])  # refuses an odd width
         axes = video.required("timestamps"), *(torch.arange(float(length), device=device) for length in grid)
         settings = self.num_neighbors, self.memory_limit
-        with full_precision(device):
+        with full_precision(device, gradients=True):
             # Segmentation. From here on the host knows every shape, and need not ask a GPU for one.
-            similarity = neighbour_similarity(features).cpu()
+            similarity = neighbour_similarity(features.detach()).cpu()
             sizes = self._segments(similarity, features, video.segment_features)
             static = static_places(similarity, sizes, self.static_threshold)
 
@@ -155,8 +158,8 @@ class Tango(Pruner):
 
             # ST-RoPE, of the places that it is asked for; at the origin nothing is rotated.
             positions = torch.cartesian_prod(*axes)
-            rotated = self._rotated(table, positions, sets)
-            to_merge = rotated if self.merging == "st_rope" else self._rotated(table, 0 * positions, sets)
+            rotated = self._rotated(table.detach(), positions, sets)
+            to_merge = rotated if self.merging == "st_rope" else self._rotated(table.detach(), 0 * positions, sets)
 
             # Diversity-driven selection of salient tokens, in each frame and among the static ones of each segment.
             expansion = self.expansion if self.selection == "diversity" else 1.0
@@ -183,7 +186,8 @@ class Tango(Pruner):
         if self.segmentation == "holitom":
             return holitom(similarity, self._threshold())
         return fastvid(
-            features.mean(1, dtype=torch.float32) if frame_vectors is None else frame_vectors, self._threshold()
+            features.detach().mean(1, dtype=torch.float32) if frame_vectors is None else frame_vectors,
+            self._threshold(),
         )
 
     def _sets(self, sizes: Tensor, static: Tensor, device: torch.device) -> Sets:

@@ -58,7 +58,7 @@ class VidCom2(Pruner):
             ranked = (like_video + like_frame).sort(dim=1, stable=True).indices
             first = torch.arange(tokens, device=features.device) < budgets.to(features.device)[:, None]
             kept = torch.zeros_like(first).scatter_(1, ranked, first)
-            return keep(features, kept.flatten().nonzero()[:, 0])
+        return keep(features, kept.flatten().nonzero()[:, 0])
 
 
 def likeness(features: Tensor) -> tuple[Tensor, Tensor]:

@@ -67,11 +67,11 @@ class VisionZip(Pruner):
         if self.exact_budget:
             totals = evenly(self.budget(frames, tokens), frames)
         kept, values = [], []
-        with full_precision(features.device):
+        with full_precision(features.device, gradients=True):
             for total in set(totals.tolist()):
                 own = (totals == total).nonzero()[:, 0].to(features.device)
                 flat = tokens * own[:, None] + torch.arange(tokens, device=own.device)
-                places, merged = self._merged(features.detach()[own], saliency[own], keys[own], total, flat.flatten())
+                places, merged = self._merged(features[own], saliency[own], keys[own], total, flat.flatten())
                 kept.append(flat.gather(1, places).flatten())
                 values.append(merged.flatten(0, 1).to(features.dtype))
         indices = torch.cat(kept)

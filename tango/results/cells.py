@@ -117,10 +117,10 @@ def benchmark(cell: Cell) -> str:
     return benchmark_name(cell["cell"]["benchmark"])
 
 
-def setting(cell: Cell) -> tuple[str, int, str]:
-    """What cells of one table have in common: model, frames of a video, number format of the weights."""
+def setting(cell: Cell) -> tuple[str, int, str, str]:
+    """What cells of one table have in common: model, frames of a video, number format of the weights, kind of times."""
     model = cell["provenance"]["model"]
-    return cell["cell"]["model"], model["max_frames_num"], model["dtype"]
+    return cell["cell"]["model"], model["max_frames_num"], model["dtype"], model.get("times", "processor")
 
 
 def machine(cell: Cell) -> str:
@@ -181,7 +181,7 @@ def arrange(cells: Sequence[Cell]) -> tuple[list[Row], list[str]]:
         The lines, and what was left out or is to be known, for people.
 
     Raises:
-        ResultsError: no cells, or cells of several models, numbers of frames or dtypes.
+        ResultsError: no cells, or cells of several models, numbers of frames, dtypes or kinds of times.
     """
     if not cells:
         raise ResultsError("no finished cells, so there is nothing to put into tables")

@@ -34,6 +34,7 @@ def origin(cells: Sequence[Cell], command: str) -> list[str]:
         f"made by: {command}",
         f"model: {all_of(lambda o: o['model']['pretrained'])} in {all_of(lambda o: o['model']['dtype'])}, "
         f"{all_of(lambda o: o['model']['max_frames_num'])} frames; seed {all_of(lambda o: o['seed'])}"
+        + (f"; times: {times_of}" if (times_of := all_of(lambda o: o["model"].get("times", ""))) else "")
         + (f"; settings: {', '.join(filter(None, configs))}" if any(configs) else ""),
         f"commit: {all_of(commit_text)}; versions: {all_of(versions_text)}",
         f"device: {all_of(device_text)}; processes: {all_of(lambda o: o['processes'])}; "

@@ -49,13 +49,15 @@ def report(folders: Iterable[str | Path], output: str | Path) -> Report:
     names = [str(folder) for folder in folders]
     cells, unread = read_folders(names)
     command = shlex.join(["tango", "results", *names, "--output", str(output)])
-    groups: dict[tuple[str, int, str], list[Cell]] = {}
+    groups: dict[tuple[str, int, str, str], list[Cell]] = {}
     for cell in cells:
         groups.setdefault(setting(cell), []).append(cell)
     made = Report(remarks=list(unread))
-    for (model, frames, dtype), group in sorted(groups.items()):
-        folder = Path(output) / re.sub(r"[^\w.-]+", "-", f"{model}_{frames}frame_{dtype}")
-        one = write_results(group, folder, command, unread, f"{model}, {frames} frames, {dtype}")
+    for (model, frames, dtype, times), group in sorted(groups.items()):
+        name, title = f"{model}_{frames}frame_{dtype}", f"{model}, {frames} frames, {dtype}"
+        if times != "processor":
+            name, title = f"{name}_{times}_times", f"{title}, {times} times"
+        one = write_results(group, Path(output) / re.sub(r"[^\w.-]+", "-", name), command, unread, title)
         made.files += one.files
         made.remarks += [remark for remark in one.remarks if remark not in made.remarks]
         made.summaries += one.summaries

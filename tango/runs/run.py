@@ -76,6 +76,7 @@ class EvaluationRun:
             "max_frames_num": chat.max_frames,
             "use_cache": chat.use_cache,
             "time_instruction": chat.time_instruction,
+            "time_spaces": chat.time_spaces,
             **asked,
         }
         # All that an answer depends on beside its prompt: runs of one digest may take each other's answers.

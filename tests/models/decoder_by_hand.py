@@ -20,8 +20,10 @@ class Inside(Pruner):
 
     name = "inside"
 
-    def __init__(self, settings: LayerPruning | None, frame: int | None = None) -> None:
-        super().__init__(retention_ratio=0.5)
+    def __init__(
+        self, settings: LayerPruning | None, frame: int | None = None, positions: str = "transformers"
+    ) -> None:
+        super().__init__(retention_ratio=0.5, positions=positions)
         self.inside, self.frame = settings, frame
 
     def in_llm(self, layers):
@@ -35,13 +37,17 @@ class Inside(Pruner):
 
 @dataclass
 class Drop:
-    """What to drop before a layer: all but round(share * n) places of each span of a prompt of `length` places."""
+    """What to drop before a layer: all but round(share * n) places of each span of a prompt of `length` places.
+
+    causal: False lets the prompt's tokens see each other in the layer before.
+    """
 
     layer: int
     share: float
     length: int
     spans: list[list[int]]
     merging: str = "drop"
+    causal: bool = True
     left: list[list[int]] = field(default_factory=list)  # filled: the places of each span that stayed
 
 
@@ -69,7 +75,10 @@ def run(decoder: Any, embeds: Tensor, positions: Tensor, drop: Drop, deepstack: 
         groups = len(query) // len(key)
         scores = query @ key.repeat_interleave(groups, 0).transpose(1, 2) / attention.head_dim**0.5
         length = len(hidden)
-        weights = scores.masked_fill(torch.ones(length, length).triu(1).bool(), float("-inf")).softmax(-1)
+        unseen = torch.ones(length, length).triu(1).bool()
+        if not drop.causal and index == drop.layer - 1:
+            unseen[: drop.length, : drop.length] = False
+        weights = scores.masked_fill(unseen, float("-inf")).softmax(-1)
         mixed = weights @ value.repeat_interleave(groups, 0)
         hidden = hidden + attention.o_proj(mixed.transpose(0, 1).reshape(length, -1))
         hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden)[None])[0]

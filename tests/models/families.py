@@ -31,7 +31,7 @@ class Spy(Pruner):
     wanted = frozenset({"key"})
 
     def __init__(self, indices=(0, 5, 17), wanted=frozenset({"key"}), **settings):
-        super().__init__(**settings)
+        super().__init__(**{"positions": "transformers"} | settings)
         self.indices, self.wanted, self.calls = torch.tensor(indices), wanted, []
 
     @property

@@ -28,6 +28,7 @@ METHODS = {
     "tango": (Tango(retention_ratio=0.4, pruned_layer=2), "mean"),
     "tango, layer 3": (Tango(retention_ratio=0.3, pruned_layer=3, llm_retention=0.3), "mean"),
     "fastv": (FastV(retention_ratio=0.4, pruned_layer=1), "drop"),
+    "tango, both ways": (Tango(retention_ratio=0.4, pruned_layer=2, causal=False), "mean"),
     "sequential": (Inside(LayerPruning(2, 0.3, merging="sequential"), frame=5), "sequential"),
 }
 
@@ -80,7 +81,7 @@ def before_llm(model, pruner, inputs):
 def by_hand(model, pruner, merging, embeds, spans, new=()):
     """Logits (n', vocabulary) of one row of a prompt followed by new tokens, and what was dropped of it."""
     inside = pruner.in_llm(LAYERS)
-    drop = Drop(inside.layer, inside.retention, len(embeds), spans, merging)
+    drop = Drop(inside.layer, inside.retention, len(embeds), spans, merging, inside.causal)
     with torch.no_grad():
         later = model.get_input_embeddings()(torch.tensor(new, dtype=torch.long))
         whole = torch.cat((embeds, later))
@@ -129,6 +130,21 @@ def test_every_step_is_as_by_hand(deep, method):
             torch.testing.assert_close(uncached.logits[step][index], expected, atol=2e-4, rtol=1e-4)
 
 
+def test_looking_both_ways_changes_all_rows_but_the_last(deep):
+    """Of layer K-1's output; what stays is the same."""
+    model, inputs, seen = deep(), example(ROWS[0]), []
+    for method in ("tango", "tango, both ways"):
+        hook = model.model.language_model.layers[1].register_forward_hook(lambda *args: seen.append(args[-1]))
+        with torch.no_grad(), attach(model, METHODS[method][0]) as session:
+            logits = model(**inputs).logits
+        seen[-1] = seen[-1], logits, session.videos[0].tokens_in_llm
+        hook.remove()
+    (causal, _, left), (both, logits, same) = seen
+    torch.testing.assert_close(both[0, -1], causal[0, -1])
+    assert ((both - causal).abs().amax(-1)[0, :-1] > 1e-3).all()
+    assert left == same and logits.isfinite().all()
+
+
 WAYS = {
     "greedy": {"do_sample": False},
     "sampling": {"do_sample": True, "temperature": 1.3, "top_k": 20, "num_return_sequences": 2},
@@ -138,7 +154,7 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("method", ["tango", "fastv"])
+@pytest.mark.parametrize("method", ["tango", "tango, both ways", "fastv"])
 @pytest.mark.parametrize("way", WAYS)
 def test_ways_of_generating(deep, way, method):
     """A batch as one by one, in any attention and with any cache; sequences are laid out as without pruning."""
@@ -224,20 +240,20 @@ def test_a_cache_may_be_emptied_and_used_again(deep):
         assert torch.equal(model.generate(**inputs, past_key_values=cache), out)
 
 
-def unpadded(module, query, key, value, attention_mask, scaling, position_ids=None, **_):
+def unpadded(module, query, key, value, attention_mask, scaling, position_ids=None, is_causal=True, **_):
     """What flash attention does with its inputs: a mask (B, length) cuts keys and values, and padding, off."""
     assert not _is_packed_sequence(position_ids, len(query))
     length, new = key.shape[2], query.shape[2]
     shown = torch.ones(len(query), length) if attention_mask is None else attention_mask
     key, value = (each[:, :, : shown.shape[1]].repeat_interleave(2, 1) for each in (key, value))
     scores = query @ key.transpose(2, 3) * scaling
-    later = torch.ones(scores.shape[-2:]).triu(scores.shape[-1] - new + 1).bool()
+    later = torch.ones(scores.shape[-2:]).triu(scores.shape[-1] - new + 1).bool() & is_causal
     scores = scores.masked_fill(later | ~shown.bool()[:, None, None], -1e9)
     return (scores.softmax(-1) @ value).transpose(1, 2), None
 
 
 @pytest.mark.parametrize("rows", [ROWS[:1], ROWS])
-@pytest.mark.parametrize("method", ["tango", "fastv"])
+@pytest.mark.parametrize("method", ["tango", "tango, both ways", "fastv"])
 def test_masks_as_flash_attention_takes_them(deep, monkeypatch, method, rows):
     model, inputs = deep(), example(*rows, max_new_tokens=5, do_sample=False)
     static = {"cache_implementation": "static"}
@@ -252,7 +268,11 @@ def test_masks_as_flash_attention_takes_them(deep, monkeypatch, method, rows):
     assert sound or Version(transformers.__version__) < Version("5.24")
     with attach(model, METHODS[method][0]):
         for changes in ({}, {"use_cache": False}, *([static] if sound else [])):
-            assert torch.equal(model.generate(**inputs, **changes), expected)
+            if method == "tango, both ways" and changes == {"use_cache": False}:
+                with pytest.raises(ValueError, match="causal=False needs use_cache=True"):
+                    model.generate(**inputs, **changes)
+            else:
+                assert torch.equal(model.generate(**inputs, **changes), expected)
 
 
 def test_positions_go_on(deep):

@@ -18,6 +18,7 @@ LAYERS, FRAMES, TOKENS = 4, 4, 9
 METHODS = {
     "tango": (Tango(retention_ratio=0.4, pruned_layer=2), "mean"),
     "fastv": (FastV(retention_ratio=0.5, pruned_layer=1), "drop"),
+    "tango, both ways": (Tango(retention_ratio=0.4, pruned_layer=2, causal=False), "mean"),
     "sequential": (Inside(LayerPruning(3, 0.3, merging="sequential")), "sequential"),
 }
 KINDS = ("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
@@ -25,7 +26,9 @@ KINDS = ("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
 
 def outside(pruner):
     """The same method without what it does inside."""
-    return replace(pruner.before_llm(LAYERS), pruned_layer=None) if isinstance(pruner, Tango) else Inside(None)
+    if isinstance(pruner, Tango):
+        return replace(pruner.before_llm(LAYERS), pruned_layer=None)
+    return Inside(None, positions=pruner.positions)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +97,7 @@ def before_llm(model, pruner, inputs):
 def by_hand(model, pruner, merging, embeds, positions, deepstack, spans, new=()):
     """Logits (n', vocabulary) of one row of a prompt followed by new tokens."""
     inside = pruner.in_llm(LAYERS)
-    drop = Drop(inside.layer, inside.retention, len(embeds), spans, merging)
+    drop = Drop(inside.layer, inside.retention, len(embeds), spans, merging, inside.causal)
     later = torch.tensor(new, dtype=torch.long)
     with torch.no_grad():
         whole = torch.cat((embeds, model.get_input_embeddings()(later)))
@@ -164,5 +167,6 @@ def test_all_kept_is_equal(deep, kind):
     with torch.no_grad():
         expected = model(**inputs).logits
         for pruner in (Inside(LayerPruning(1, 1.0)), FastV(retention_ratio=1.0), Tango(1.0, pruned_layer=2)):
+            pruner.positions = "transformers"
             with attach(model, pruner):
                 torch.testing.assert_close(model(**inputs).logits, expected, atol=1e-5, rtol=1e-5)

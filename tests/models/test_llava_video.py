@@ -259,6 +259,10 @@ def test_the_sentence_on_time():
         "The video lasts for 12.35 seconds, and 3 frames are uniformly sampled from it. These frames are located at "
         "0.00s,4.10s,12.31s.Please answer the following questions related to this video."
     ).replace("12.35", f"{12.345:.2f}")
+    assert LlavaVideoProcessor.time_instruction(3, [0, 1.5], spaces=False) == (
+        "The video lasts for 3.00 seconds,and 2 frames are uniformly sampled from it.These frames are located at "
+        "0.00s,1.50s.Please answer the following questions related to this video."
+    )
 
 
 def test_wrong_placeholders(model):

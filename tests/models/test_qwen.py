@@ -10,9 +10,9 @@ from test_forward import by_hand
 from tiny_qwen import END, START, VIDEO, build_model, video_inputs
 
 from tango.models import attach
+from tango.models.attention import SALIENCIES
 from tango.models.qwen2_5_vl import window_order
 from tango.models.segments import NAME, attend_within_segments, segments_together
-from tango.models.tower import SALIENCIES
 
 QWEN = ("qwen2_5_vl", "qwen3_vl")
 GRIDS = [(4, 6, 6), (3, 4, 10), (1, 2, 2), (2, 20, 2)]  # patches; portrait, strips, a single token

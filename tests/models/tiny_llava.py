@@ -105,6 +105,8 @@ def pixels(
 
 
 def make_pruner(method: str, ratio: float, **settings: Any) -> Pruner:
+    """A method whose positions are those of transformers, as these tests compare with models that nothing is on."""
+    settings = {"positions": "transformers"} | settings
     if method == "fastv":  # the first of two layers sees everything: the ratio is that of the second
         ratio, settings = (1 + ratio) / 2, {"pruned_layer": 1} | settings
     if method == "prunevid":  # by default it leaves the few tokens of these frames as they are

@@ -199,3 +199,26 @@ def test_the_command_line(qwen: Path, benchmark: Path, environment: dict[str, st
     assert 0.2 < origin["tokens"]["share_kept"] < 0.5
     (journal,) = tmp_path.glob("journal/*.jsonl")
     assert len(journal.read_text().splitlines()) == 2
+
+
+def test_times_of_the_published_run(qwen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interval of 1 s and times spread evenly; by default the processor's, which are the video's own."""
+    monkeypatch.setenv("WRAPPER", "tango")
+    write_video(tmp_path / "v.mp4")
+    prepared, digests = {}, set()
+    for times in ("processor", "published"):
+        model = Qwen25VL(str(qwen), max_num_frames=4, device="cpu", times=times, **SIZE)
+        chat = model.run.chat
+        request = ask(model, str(tmp_path / "v.mp4"), "What?")
+        prepared[times] = chat._prepare(model._messages(request))
+        stored = torch.tensor(chat._clip[1].timestamps)
+        digests.add(model.run.digest)
+        assert model.run.described["times"] == times
+    inputs, extra = prepared["published"]
+    assert inputs["second_per_grid_ts"].tolist() == [1.0] and len(digests) == 2
+    torch.testing.assert_close(extra["video_timestamps"][0], torch.linspace(float(stored[0]), float(stored[-1]), 2))
+    inputs, extra = prepared["processor"]
+    torch.testing.assert_close(extra["video_timestamps"][0], stored)
+    assert inputs["second_per_grid_ts"][0] != 1
+    with pytest.raises(ArgumentError, match="times='real': use one of processor, published"):
+        Qwen25VL(str(qwen), device="cpu", times="real", **SIZE)

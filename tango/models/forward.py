@@ -1,0 +1,69 @@
+"""What a call of forward() becomes while a pruner is attached: by the caller's hand, or by generate() without a cache.
+
+Everything else that generate() does is in seam.py, and going on from a cache in cache.py.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tango.models.cache import held_by, next_tokens
+from tango.models.family import Family
+from tango.models.in_llm import DecoderPruner
+from tango.models.prompt import OURS, Prompt, take, without
+
+
+def by_hand(
+    inputs: dict[str, Any], family: Family, decoder_pruner: DecoderPruner | None, prune: Callable[..., Prompt]
+) -> dict[str, Any]:
+    """The arguments of forward() on the pruned prompt; its logits are (B, W, vocabulary).
+
+    `labels` and `shift_labels` follow their tokens. Takes the extra keyword arguments of generate(). Without videos, a
+    call that goes on from the cache of a pruned prompt gets the mask and the positions that fit what the cache holds.
+    """
+    if not family.has_video(inputs):
+        call, held = without(inputs, OURS), held_by(inputs, decoder_pruner)
+        return call if held is None else call | next_tokens(held, inputs, whole=False)
+    labels = [name for name in ("labels", "shift_labels") if inputs.get(name) is not None]
+    if decoder_pruner is not None and labels:
+        raise ValueError(f"{labels[0]} do not work with pruning inside the language model: their tokens may be dropped "
+                         "there; compute the loss from the logits, or unset pruned_layer")  # fmt: skip
+    prompt = prune(inputs, side=None)
+    call = without(inputs, (*OURS, *family.inputs, "input_ids"))
+    whole = prompt.unchanged and decoder_pruner is None
+    if not whole and isinstance(inputs.get("logits_to_keep"), Tensor):
+        raise ValueError("logits_to_keep as a tensor of positions does not work while a pruner is attached: "
+                         "positions move; pass a number of last positions")  # fmt: skip
+    for name, padding in (("labels", -100), ("token_type_ids", 0), ("mm_token_type_ids", 0)):
+        if inputs.get(name) is not None:
+            call[name] = prompt.align(inputs[name], padding)
+    if inputs.get("shift_labels") is not None and not prompt.unchanged:
+        call["shift_labels"] = shifted(inputs["shift_labels"], prompt.source)
+    return call | {name: getattr(prompt, name) for name in ("inputs_embeds", "attention_mask", "position_ids")}
+
+
+def shifted(shift_labels: Tensor, source: Tensor) -> Tensor:
+    """Labels (B, N) of each column's next token, for the columns of source (B, W): (B, W), -100 where none follows."""
+    following = torch.nn.functional.pad(source[:, 1:], (0, 1), value=-1)
+    last = shift_labels.shape[1] - 1  # its next token is beyond the prompt, and stays so
+    column = torch.where(source == last, last, (following - 1).masked_fill(following <= 0, -1))
+    return take(shift_labels, column, -100)
+
+
+def without_cache(inputs: dict[str, Any], prompt: Prompt, full: int, embed: nn.Module) -> dict[str, Any]:
+    """One step of generation without a cache: the pruned prompt of N = full columns, then the tokens so far."""
+    new = inputs.pop("input_ids")[:, full:]
+    times = len(new) // len(prompt.inputs_embeds)  # beams, returned sequences: rows of one prompt lie together
+    mask, positions = prompt.attended().long(), prompt.position_ids
+    if positions is None:
+        positions = (mask.cumsum(1) - 1).masked_fill(mask == 0, 0)
+    mask, positions = mask.repeat_interleave(times, 0), positions.repeat_interleave(times, -2)
+    later = positions[..., -1:] + torch.arange(1, new.shape[1] + 1, device=positions.device)
+    embeds = prompt.inputs_embeds.repeat_interleave(times, 0)
+    return inputs | {
+        "inputs_embeds": torch.cat((embeds, embed(new)), 1),
+        "attention_mask": torch.cat((mask, mask.new_ones(new.shape)), 1),
+        "position_ids": torch.cat((positions, later), -1),
+    }
