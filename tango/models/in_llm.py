@@ -128,7 +128,7 @@ class DecoderPruner:
         return args, kwargs | {"deepstack_visual_embeds": features[:layer]}
 
     def _look_both_ways(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Before layer K-1: all tokens of the prompt see each other; new ones after it, where no cache holds it, don't."""
+        """Before layer K-1: all tokens of the prompt see each other; new ones after it, without a cache, don't."""
         if self._prompt is None:
             return None
         hidden: Tensor = args[0]
