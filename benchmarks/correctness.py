@@ -90,7 +90,7 @@ def families(name: str, device: torch.device, dtype: torch.dtype) -> Iterator[Ro
             ratio, inside = 0.7, {"pruned_layer": 1}
         method = method_class(retention_ratio=ratio, **inside)
         try:
-            with method_class(retention_ratio=1.0, **inside)(model):
+            with method_class(retention_ratio=1.0, positions="transformers", **inside)(model):
                 equal = torch.equal(plain, model(**inputs, logits_to_keep=1).logits)
             with method(model) as session:
                 answer = model.generate(**inputs, max_new_tokens=3, min_new_tokens=3, do_sample=False)

@@ -58,7 +58,7 @@ def run(shape: Shape, args: argparse.Namespace) -> str:
     inputs, tokens = shape.prompt(model.config, frames, dtype)
     inputs = {name: value.to(device) for name, value in inputs.items()}
     plain, unpruned = seconds(device, lambda: model(**inputs, logits_to_keep=1).logits)
-    with Tango(retention_ratio=1.0)(model):
+    with Tango(retention_ratio=1.0, positions="transformers")(model):
         kept = model(**inputs, logits_to_keep=1).logits
     if not torch.isfinite(plain).all() or not torch.equal(plain, kept):
         raise SystemExit(f"{shape.name}: at ratio 1 the logits differ by {(plain - kept).abs().max().item()}")

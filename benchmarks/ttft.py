@@ -107,7 +107,7 @@ def check(shape: Shape, model: Any, dtype: torch.dtype) -> list[str]:
     inputs, tokens = shape.prompt(model.config, CHECKED_FRAMES, dtype)
     inputs = {name: value.to(model.device) for name, value in inputs.items()}
     plain = model(**inputs, logits_to_keep=1).logits
-    with Tango(retention_ratio=1.0)(model):
+    with Tango(retention_ratio=1.0, positions="transformers")(model):
         kept = model(**inputs, logits_to_keep=1).logits
     if not torch.isfinite(plain).all() or not torch.equal(plain, kept):
         raise SystemExit(f"{shape.name}: at ratio 1 the logits differ by {(plain - kept).abs().max().item():.2e}")
