@@ -27,7 +27,7 @@ from torch import nn
 from tango import __version__
 from tango.inference.timing import Clock
 from tango.models import family_of
-from tango.ops.similarity import neighbour_similarity
+from tango.ops.segmentation import neighbour_similarity
 from tango.pruners import Pruned, Pruner, VideoTokens
 
 STAGES = ("vision", "project", "prune", "prefill")

@@ -1,53 +1,57 @@
-"""Time and memory of prune() against the number of frames, beside the dense oracle of the tests.
+"""Time and memory of prune() against the number of frames, beside the dense oracle of the tests and another commit.
 
     python benchmarks/pruning.py [--frames 8 16 32 64 128 256 512 1024] [--output results/performance/pruning_cpu.md]
+    python benchmarks/pruning.py --against FOLDER  # a git worktree of another commit, measured on the same videos
     python benchmarks/pruning.py --device cuda [--output results/performance/pruning_cuda.md]
 
-The video is made up to be the worst case: one long segment without static positions, L = 196 tokens a frame, D = 896.
+There are two videos of L = 196 tokens a frame, D = 896. "long" is the worst case: one segment without static places.
 Cost grows with the square of a segment's length, so a video that falls apart into several is another, easier problem.
 At the default threshold this one does from 256 frames on; the threshold is therefore set so that nothing is cut, and
-a size whose video is not one segment without static positions is refused, not measured.
-First the fast path must equal the oracle at two sizes; then each size is measured in processes of its own, which take
-turns with those of the oracle, for a machine is not always equally fast. Memory is what a process grew by from before
-prune() to its highest point, the video itself not counted (Linux: /proc).
+a size whose video is not one segment without static places is refused, not measured. "ordinary" has scenes of 1 to 6
+frames, half of their places static.
 
-On a GPU tokens are bfloat16 of D = 3584, as in a model of 7 billion parameters, and there is an ordinary video, too:
-scenes of 1 to 6 frames, half of their places static. Beside time and memory it counts what the host waits for.
+First tango must keep the tokens that the oracle keeps; then each size is measured in processes of its own, one at a
+time and in turns with those of the oracle and of the other commit, for a machine is not always equally fast. Memory is
+what a process grew by from before prune() to its highest point, the video itself not counted (Linux: /proc).
+
+On a GPU tokens are bfloat16 of D = 3584, as in a model of 7 billion parameters. Beside time and memory it counts what
+the host waits for.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import datetime
+import itertools
 import json
 import os
 import platform
-import statistics
 import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+FOLDER = "TANGO_BENCHMARK_FOLDER"  # in the environment of a process that measures another commit: where that is
+sys.path[:0] = [os.environ.get(FOLDER, str(ROOT)), str(ROOT / "tests")]
 
 from oracle import Oracle  # noqa: E402
 
-from tango import Tango, __version__, fused  # noqa: E402
-from tango.ops.similarity import neighbour_similarity  # noqa: E402
+from tango import Tango, __version__  # noqa: E402
 
 TOKENS, DIM, GRID = 196, 896, (14, 14)
 CUDA_DIM, CUDA_CASES = 3584, (("ordinary", 32), ("long", 32), ("ordinary", 256), ("long", 256), ("ordinary", 1024))
 CUDA = "cuda"
-ORACLE_FRAMES = 64  # its n x n distances take 0.6 GB a copy here, 2.4 GB at twice the frames
+ORACLE_FRAMES = 8, 32, 64  # its n x n distances take 0.6 GB a copy at the last, 2.4 GB at twice the frames
+CHECKED_FRAMES = 32  # up to here the oracle's distances from differences take seconds
 Video = tuple[torch.Tensor, torch.Tensor, tuple[int, int], torch.Tensor]
-SETTINGS: dict[str, Any] = {"retention_ratio": 0.1, "similarity_threshold": -1.0}  # -1: never cut
 
 
 def long_segment(frames: int, seed: int = 0, dim: int = DIM) -> Video:
@@ -85,19 +89,32 @@ def ordinary(frames: int, seed: int = 0, dim: int = DIM) -> Video:
     return features, torch.rand(frames, TOKENS, generator=generator), GRID, torch.arange(frames).float()
 
 
+RATIO = 0.1
+VIDEOS = {"long": long_segment, "ordinary": ordinary}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "long": {"retention_ratio": RATIO, "similarity_threshold": -1.0},  # -1: never cut
+    "ordinary": {"retention_ratio": RATIO},
+}
+
+
 def refuse_easier(video: Video, sizes: list[int]) -> None:
-    """Raises SystemExit unless the video is one segment without static positions: the numbers would mislead."""
+    """Raises SystemExit unless the video is one segment without static places: the numbers would mislead."""
     features = video[0]
-    static = int((neighbour_similarity(features) > Tango(**SETTINGS).static_threshold).all(0).sum())
+    same = [torch.cosine_similarity(x.float(), y.float(), dim=-1) > 0.8 for x, y in itertools.pairwise(features)]
+    static = int(torch.stack(same).all(0).sum())
     if sizes != [len(features)] or static:
-        raise SystemExit(f"not the worst case: segments of {sizes} frames, {static} static positions in all")
+        raise SystemExit(f"not the worst case: segments of {sizes} frames, {static} static places in all")
 
 
-def measure(which: str, frames: int, runs: int) -> dict[str, Any]:
-    """Seconds of each run after a warm-up on 8 frames, and MiB the process grew by; run in a process of its own."""
-    video = long_segment(frames)
-    method: Any = Tango(**SETTINGS) if which == "fast" else Oracle(**SETTINGS, distance="product")
-    method.prune(*long_segment(8))
+def measure(which: str, kind: str, frames: int, runs: int) -> dict[str, Any]:
+    """Seconds of each run after a warm-up on 8 frames, MiB the process grew by, and the number of segments.
+
+    In a process of its own; which: "oracle", or else the tango that is imported there.
+    """
+    video = VIDEOS[kind](frames)
+    method: Any = Oracle(**SETTINGS[kind], distance="product") if which == "oracle" else Tango(**SETTINGS[kind])
+    method.prune(*VIDEOS[kind](8))
+    ctypes.CDLL(None).malloc_trim(0)  # what the warm-up freed goes back, and counts where it is needed again
     Path("/proc/self/clear_refs").write_text("5")  # the highest point so far is forgotten
     before = highest_point()
     seconds = []
@@ -106,8 +123,10 @@ def measure(which: str, frames: int, runs: int) -> dict[str, Any]:
         pruned = method.prune(*video)
         seconds.append(time.perf_counter() - start)
     grown = (highest_point() - before) / 1024
-    refuse_easier(video, pruned.segment_sizes.tolist() if which == "fast" else pruned[2])
-    return {"seconds": seconds, "mib": grown}
+    sizes = pruned[2] if which == "oracle" else pruned.segment_sizes.tolist()
+    if kind == "long":
+        refuse_easier(video, sizes)
+    return {"seconds": seconds, "mib": grown, "segments": len(sizes)}
 
 
 def highest_point() -> int:
@@ -121,21 +140,28 @@ def processor() -> str:
     return names[0].split(":")[1].strip() if names else platform.machine()
 
 
-def check(frames: int) -> str:
-    """Compares fast path and oracle on one video; raises SystemExit if they differ."""
-    video = long_segment(frames)
-    fast, oracle = Tango(**SETTINGS).prune(*video), Oracle(**SETTINGS, distance="product").prune(*video)
-    if fast.segment_sizes.tolist() != list(oracle[2]) or not torch.equal(fast.indices, oracle[0]):
-        raise SystemExit(f"{frames} frames: the fast path keeps other tokens than the oracle; nothing is timed")
-    error = (fast.features - oracle[1]).abs().max().item()
-    if error > 1e-4:
-        raise SystemExit(f"{frames} frames: features differ by {error:.1e} from the oracle's; nothing is timed")
-    return f"{frames} frames: same tokens, features within {error:.0e}"
+def check(kind: str, video: Video) -> tuple[Any, str]:
+    """What tango keeps of a video, and how near it is to the oracle; raises SystemExit if they keep other tokens.
+
+    The oracle takes distances from differences here: products, which it is timed with, round, and so decide near-ties
+    otherwise.
+    """
+    pruned = Tango(**SETTINGS[kind]).prune(*video)
+    indices, values, sizes = Oracle(**SETTINGS[kind]).prune(*video)
+    name = f"{kind}, {len(video[0])} frames"
+    if pruned.segment_sizes.tolist() != list(sizes) or not torch.equal(pruned.indices, indices):
+        raise SystemExit(f"{name}: other tokens than the oracle's; nothing is timed")
+    error = (pruned.features.float() - values).abs().max().item()
+    rounding = 2**-8 * values.abs().max().item() if pruned.features.dtype == torch.bfloat16 else 0
+    if error > rounding + 1e-4:
+        raise SystemExit(f"{name}: features differ by {error:.1e} from the oracle's; nothing is timed")
+    return pruned, f"{name}: same tokens, features within {error:.0e}"
 
 
-def in_child(which: str, frames: int, runs: int) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--child", which, "--frames", str(frames), "--runs", str(runs)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+def in_child(which: str, kind: str, frames: int, runs: int, folder: Path = ROOT) -> dict[str, Any]:
+    command = [sys.executable, __file__, "--child", which, kind, "--frames", str(frames), "--runs", str(runs)]
+    environment = os.environ | {FOLDER: str(folder.resolve())}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         return {"error": (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]}
     result: dict[str, Any] = json.loads(done.stdout)
@@ -148,13 +174,18 @@ def together(turns: list[dict[str, Any]]) -> dict[str, Any]:
         if "error" in turn:
             return turn
     seconds = [x for turn in turns for x in turn["seconds"]]
-    return {"seconds": seconds, "mib": max(turn["mib"] for turn in turns)} if turns else {}
+    return turns[0] | {"seconds": seconds, "mib": max(turn["mib"] for turn in turns)} if turns else {}
 
 
-def row(frames: int, fast: dict[str, Any], oracle: dict[str, Any]) -> str:
-    cells = [str(frames), *cell(fast), *cell(oracle), ""]
-    if "seconds" in fast and "seconds" in oracle:
-        cells[-1] = f"{statistics.median(oracle['seconds']) / statistics.median(fast['seconds']):.1f}"
+def row(kind: str, frames: int, results: list[dict[str, Any]]) -> str:
+    """A line of the table: time and memory of tango and of the others, then how many times faster tango is."""
+    tango, *others = results
+    cells = [kind, str(frames), str(tango.get("segments", ""))]
+    for result in results:
+        cells += cell(result)
+    for other in others:
+        both = "seconds" in tango and "seconds" in other
+        cells.append(f"{median(other['seconds']) / median(tango['seconds']):.1f}" if both else "")
     return f"| {' | '.join(cells)} |"
 
 
@@ -163,8 +194,8 @@ def cell(result: dict[str, Any]) -> tuple[str, str]:
         return "not run", ""
     if "error" in result:
         return result["error"], ""
-    low, middle, high = min(result["seconds"]), statistics.median(result["seconds"]), max(result["seconds"])
-    return f"{middle:.2f} ({low:.2f} to {high:.2f})", f"{result['mib']:.0f}"
+    seconds = result["seconds"]
+    return f"{median(seconds):.2f} ({min(seconds):.2f} to {max(seconds):.2f})", f"{result['mib']:.0f}"
 
 
 def timed(run: Callable[[], Any], runs: int) -> tuple[list[float], float]:
@@ -194,51 +225,27 @@ def waits(run: Callable[[], Any]) -> int:
     return sum("synchroniz" in str(warning.message) for warning in caught)
 
 
-@contextmanager
-def without_kernels() -> Iterator[None]:
-    """The plain way, as where Triton is not installed."""
-    devices, fused.DEVICES = fused.DEVICES, ()
-    fused.kernels.cache_clear()
-    try:
-        yield
-    finally:
-        fused.DEVICES = devices
-        fused.kernels.cache_clear()
-
-
 def cuda_row(kind: str, frames: int, runs: int) -> str:
     """A row of the table of a GPU; raises SystemExit if what is kept is not what the oracle keeps."""
-    features, saliency, grid, times = (long_segment if kind == "long" else ordinary)(frames, dim=CUDA_DIM)
+    features, saliency, grid, times = VIDEOS[kind](frames, dim=CUDA_DIM)
     video = features.to(CUDA, torch.bfloat16), saliency.to(CUDA), grid, times
     del features
-    settings = SETTINGS if kind == "long" else {"retention_ratio": SETTINGS["retention_ratio"]}
-    method = Tango(**settings)
-    pruned = method.prune(*video)
+    method, oracle = Tango(**SETTINGS[kind]), Oracle(**SETTINGS[kind], distance="product")
+    slow: list[float] = []
+    if frames <= CHECKED_FRAMES:
+        with torch.device(CUDA):
+            pruned, _ = check(kind, video)
+            slow, _ = timed(lambda: oracle.prune(*video), runs)
+    else:
+        pruned = method.prune(*video)
     sizes = pruned.segment_sizes.tolist()
     if kind == "long":
         refuse_easier(video, sizes)
-    segments, oracle_ms, factor = len(sizes), "not run", ""
-    with without_kernels():
-        if not torch.equal(method.prune(*video).indices, pruned.indices):
-            raise SystemExit(f"{kind}, {frames} frames: other tokens without Triton's kernels; nothing is timed")
-        plain, _ = timed(lambda: method.prune(*video), runs)
     fast, mib = timed(lambda: method.prune(*video), runs)
-    if frames <= ORACLE_FRAMES:
-        oracle = Oracle(**settings, distance="product")
-        with torch.device(CUDA):
-            indices, values, _ = oracle.prune(*video)
-            if not torch.equal(pruned.indices, indices):
-                raise SystemExit(f"{kind}, {frames} frames: other tokens than the oracle's; nothing is timed")
-            error = (pruned.features.float() - values).abs().max().item()
-            if error > 2**-8 * values.abs().max().item() + 1e-4:  # the rounding of bfloat16
-                raise SystemExit(f"{kind}, {frames} frames: features differ by {error:.1e} from the oracle's")
-            slow, _ = timed(lambda: oracle.prune(*video), runs)
-        oracle_ms = f"{statistics.median(slow):.1f}"
-        factor = f"{statistics.median(slow) / statistics.median(fast):.1f}"
-    middle = f"{statistics.median(fast):.2f} ({min(fast):.2f} to {max(fast):.2f})"
-    count = waits(lambda: method.prune(*video))
-    cells = middle, f"{statistics.median(plain):.2f}", count, f"{mib:.0f}", oracle_ms, factor
-    return f"| {kind} | {frames} | {segments} | {' | '.join(map(str, cells))} |"
+    cells = [kind, frames, len(sizes), f"{median(fast):.2f} ({min(fast):.2f} to {max(fast):.2f})"]
+    cells += [waits(lambda: method.prune(*video)), f"{mib:.0f}"]
+    cells += [f"{median(slow):.1f}", f"{median(slow) / median(fast):.1f}"] if slow else ["not run", ""]
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 def on_cuda(runs: int, output: Path | None) -> None:
@@ -252,17 +259,14 @@ def on_cuda(runs: int, output: Path | None) -> None:
         f"- machine: {torch.cuda.get_device_name()}; {processor()}",
         f"- tango {__version__}, python {platform.python_version()}, torch {torch.__version__}; "
         f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}",
-        f"- video: bfloat16, {TOKENS} x {CUDA_DIM} a frame, retention ratio {SETTINGS['retention_ratio']}; long: one "
-        "segment without static places; ordinary: scenes of 1 to 6 frames, mostly static",
-        f"- checked in every row of up to {ORACLE_FRAMES} frames: the same tokens as the oracle's, plain, dense and in "
-        "fp32 on the same GPU",
-        f"- Triton's kernels: {'used' if fused.kernels(torch.device(CUDA, 0)) else 'not used'}, and the same tokens "
-        "kept without them",
+        f"- video: bfloat16, {TOKENS} x {CUDA_DIM} a frame, retention ratio {RATIO}; long: one segment without static "
+        "places; ordinary: scenes of 1 to 6 frames, mostly static",
+        f"- checked in every row of up to {CHECKED_FRAMES} frames: the same tokens as the oracle's, plain, dense and "
+        "in fp32 on the same GPU, with distances from differences; it is timed with distances from matrix products",
         "- memory: above what the video takes; waits: for the GPU, by the host, in one prune()",
         "",
-        "| video | frames | segments | tango, ms (median, range) | without kernels, ms | waits | MiB | oracle, ms | "
-        "times faster |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "| video | frames | segments | tango, ms (median, range) | waits | MiB | oracle, ms | times faster |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     print("\n".join(lines), flush=True)
     for kind, frames in CUDA_CASES:
@@ -277,54 +281,72 @@ def write(lines: list[str], output: Path | None) -> None:
         output.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+def on_cpu(args: argparse.Namespace) -> None:
+    """The table of a CPU."""
+    to_check = [frames for frames in args.frames if frames <= CHECKED_FRAMES] or [8]
+    checked = [check(kind, VIDEOS[kind](frames))[1] for frames in to_check for kind in VIDEOS]
+    names, options = ["tango", "oracle"], ""
+    if args.against:
+        options = " --against FOLDER"
+        command = ["git", "-C", str(args.against), "rev-parse", "--short", "HEAD"]
+        names.append(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip())
+    numbers = {"frames": args.frames, "runs": [args.runs], "turns": [args.turns], "oracle-frames": args.oracle_frames}
+    options += "".join(f" --{name} {' '.join(map(str, values))}" for name, values in numbers.items())
+    columns = ["video", "frames", "segments", "tango, s (median, range)", "tango, MiB"]
+    columns += [f"{name}, {unit}" for name in names[1:] for unit in ("s", "MiB")]
+    columns += [f"times faster than {name}" for name in names[1:]]
+    lines = [
+        "# Pruning on a CPU: time and memory against frames",
+        "",
+        f"- made by: python benchmarks/pruning.py{options}",
+        f"- machine: {processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
+        f"- tango {__version__}, python {platform.python_version()}, torch {torch.__version__}; "
+        f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}",
+        f"- video: {TOKENS} x {DIM} a frame, retention ratio {RATIO}; long: one segment of all frames without static "
+        f"places (checked for every row; similarity threshold {SETTINGS['long']['similarity_threshold']}); ordinary: "
+        "scenes of 1 to 6 frames, mostly static",
+        f"- checked first: {'; '.join(checked)}",
+        "- oracle: plain dense version, matrix-product distances (tests/oracle.py)",
+        *([f"- {names[2]}: tango as of that commit"] if args.against else []),
+        "",
+        f"| {' | '.join(columns)} |",
+        f"|---{'|---:' * (len(columns) - 1)}|",
+    ]
+    print("\n".join(lines), flush=True)
+    for kind, frames in itertools.product(VIDEOS, args.frames):
+        runs = 1 if frames >= 256 else args.runs
+        turns: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+        for _ in range(args.turns):
+            for name in names:
+                if name != "oracle":
+                    folder = ROOT if name == "tango" else args.against
+                    turns[name].append(in_child("tango", kind, frames, runs, folder))
+                elif frames in args.oracle_frames:
+                    turns[name].append(in_child("oracle", kind, frames, runs))
+        lines.append(row(kind, frames, [together(turns[name]) for name in names]))
+        print(lines[-1], flush=True)
+    write(lines, args.output)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--frames", type=int, nargs="+", default=[8, 16, 32, 64, 128, 256, 512, 1024])
     parser.add_argument(
-        "--oracle-frames", type=int, default=ORACLE_FRAMES, help="most frames that the oracle is measured with, too"
+        "--oracle-frames", type=int, nargs="+", default=list(ORACLE_FRAMES), help="sizes to measure the oracle at, too"
     )
     parser.add_argument("--runs", type=int, default=3, help="timed runs of a process; one from 256 frames on")
-    parser.add_argument("--turns", type=int, default=3, help="processes of each size, tango and oracle in turns")
+    parser.add_argument("--turns", type=int, default=3, help="processes of each size, tango and the others in turns")
+    parser.add_argument("--against", type=Path, metavar="FOLDER", help="a git worktree of a commit to measure as well")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--output", type=Path, help="write the table to this file as well")
-    parser.add_argument("--child", choices=("fast", "oracle"), help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        print(json.dumps(measure(args.child, args.frames[0], args.runs)))
-        return
-    if args.device == "cuda":
+        print(json.dumps(measure(*args.child, args.frames[0], args.runs)))
+    elif args.device == "cuda":
         on_cuda(max(args.runs, 20), args.output)
-        return
-    checked = [check(frames) for frames in (8, 32)]
-    options = f"--frames {' '.join(map(str, args.frames))} --runs {args.runs} --turns {args.turns}"
-    options += f" --oracle-frames {args.oracle_frames}"
-    lines = [
-        "# Pruning on a CPU: time and memory against frames",
-        "",
-        f"- made by: python benchmarks/pruning.py {options}",
-        f"- machine: {processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
-        f"- tango {__version__}, python {platform.python_version()}, torch {torch.__version__}; "
-        f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}",
-        f"- video: one segment of all frames without static positions (checked for every row; similarity threshold "
-        f"{SETTINGS['similarity_threshold']}), {TOKENS} x {DIM} a frame, retention ratio {SETTINGS['retention_ratio']}",
-        f"- checked first: {'; '.join(checked)}",
-        f"- oracle: plain dense version, matrix-product distances (tests/oracle.py), up to {args.oracle_frames} frames",
-        "",
-        "| frames | tango, s (median, range) | tango, MiB | oracle, s | oracle, MiB | times faster |",
-        "|---:|---:|---:|---:|---:|---:|",
-    ]
-    print("\n".join(lines), flush=True)
-    for frames in args.frames:
-        once = frames >= 256
-        fast: list[dict[str, Any]] = []
-        oracle: list[dict[str, Any]] = []
-        for _ in range(1 if once else args.turns):
-            fast.append(in_child("fast", frames, 1 if once else args.runs))
-            if frames <= args.oracle_frames:
-                oracle.append(in_child("oracle", frames, 1 if once else args.runs))
-        lines.append(row(frames, together(fast), together(oracle)))
-        print(lines[-1], flush=True)
-    write(lines, args.output)
+    else:
+        on_cpu(args)
 
 
 if __name__ == "__main__":

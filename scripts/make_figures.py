@@ -16,7 +16,7 @@ from tango import Tango
 from tango.inference.chat import Chat
 from tango.inference.checkpoints import Checkpoint, load
 from tango.ops.rope import rotate
-from tango.ops.similarity import neighbour_similarity
+from tango.ops.segmentation import neighbour_similarity
 from tango.pruners.trace import Trace, traced
 from tango.visualize import visualize
 

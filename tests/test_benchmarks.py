@@ -1,6 +1,7 @@
 """The scripts of benchmarks/ run at toy sizes, and their arithmetic is what torch counts."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -179,45 +180,95 @@ def test_long_videos_and_vision(monkeypatch, tmp_path):
 
 
 def test_pruning(monkeypatch, tmp_path):
-    """Tango and the oracle in turns; what a turn of either cannot do is told, and what is another problem refused."""
+    """Tango, the oracle and another commit in turns; what a turn of them cannot do is in the table."""
     output = tmp_path / "pruning.md"
     turns = []
 
-    def child(which, frames, runs):
-        turns.append((which, frames, runs))
-        fast = which == "fast"
-        return {"seconds": [1.0 + len(turns)] * runs, "mib": 10.0} if fast or frames < 9 else {"error": "too little"}
+    def child(which, kind, frames, runs, folder=pruning.ROOT):
+        turns.append((which, kind, frames, runs, folder))
+        if which == "oracle" and frames == 9:
+            return {"error": "too little"}
+        return {"seconds": [1.0 + len(turns)] * runs, "mib": 10.0 + len(turns), "segments": 3}
 
     monkeypatch.setattr(pruning, "in_child", child)
-    monkeypatch.setattr(pruning, "check", lambda frames: f"{frames} frames checked")
-    sizes = ["--frames", 8, 9, 10, "--oracle-frames", 9, "--runs", 2, "--turns", 2]
+    monkeypatch.setattr(pruning, "check", lambda kind, video: (None, f"{kind}, {len(video[0])} frames checked"))
+    sizes = ["--frames", 8, 9, 300, "--oracle-frames", 8, 9, "--runs", 2, "--turns", 2]
     run(pruning, monkeypatch, *sizes, "--output", output)
-    assert turns[:4] == [("fast", 8, 2), ("oracle", 8, 2)] * 2
-    _, both, failed, alone = table(output)
-    assert both == ["8", "3.00 (2.00 to 4.00)", "10", "4.00 (3.00 to 5.00)", "10", "1.3"]
-    assert failed[3:] == ["too little", "", ""] and alone[3:] == ["not run", "", ""]
+    assert turns[:4] == [("tango", "long", 8, 2, pruning.ROOT), ("oracle", "long", 8, 2, pruning.ROOT)] * 2
+    header, both, failed, alone, *more = table(output)
+    assert {len(line) for line in table(output)} == {len(header)} and [line[0] for line in more] == ["ordinary"] * 3
+    assert both == ["long", "8", "3", "3.00 (2.00 to 4.00)", "13", "4.00 (3.00 to 5.00)", "14", "1.3"]
+    assert failed[5:] == ["too little", "", ""] and alone[5:] == ["not run", "", ""]
+    assert [runs for *_, frames, runs, _ in turns if frames == 300] == [1] * 4
+    assert "checked first: long, 8 frames checked; ordinary, 8 frames checked; long, 9" in output.read_text()
+
+    turns.clear()
+    git = ["git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "first"]):
+        subprocess.run([*git, *command], check=True)
+    run(pruning, monkeypatch, "--frames", 8, "--runs", 1, "--turns", 2, "--against", tmp_path, "--output", output)
+    assert turns[2] == ("tango", "long", 8, 1, tmp_path) and len(turns) == 12
+    header, line, _ = table(output)
+    commit = header[7].removesuffix(", s")
+    assert int(commit, 16) and header[8:] == [
+        f"{commit}, MiB",
+        "times faster than oracle",
+        f"times faster than {commit}",
+    ]
+    assert line[3] == "3.50 (2.00 to 5.00)" and line[7:] == ["5.50 (4.00 to 7.00)", "16", "1.3", "1.6"]
+
+
+def test_what_is_another_problem_is_refused():
+    video = pruning.long_segment(8)
+    pruning.refuse_easier(video, [8])
     with pytest.raises(SystemExit, match="not the worst case"):
-        pruning.refuse_easier(pruning.long_segment(8, dim=24), [4, 4])
+        pruning.refuse_easier(video, [4, 4])
+    video[0][:, 3] = 1
+    with pytest.raises(SystemExit, match="1 static places"):
+        pruning.refuse_easier(video, [8])
+
+
+@pytest.mark.parametrize("kind", pruning.VIDEOS)
+def test_tokens_are_the_oracles_before_anything_is_timed(kind, monkeypatch):
+    video = pruning.VIDEOS[kind](3, dim=48)
+    pruned, text = pruning.check(kind, video)
+    assert "same tokens" in text and pruned.segment_sizes.sum() == 3
+    right = pruning.Oracle(**pruning.SETTINGS[kind]).prune(*video)
+    for wrong, message in ((right[0].flip(0), right[1], right[2]), "other tokens"), (
+        (right[0], right[1] + 1e-3, right[2]), "features differ by 1.0e-03"
+    ):  # fmt: skip
+        monkeypatch.setattr(pruning.Oracle, "prune", lambda self, *video, wrong=wrong: wrong)
+        with pytest.raises(SystemExit, match=f"{kind}, 3 frames: {message}"):
+            pruning.check(kind, video)
 
 
 @pytest.mark.parametrize(("kind", "segments"), [("long", "1"), ("ordinary", "5")])
 def test_a_row_of_the_table_of_a_gpu(kind, segments, monkeypatch):
     """With the CPU in place of the GPU: all but clock, memory and count of waits."""
-    times = iter([[7.0], [5.0], [60.0]])
+    times = iter([[60.0], [5.0], [7.0]])
     monkeypatch.setattr(pruning, "CUDA", "cpu")
     monkeypatch.setattr(pruning, "CUDA_DIM", 448)
     monkeypatch.setattr(pruning, "timed", lambda prune, runs: (prune() and next(times), 12.0))
     monkeypatch.setattr(pruning, "waits", lambda prune: 3)
     row = [cell.strip() for cell in pruning.cuda_row(kind, 8, 1).strip("|").split("|")]
-    assert row == [kind, "8", segments, "5.00 (5.00 to 5.00)", "7.00", "3", "12", "60.0", "12.0"]
+    assert row == [kind, "8", segments, "5.00 (5.00 to 5.00)", "3", "12", "60.0", "12.0"]
+    monkeypatch.setattr(pruning, "CHECKED_FRAMES", 7)
+    assert pruning.cuda_row(kind, 8, 1).endswith("7.00 (7.00 to 7.00) | 3 | 12 | not run |  |")
+    monkeypatch.setattr(pruning, "CHECKED_FRAMES", 8)
     kept = []
     monkeypatch.setattr(pruning.Oracle, "prune", lambda self, *video: (torch.arange(3), None, kept))
-    times = iter([[7.0], [5.0]])
     with pytest.raises(SystemExit, match="other tokens than the oracle's"):
         pruning.cuda_row(kind, 8, 1)
 
 
-@pytest.mark.parametrize("which", ["fast", "oracle"])
-def test_a_turn_of_pruning(which):
-    result = pruning.in_child(which, 8, 1)
-    assert len(result["seconds"]) == 1 and result["seconds"][0] > 0 and result["mib"] >= 0
+@pytest.mark.parametrize(("which", "kind"), [("tango", "ordinary"), ("oracle", "long")])
+def test_a_turn_of_pruning(which, kind):
+    result = pruning.in_child(which, kind, 8, 1)
+    assert len(result["seconds"]) == 1 and result["seconds"][0] > 0 and result["mib"] > 1 and result["segments"] > 0
+
+
+def test_a_turn_of_another_commit(tmp_path):
+    """Measured is the package in that folder."""
+    (tmp_path / "tango").mkdir()
+    (tmp_path / "tango/__init__.py").write_text("raise RuntimeError('another tango')")
+    assert pruning.in_child("tango", "long", 8, 1, tmp_path) == {"error": "RuntimeError: another tango"}

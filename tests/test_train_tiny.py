@@ -65,14 +65,15 @@ def stop_after(calls, function):
 @pytest.mark.parametrize("stage", ["tower", "symbols", "language"])
 def test_a_stopped_training_ends_with_the_same_weights(whole, tmp_path, monkeypatch, stage):
     arguments = [*FEW, "--work", str(tmp_path / "work"), "--output", str(tmp_path / "out")]
-    with monkeypatch.context() as patched, pytest.raises(Stopped):
-        where, name = {
-            "tower": (tiny_tower, "frame_batch"),
-            "symbols": (tiny_language, "sheet"),  # of two steps and of one validation
-            "language": (tiny_language, "pick_frames"),
-        }[stage]
+    where, name = {
+        "tower": (tiny_tower, "frame_batch"),
+        "symbols": (tiny_language, "sheet"),  # of two steps and of one validation
+        "language": (tiny_language, "pick_frames"),
+    }[stage]
+    with monkeypatch.context() as patched:
         patched.setattr(where, name, stop_after(3, getattr(where, name)))
-        train_tiny.main(arguments)
+        with pytest.raises(Stopped):
+            train_tiny.main(arguments)
     saved = torch.load(tmp_path / "work" / f"{stage}.pt", weights_only=False)
     assert saved["step"] == 2  # what came after was lost, and is made again
     train_tiny.main(arguments)

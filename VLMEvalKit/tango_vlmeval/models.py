@@ -283,10 +283,12 @@ def conversation(parts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def visual(part: Mapping[str, Any]) -> dict[str, Any]:
+    """An image or video of VLMEvalKit's message as the chat template takes it."""
     if part["type"] == "image":
         return {"type": "image", "image": part["value"]}
     return {"type": "video", "video": part["value"], "start": part.get("start"), "end": part.get("end")}
 
 
 def joined(before: str, after: str) -> str:
+    """Two texts with white space between them."""
     return before + ("" if before[-1].isspace() or after[0].isspace() else "\n") + after

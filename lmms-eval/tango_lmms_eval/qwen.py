@@ -35,7 +35,7 @@ def frame_indices(total: int, seconds: float, *, count: int, rate: float | None,
 
 
 class QwenVL(PrunedModel):
-    """What both families share.
+    r"""What both families share.
 
     Args (as --model_args name=value,..), beside those of PrunedModel; defaults are upstream's:
         max_num_frames: frames sampled evenly from each video.
@@ -43,7 +43,7 @@ class QwenVL(PrunedModel):
         min_pixels, max_pixels: of a frame or an image. total_pixels: of a video, shared by its pairs of frames. A frame
             has at most 768 tokens, whatever max_pixels is.
         system_prompt: said first, unless the task has one of its own; none leaves it to the chat template.
-        reasoning_prompt: appended to the question; \\n in it is a line break.
+        reasoning_prompt: appended to the question; \n in it is a line break.
         times: processor (default) for the frames' real times, published for the paper's run; see Chat.
     """
 

@@ -43,6 +43,7 @@ app = typer.Typer(
 
 
 def show_version(asked: bool) -> None:
+    """Print the version and end, if asked to."""
     if asked:
         print(f"tango {__version__}")
         raise typer.Exit()

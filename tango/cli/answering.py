@@ -21,6 +21,7 @@ STAGES = {"vit_s": "vision tower", "other_s": "projector, pruning", "prefill_s":
 
 
 def label(pruner: Pruner | None) -> str:
+    """What a way of answering is called in tables: method and retention ratio."""
     return UNPRUNED if pruner is None else f"{pruner.name} {pruner.retention_ratio:g}"
 
 
@@ -131,6 +132,7 @@ def frames_for(frames: int | None, model: str | None) -> int:
 
 
 def conversation(video: str, question: str) -> list[dict[str, Any]]:
+    """One user's turn: the video file, then the question."""
     return [{"role": "user", "content": [{"type": "video", "video": video}, {"type": "text", "text": question}]}]
 
 

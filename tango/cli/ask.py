@@ -73,6 +73,7 @@ def shipped_question(video: str) -> str:
 
 
 def as_dict(answer: Answer) -> dict[str, Any]:
+    """An answer as --json prints it."""
     return {"answer": answer.response, "tokens": answer.tokens, "seconds": answer.timing, "videos": answer.videos}
 
 

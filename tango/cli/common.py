@@ -76,6 +76,7 @@ def console() -> Console:
 
 
 def print_json(content: Any) -> None:
+    """Print content as JSON; what JSON lacks becomes text."""
     print(json.dumps(content, indent=1, ensure_ascii=False, default=str))
 
 

@@ -241,6 +241,7 @@ def resources(models: Iterable[str]) -> Iterator[Finding]:
 
 
 def amount(gib: float) -> str:
+    """GiB, or MiB below one, with the unit."""
     return f"{gib:.1f} GiB" if gib >= 1 else f"{1024 * gib:.0f} MiB"
 
 

@@ -23,7 +23,7 @@ def methods(
     name: Annotated[str | None, typer.Argument(help="One method: its description and settings.")] = None,
     as_json: Json = False,
 ) -> None:
-    """List the pruning methods: paper, where they act, signals and default settings."""
+    """List the pruning methods: paper, where they act, what they need and default settings."""
     with steps(1) as step:
         step("reading the methods")
         from tango.pruners import REGISTRY
@@ -36,7 +36,7 @@ def methods(
         return
     screen = console()
     if name is not None:
-        screen.print(f"[bold]{name}[/]  {rows[0]['acts']}; needs {', '.join(rows[0]['signals'])}\n", highlight=False)
+        screen.print(f"[bold]{name}[/]  {rows[0]['acts']}; needs {', '.join(rows[0]['needs'])}\n", highlight=False)
         screen.print(rows[0]["description"], markup=False, highlight=False)
         screen.print("\nDefaults: " + settings_text(rows[0]["settings"]), markup=False, highlight=False)
         return
@@ -45,7 +45,7 @@ def methods(
         shown.add_column(column, overflow="fold")
     for row in rows:
         own = {key: value for key, value in row["settings"].items() if key not in shared()}
-        shown.add_row(row["name"], row["paper"] or "", row["acts"], ", ".join(row["signals"]), settings_text(own))
+        shown.add_row(row["name"], row["paper"] or "", row["acts"], ", ".join(row["needs"]), settings_text(own))
     screen.print(shown)
 
 
@@ -65,7 +65,7 @@ def describe(method: type[Pruner]) -> dict[str, Any]:
         "name": method.name,
         "paper": paper[1] if paper else None,
         "acts": where(method, default),
-        "signals": ["features", *sorted(default.needs)],
+        "needs": ["features", *sorted(default.needs)],
         "settings": default.settings(),
         "description": text,
     }
@@ -84,4 +84,5 @@ def where(method: type[Pruner], default: Pruner) -> str:
 
 
 def settings_text(settings: dict[str, Any]) -> str:
+    """Settings on one line, as name=value."""
     return ", ".join(f"{key}={'none' if value is None else value}" for key, value in settings.items()) or "none"

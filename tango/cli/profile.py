@@ -210,5 +210,6 @@ def faster(series: dict[str, dict[str, list[float]]], name: str, key: str = "fir
 
 
 def milliseconds(values: list[float]) -> str:
+    """Median and range in ms of times in seconds."""
     low, high = 1000 * min(values), 1000 * max(values)
     return f"{1000 * statistics.median(values):.1f} ({low:.1f} to {high:.1f})"

@@ -97,6 +97,7 @@ def shell_line(cell: Cell) -> str:
 
 
 def show_commands(expanded: Expanded, as_json: bool) -> None:
+    """Print the command of each cell, what is missing, and what is left out, for --dry-run."""
     cells = [(model, cell) for model, cells in expanded.cells.items() for cell in cells]
     if as_json:
         commands = [

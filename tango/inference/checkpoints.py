@@ -59,7 +59,7 @@ def check_pretrained(pretrained: str) -> None:
 
 
 def parse_dtype(dtype: str | torch.dtype) -> torch.dtype | str:
-    """ "auto" or a dtype by name."""
+    """Return the dtype of a name, long or short; "auto" as it is."""
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype == "auto":
@@ -210,9 +210,11 @@ def _config(pretrained: str, revision: str) -> dict[str, Any]:
     """Its config.json. Raises CheckpointError if there is none, or it is something else."""
     with _in_one_line(pretrained):
         try:
-            config = read_config(pretrained, revision)
-        except TypeError as error:
-            raise CheckpointError(f"{pretrained!r}: its config.json holds no mapping ({error})") from error
+            config: Any = read_config(pretrained, revision)
+        except TypeError:  # before 5.24 transformers itself stumbles over a list
+            config = None
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{pretrained!r}: its config.json holds no mapping")
     if not config:
         raise CheckpointError(f"{pretrained!r}: the folder has no config.json")
     return config

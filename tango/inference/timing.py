@@ -37,6 +37,7 @@ class Timing:
     new_tokens: int
 
     def to_dict(self) -> dict[str, Any]:
+        """The fields by name, as records have them."""
         return asdict(self)
 
 
@@ -47,6 +48,7 @@ class Clock:
         self.gpus = sorted({device for device in devices if device.type == "cuda"}, key=str)
 
     def mark(self) -> Any:
+        """A moment: an event on the stream of a single GPU, else the host's clock after all devices."""
         if len(self.gpus) == 1:
             event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             event.record(torch.cuda.current_stream(self.gpus[0]))
@@ -55,10 +57,12 @@ class Clock:
         return time.perf_counter()
 
     def wait(self) -> None:
+        """Until all GPUs have done what they were asked."""
         for gpu in self.gpus:
             torch.cuda.synchronize(gpu)
 
     def seconds(self, start: Any, end: Any) -> float:
+        """Seconds from one mark to another."""
         return float(start.elapsed_time(end) / 1000 if len(self.gpus) == 1 else end - start)
 
 
@@ -175,6 +179,7 @@ class StopAt:
         self._prompt: int | None = None
 
     def __call__(self, input_ids: Tensor, scores: Any = None, **_: Any) -> Tensor:
+        """Which rows of input_ids (B, n) have ended, (B,) bool."""
         if self._prompt is None:  # the first call comes after one token, whether or not the prompt's ids are passed on
             self._prompt = input_ids.shape[1] - 1
         texts = [self.decode(row[self._prompt :]) for row in input_ids]

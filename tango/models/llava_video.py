@@ -84,7 +84,7 @@ class LlavaVideoForConditionalGeneration(LlavaOnevisionForConditionalGeneration)
     def __init__(self, config: LlavaVideoConfig) -> None:
         super(LlavaOnevisionForConditionalGeneration, self).__init__(config)  # its own would build the other model
         text: Any = config.text_config
-        self.model = LlavaVideoModel(config)  # type: ignore[no-untyped-call]
+        self.model = LlavaVideoModel(config)
         self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
         self.post_init()  # type: ignore[no-untyped-call]
 

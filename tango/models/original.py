@@ -178,7 +178,7 @@ def load_original(
     model.generation_config = generation_config(folder, tokenizer)
 
     size = {"height": vision.image_size, "width": vision.image_size}
-    pixels = {"size": size, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    pixels: dict[str, Any] = {"size": size, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     processor = processor_class(
         image_processor=LlavaOnevisionImageProcessor(image_grid_pinpoints=pinpoints, **pixels),
         video_processor=LlavaOnevisionVideoProcessor(**pixels),

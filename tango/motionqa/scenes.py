@@ -66,6 +66,7 @@ class Actor:
 
     @property
     def name(self) -> str:
+        """Colour and shape, as questions name it."""
         return f"{self.colour} {self.shape}"
 
     def position(self, time: float) -> tuple[float, float]:
@@ -235,10 +236,8 @@ def place(x: float, y: float) -> str:
 
 def caption(spec: Spec, time: float, rng: np.random.Generator) -> str:
     """What the frame at `time` shows, in words, its parts in random order."""
-    parts = []
-    for actor in spec.actors:
-        if actor.start <= time < actor.end:
-            parts.append(f"{actor.name} at the {place(*actor.position(time))}")
+    shown = [actor for actor in spec.actors if actor.start <= time < actor.end]
+    parts = [f"{actor.name} at the {place(*actor.position(time))}" for actor in shown]
     if spec.dots_window[0] <= time < spec.dots_window[1]:
         parts.append(f"{NUMBERS[len(spec.dots) - 1]} white dots")
     if spec.glyph_window[0] <= time < spec.glyph_window[1]:

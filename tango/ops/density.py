@@ -17,14 +17,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tango.ops.blocks import nearest_in_blocks
+
 SPARE = 4  # neighbours listed beyond those asked for, so that rounding seldom leaves open which are the nearest
 CACHED = 1 << 22  # numbers: on a CPU larger blocks only leave the cache
 # Multiplications worth wasting on padding to save a batch. On a GPU batching is what matters (8 times at 32 frames, see
 # results/performance/ways_cuda.md); on a CPU only sets of about the same size, or small ones, share a batch.
 PADDING = {"cpu": 1 << 23}
-# Directions of the screening product, and from how many blocks on it is worth it: a segment of 256 frames is 1.2 times
-# as fast on a CPU (results/performance/pruning_cpu.md).
-HEAD, SCREEN_BLOCKS = 128, 4
 
 
 class Peaks(NamedTuple):
@@ -210,7 +209,7 @@ def _scores(points: Tensor, real: Tensor, k: int, itself: bool, strict: bool, ed
         near = near + torch.arange(groups, device=points.device).repeat_interleave(size)[:, None] * size
     else:
         close = None
-        values, near = _nearest_in_blocks(table, half[0], listed, edge)
+        values, near = nearest_in_blocks(table, half[0], listed, edge, slack)
     everyone = torch.arange(len(table), device=points.device)
     # Spare neighbours are measured only where it is not clear which of them belong to the nearest.
     first = listed if listed == size - 1 else max(1, needed)
@@ -305,75 +304,6 @@ def _rank(density: Tensor, strict: bool) -> Tensor:
         equal = torch.nn.functional.pad(density[..., 1:] == density[..., :-1], (1, 0))
         places = places.masked_fill(equal, 0).cummax(-1).values
     return torch.empty_like(order).scatter_(-1, order, places)
-
-
-def _nearest_in_blocks(points: Tensor, half: Tensor, count: int, edge: int) -> tuple[Tensor, Tensor]:
-    """Closeness and index (n, count), closest first, of the nearest others of each of n points.
-
-    Each block above the diagonal serves its rows and its columns. Those nearest to it come first: tokens close in time
-    are close in angle, so that a product of heads alone tells of later blocks which rows and columns can be left out.
-    """
-    size = len(points)
-    best = points.new_full((size, count), -torch.inf)
-    index = torch.zeros(size, count, dtype=torch.int64, device=points.device)
-    blocks = torch.split(torch.arange(size, device=points.device), edge)
-    heads = _heads(points, half) if len(blocks) >= SCREEN_BLOCKS and points.shape[1] >= 4 * HEAD else None
-    buffer = points.new_empty(edge * edge)
-
-    def closeness(table: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        out = buffer[: len(rows) * len(columns)].view(len(rows), len(columns))
-        return torch.mm(table[rows], table[columns].T, out=out).sub_(half[rows, None]).sub_(half[columns])
-
-    for offset in range(len(blocks)):
-        screening = offset > 0
-        for rows, columns in zip(blocks, blocks[offset:], strict=False):
-            if heads is not None and screening:
-                bound = closeness(heads, rows, columns)
-                few_rows = rows[bound.amax(1) > best[rows, -1]]
-                few_columns = columns[bound.amax(0) > best[columns, -1]]
-                # Where too little can be left out, the other blocks as far from the diagonal are not tried.
-                screening = 2 * (len(few_rows) + len(few_columns)) < len(rows) + len(columns)
-                if screening:
-                    _offer(best, index, few_rows, closeness(points, few_rows, columns), columns)
-                    _offer(best, index, few_columns, closeness(points, few_columns, rows), rows)
-                    continue
-            close = closeness(points, rows, columns)
-            if offset == 0:
-                close.fill_diagonal_(-torch.inf)
-            else:
-                _offer(best, index, columns, close.T, rows)
-            _offer(best, index, rows, close, columns)
-    return best, index
-
-
-def _heads(points: Tensor, half: Tensor) -> Tensor:
-    """(n, HEAD + 1) vectors whose inner products are upper bounds of those of n points.
-
-    A head is a point's share in a few directions, with the length of the rest behind it: x . y = head . head +
-    rest . rest, and the latter is at most the product of the lengths. Power iteration on a sample finds directions in
-    which the points differ most, which make good bounds.
-    """
-    generator = torch.Generator().manual_seed(0)
-    sample = points[torch.randint(len(points), (8 * HEAD,), generator=generator).to(points.device)]
-    basis = torch.randn(points.shape[1], HEAD, generator=generator).to(points.device)
-    for _ in range(3):
-        basis = torch.linalg.qr(sample.T @ (sample @ basis)).Q
-    shares = points @ basis
-    # Rounding must not make a bound too low: lengthen the rests by more than the products can be off.
-    rest = 2 * half - shares.square().sum(1) + 8 * _slack(half, points.shape[1])
-    return torch.cat([shares, rest.clamp_(min=0).sqrt_()[:, None]], 1)
-
-
-def _offer(best: Tensor, index: Tensor, rows: Tensor, close: Tensor, columns: Tensor) -> None:
-    """Update the lists of points `rows` with a block of closenesses (rows, columns)."""
-    hit = (close.amax(1) > best[rows, -1]).nonzero()[:, 0] if len(rows) else rows
-    if len(hit) == 0:
-        return
-    values, places = close.index_select(0, hit).topk(min(best.shape[1], close.shape[1]), dim=1, sorted=False)
-    rows = rows[hit]
-    values, found = torch.cat([best[rows], values], 1), torch.cat([index[rows], columns[places]], 1)
-    best[rows], places = values.topk(best.shape[1], dim=1)
-    index[rows] = found.gather(1, places)
 
 
 def _half_squares(points: Tensor) -> Tensor:

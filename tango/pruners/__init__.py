@@ -19,7 +19,8 @@ from tango.pruners.video import Pruned, VideoTokens
 from tango.pruners.visionzip import VisionZip
 
 METHODS = (
-    Random, Uniform, TopK, VisionZip, FastVID, HoliTom, VidCom2, FlashVID, DyCoke, DivPrune, PruneVid, FastV, Tango,
+    Random, Uniform, TopK, VisionZip, FastVID, HoliTom, VidCom2, FlashVID, DyCoke, DivPrune, PruneVid, FastV,
+    Tango,
 )  # fmt: skip
 REGISTRY: dict[str, type[Pruner]] = {method.name: method for method in METHODS}
 

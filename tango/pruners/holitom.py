@@ -11,8 +11,7 @@ from torch import Tensor
 
 from tango.ops.density import assign, density_peaks
 from tango.ops.merging import segment_sums
-from tango.ops.segmentation import holitom, holitom_threshold
-from tango.ops.similarity import neighbour_similarity
+from tango.ops.segmentation import holitom, holitom_threshold, neighbour_similarity
 from tango.pruners import trace
 from tango.pruners.base import Pruner, full_precision
 from tango.pruners.budget import fit

@@ -88,7 +88,7 @@ def check_settings(method: Any) -> None:
 
     Lists (from YAML) become tuples.
     """
-    for field, hint in _hints(type(method)).items():
+    for field, hint in _hints(method.__class__).items():  # mypy holds that type(method) has no hash
         value = getattr(method, field)
         if isinstance(value, list):
             value = tuple(value)

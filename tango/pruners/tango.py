@@ -17,9 +17,8 @@ from torch import Tensor
 from tango.ops.density import cluster
 from tango.ops.merging import merge, segment_sums, take
 from tango.ops.rope import rope_sections, rotate_rows
-from tango.ops.segmentation import fastvid, holitom, holitom_threshold
+from tango.ops.segmentation import fastvid, holitom, holitom_threshold, neighbour_similarity, static_places
 from tango.ops.selection import select
-from tango.ops.similarity import neighbour_similarity, static_places
 from tango.pruners import trace
 from tango.pruners.base import Pruner, full_precision, zero_sinks
 from tango.pruners.budget import apportion
@@ -70,7 +69,7 @@ class Tango(Pruner):
             budget in proportion to their tokens times their ratio, by largest remainder instead of rounding up. Where
             all parts kept whole do not use it up, the most salient other tokens come back.
         context_ratio: share of a budget that goes to merged tokens, the rest to salient ones.
-        similarity_threshold: what counts as the same when cutting (None: 0.65 up to a retention ratio of 0.1, else 0.8);
+        similarity_threshold: what counts as the same when cutting; None: 0.65 up to a retention ratio of 0.1, else 0.8.
         static_threshold: what counts as static inside a segment.
         expansion: salient candidates for each salient token to select.
         num_neighbors: neighbours for the density. anchor_weight: least weight of the anchor in a merged token.

@@ -144,6 +144,7 @@ def tokens_kept(cell: Cell) -> float:
 
 
 def questions(cell: Cell) -> set[str]:
+    """The ids of a cell's questions."""
     return {str(row["id"]) for row in cell["samples"]}
 
 
@@ -162,6 +163,7 @@ class Row:
 
     @property
     def unpruned(self) -> bool:
+        """Whether this is the model as it is."""
         return self.method == VANILLA
 
     @property
@@ -298,4 +300,5 @@ def reference(rows: Sequence[Row], row: Row) -> Row | None:
 
 
 def frameworks(rows: Sequence[Row]) -> list[str]:
+    """The frameworks of the rows, in order of appearance."""
     return list(dict.fromkeys(row.framework for row in rows))

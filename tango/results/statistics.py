@@ -22,6 +22,7 @@ class Interval:
     high: float
 
     def text(self, digits: int = 1, signed: bool = False) -> str:
+        """Value and interval, as `91.2 [88.9, 93.1]`; `-` for a value that is not finite."""
         if not np.isfinite(self.value):
             return "-"
         sign = "+" if signed else ""

@@ -77,6 +77,7 @@ class Journal:
         self.entries[key] = {"key": key, **entry}
 
     def close(self) -> None:
+        """Close the file; nothing can be added any more."""
         self._file.close()
 
     def __enter__(self) -> Journal:

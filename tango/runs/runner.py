@@ -44,6 +44,7 @@ class Record:
     resumed: bool = False
 
     def to_dict(self) -> dict[str, Any]:
+        """The fields by name, as the journal stores them."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 

@@ -50,6 +50,7 @@ class Evaluation:
 
     @property
     def name(self) -> str:
+        """Method, retention ratio and variant, joined by hyphens: the name of the cell's folder."""
         ratio = [] if self.ratio is None else [f"{self.ratio:g}"]
         return "-".join([self.method, *ratio, *([self.variant] if self.variant else [])])
 

@@ -69,6 +69,7 @@ class ThisMachine:
         self.slots = jobs
 
     def start(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
+        """Run a command with these variables on top of ours; its output goes to the end of the log."""
         with log.open("ab") as output:
             return subprocess.Popen(
                 [sys.executable, "-c", STARTER, str(os.getpid()), *command],
@@ -79,6 +80,7 @@ class ThisMachine:
             )
 
     def stop(self, jobs: Sequence[subprocess.Popen[bytes]]) -> None:
+        """Terminate the jobs, and kill those that are still there after STOP_SECONDS."""
         for process in jobs:
             process.terminate()
         deadline = time.monotonic() + STOP_SECONDS
@@ -97,6 +99,7 @@ class RayJob:
         self.ray, self.task = ray, task
 
     def poll(self) -> int | str | None:
+        """Exit status, None while it runs, or a text that says why there is none."""
         done, _ = self.ray.wait([self.task], timeout=0)
         if not done:
             return None
@@ -146,11 +149,13 @@ class RayCluster:
         self._run: Any = ray.remote(**options)(make_task(bool(gpus)))
 
     def start(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> RayJob:
+        """Queue a command on the cluster, with these variables; its output goes to the end of the log."""
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("CUDA_VISIBLE_DEVICES", "RAY_"))}
         variables = {**threads_of(self._most), **inherited, **environment}
         return RayJob(self._ray, self._run.remote(list(command), variables, os.getcwd(), os.path.abspath(log), STARTER))
 
     def stop(self, jobs: Sequence[RayJob]) -> None:
+        """Cancel the jobs, by force those that still run after twice STOP_SECONDS."""
         for job in jobs:
             self._ray.cancel(job.task)
         tasks = [job.task for job in jobs]
@@ -160,6 +165,7 @@ class RayCluster:
                 self._ray.cancel(task, force=True)
 
     def close(self) -> None:
+        """Leave the cluster."""
         self._ray.shutdown()
 
     def __enter__(self) -> RayCluster:

@@ -71,6 +71,7 @@ class JournalCounter:
         self._keys: set[str] = set()
 
     def count(self) -> int:
+        """How many answers there are by now."""
         for file in self.folder.glob("*.jsonl"):
             with file.open("rb") as lines:
                 lines.seek(self._read.get(file, 0))
@@ -113,6 +114,7 @@ class Sweep:
         self.failures: dict[str, str] = {}
 
     def path(self, cell: Cell) -> Path:
+        """The cell's folder."""
         return self.folder / "cells" / cell.name
 
     def finished(self, cell: Cell) -> dict[str, Any] | None:

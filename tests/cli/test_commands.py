@@ -110,7 +110,7 @@ def test_methods_are_those_of_the_registry(capsys: Captured) -> None:
     assert list(found) == list(REGISTRY)
     for name, method in REGISTRY.items():
         row = found[name]
-        assert row["settings"] == method().settings() and set(row["signals"]) == {"features", *method().needs}
+        assert row["settings"] == method().settings() and set(row["needs"]) == {"features", *method().needs}
         assert row["paper"] is None or row["paper"] in method.__doc__
     assert found["tango"]["paper"] == "2604.09547"
     where = {name: row["acts"] for name, row in found.items()}

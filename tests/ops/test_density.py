@@ -6,10 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import Oracle
 
-from tango.ops import density
+from tango.ops import blocks, density
 from tango.ops.density import Peaks, assign, cluster, density_peaks, distances
 
 TINY = 1e-6  # MiB: blocks of 64 x 64
+SLACK = torch.tensor(1e-4)  # more than products of the points below can be off
 
 
 def unit(*shape, seed=0):
@@ -107,14 +108,14 @@ def smooth_tracks(frames, tokens, dim, seed=0, replaced=0.02):
 def test_screened_blocks_change_nothing(monkeypatch, lengths):
     """Also where points are of different lengths, so that closeness is not the product alone."""
     own = 1 + lengths * (torch.rand(60, 1, generator=torch.Generator().manual_seed(1)) - 0.5)
-    points = smooth_tracks(60, 20, 4 * density.HEAD) * own.repeat_interleave(20, 0)
+    points = smooth_tracks(60, 20, 4 * blocks.HEAD) * own.repeat_interleave(20, 0)
     asked = []
-    offer = density._offer
-    monkeypatch.setattr(density, "_offer", lambda *a: (asked.append(len(a[2]) * len(a[4])), offer(*a)))
+    offer = blocks._offer
+    monkeypatch.setattr(blocks, "_offer", lambda *a: (asked.append(len(a[2]) * len(a[4])), offer(*a)))
     screened = density_peaks(points, 80, 7, TINY)
     looked_at = sum(asked)
     asked.clear()
-    monkeypatch.setattr(density, "SCREEN_BLOCKS", 10**9)
+    monkeypatch.setattr(blocks, "SCREEN_BLOCKS", 10**9)
     full = density_peaks(points, 80, 7, TINY)
     assert looked_at < 0.7 * sum(asked)  # screening did leave products out
     assert torch.equal(screened.indices, full.indices)
@@ -123,10 +124,10 @@ def test_screened_blocks_change_nothing(monkeypatch, lengths):
 
 
 def test_heads_bound_products_from_above():
-    points = smooth_tracks(60, 20, 4 * density.HEAD)[0]
+    points = smooth_tracks(60, 20, 4 * blocks.HEAD)[0]
     points = points * torch.rand(1200, 1, generator=torch.Generator().manual_seed(2))
-    heads = density._heads(points, points.square().sum(1) / 2)
-    assert heads.shape == (1200, density.HEAD + 1)
+    heads = blocks._heads(points, points.square().sum(1) / 2, SLACK)
+    assert heads.shape == (1200, blocks.HEAD + 1)
     above = heads.double() @ heads.double().T - points.double() @ points.double().T
     assert above.min() >= 0
     assert above.mean() < 0.1  # of products of up to 1
@@ -136,13 +137,13 @@ def test_heads_bound_products_from_above():
 @pytest.mark.parametrize("count", [3, 11, 64])
 def test_nearest_in_blocks(monkeypatch, size, count):
     """The nearest of all, whether blocks are screened or not, and where a block has fewer points than are listed."""
-    points = unit(size, 4 * density.HEAD)
+    points = unit(size, 4 * blocks.HEAD)
     half = points.square().sum(1) / 2
     exact = (-torch.cdist(points.double(), points.double()).square() / 2).fill_diagonal_(-torch.inf)
     expected = exact.topk(count, 1).values.float()
-    for blocks in (2, 10**9):
-        monkeypatch.setattr(density, "SCREEN_BLOCKS", blocks)
-        close, near = density._nearest_in_blocks(points, half, count, 32)
+    for least in (2, 10**9):
+        monkeypatch.setattr(blocks, "SCREEN_BLOCKS", least)
+        close, near = blocks.nearest_in_blocks(points, half, count, 32, SLACK)
         torch.testing.assert_close(close, expected, atol=1e-5, rtol=0)
         torch.testing.assert_close(exact.gather(1, near).float(), expected, atol=1e-5, rtol=0)
         assert all(len(set(row)) == count for row in near.tolist())
@@ -150,7 +151,7 @@ def test_nearest_in_blocks(monkeypatch, size, count):
 
 @pytest.mark.parametrize("kind", ["zero", "copies", "few distinct", "random"])
 def test_screening_survives_degenerate_sets(kind):
-    dim = 4 * density.HEAD
+    dim = 4 * blocks.HEAD
     points = torch.zeros(1, 300, dim)
     if kind != "zero":
         distinct = {"copies": 1, "few distinct": 5, "random": 300}[kind]
@@ -255,7 +256,7 @@ def test_about_as_many_points_as_neighbours(
 
 
 @pytest.mark.parametrize("by_score", [False, True])
-def test_copies_that_are_outnumber_the_centres(by_score):
+def test_copies_that_outnumber_the_centres(by_score):
     """With `strict` copies have the same score. The others join the lowest, though not all fit into a list."""
     points = unit(1, 90, 6)
     points[0, 20::2] = points[0, 20]

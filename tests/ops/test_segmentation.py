@@ -7,8 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tango.ops.segmentation import fastvid, holitom
-from tango.ops.similarity import neighbour_similarity, static_places
+from tango.ops.segmentation import fastvid, holitom, neighbour_similarity, static_places
 
 
 def gain(static, start, end):

@@ -1,5 +1,8 @@
 """Settings, grids and inputs of prune() that cannot be: what is said, before anything is computed."""
 
+import errno
+import io
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ from videos import made_up
 
 from tango import Tango
 from tango.cli import main
+from tango.inference import video
 from tango.runs.settings import SettingsError, from_environment
 
 GROUP = "Settings and inputs"
@@ -139,9 +143,30 @@ def test_bad_inputs_of_prune(change: Callable[[Any], dict[str, Any]], told: str,
     seen(f"ValueError: {error.value}", "in an evaluation: the other samples; this one is recorded as failed")
 
 
-@pytest.mark.fault("a file that gives errors", "`/proc/self/mem` as the video")
-def test_a_file_that_gives_errors(seen: Seen, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["ask", "/proc/self/mem", "What?"]) == 2
+class Unreadable(io.FileIO):
+    """A file on a drive that fails."""
+
+    def read(self, size: int = -1) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+@fault("a file that gives errors", "a drive that fails at the first byte")
+def test_a_file_that_gives_errors(
+    seen: Seen, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def opens(path: Any, mode: str, buffering: int, closefd: bool = True) -> Unreadable:
+        return Unreadable(path, mode, closefd)
+
+    monkeypatch.setattr(video, "open", opens, raising=False)
+    assert main(["ask", str(ROOT / "data/motionqa/videos/0.mp4"), "What?"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "cannot be read: Input/output error" in line
+    seen(line, KEPT)
+
+
+@fault("a file of the system's, without a size", "`/proc/self/mem` as the video")
+def test_a_file_of_no_size_is_not_read(seen: Seen, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ask", "/proc/self/mem", "What?"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "it is empty; pass a video file" in line
     seen(line, KEPT)

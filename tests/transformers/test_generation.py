@@ -1,4 +1,4 @@
-"""Generation with a pruner attached, after the list of behaviours that transformers checks of every model that generates.
+"""Generation with a pruner attached, after the behaviours that transformers checks of every model that generates.
 
 Its source distribution holds no such tests, so these are our own. Kept whole, a model must generate what it generates
 with nothing attached; pruned, the same call in another way must give the same tokens.

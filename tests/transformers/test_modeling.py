@@ -1,7 +1,8 @@
 """transformers' own modelling tests on each family: all tokens kept, half of them, and pruned inside the decoder.
 
 A test that fails is run again with nothing attached: where it fails then too, the small model is not what it is made
-for, and it is skipped. What differs by definition, or fails for a known reason, is in differences.py; all else must pass.
+for, and it is skipped. What differs by definition, or fails for a known reason, is in differences.py; all else must
+pass.
 """
 
 import contextlib

@@ -1,6 +1,7 @@
 """transformers' ModelTesterMixin, from the folder that TRANSFORMERS_TESTS names; nothing of it is kept here.
 
-The source distribution lacks two of the modules it imports, on exporting and on generation: empty mixins stand for them.
+The source distribution lacks two of the modules it imports, on exporting and on generation: empty mixins stand for
+them.
 """
 
 import importlib

@@ -32,6 +32,7 @@ def process_results(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str,
 
 
 def accuracy(entries: Sequence[Mapping[str, Any]]) -> float:
+    """Mean of the scores, 0 to 1."""
     return sum(float(entry["score"]) for entry in entries) / len(entries)
 
 
@@ -44,4 +45,5 @@ def accuracy_by_kind(entries: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def unparsed(entries: Sequence[Mapping[str, Any]]) -> float:
+    """Fraction of answers in which no option was found: entries of those score 1, others 0."""
     return accuracy(entries)
