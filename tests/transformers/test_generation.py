@@ -103,7 +103,7 @@ def test_from_inputs_embeds(family, mode):
 
 def test_continue_from_past_key_values(family, mode, request):
     """Two calls with one cache in between give the tokens of one."""
-    if why := reason(mode, "test_continue_from_past_key_values"):
+    if why := reason(family.name, mode, "test_continue_from_past_key_values"):
         request.applymarker(pytest.mark.xfail(reason=why, strict=False))
     model, inputs = family.model(), example(family)
     whole = generate(model, MODES[mode], inputs, do_sample=False)

@@ -62,7 +62,7 @@ def wrapped(method: Any, name: str, mode: str) -> Any:
                 self.skipTest(f"fails with nothing attached as well: {type(error).__name__}")
             raise
 
-    why = reason(mode, method.__name__)
+    why = reason(name, mode, method.__name__)
     return test if why is None else pytest.mark.xfail(reason=why, strict=why not in UNMENDED)(test)
 
 
