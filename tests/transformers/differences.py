@@ -8,6 +8,7 @@ LABELS = "by definition: with pruning inside the decoder labels are refused, for
 # Not by definition: to be mended. They may pass, so that this list may be longer than what fails.
 CHECKPOINTING = "not mended yet: gradient checkpointing runs the decoder twice, and the second time nothing is armed"
 CONTINUING = "not mended yet: a second call of generate() feeds the whole text again to the cache of a pruned prompt"
+SHIFTED = "not mended yet: shift_labels do not follow their tokens as labels do (seen with 5.17)"
 
 # (modes, or families and modes; tests; reason)
 DIFFERENCES = (
@@ -28,9 +29,10 @@ DIFFERENCES = (
         CHECKPOINTING,
     ),
     (("llava_video half",), ("test_batching_equivalence",), ROWS),
+    (("half",), ("test_causal_lm_loss_honors_shift_labels",), SHIFTED),
     (("half",), ("test_continue_from_past_key_values",), CONTINUING),
 )
-UNMENDED = (CHECKPOINTING, CONTINUING)
+UNMENDED = (CHECKPOINTING, CONTINUING, SHIFTED)
 
 
 def reason(family: str, mode: str, test: str) -> str | None:
