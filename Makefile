@@ -2,6 +2,8 @@
 # in VLMEvalKit (CPU, minutes).
 # make test: install, then ruff, mypy and pytest. make format: what ruff can put right by itself.
 # make test-oldest: the models' and methods' tests with the oldest transformers that pyproject.toml allows.
+# make test-transformers: transformers' own modelling tests with pruners attached, from the source distribution of the
+# version that is installed; OLDER=yes takes the oldest.
 # make coverage: which lines of tango/ the tests run, into docs/coverage.md; TESTS=tests/pruners measures a part.
 # make docs: the site of docs/, into build/site. make package: sdists and wheels, each tried in a fresh environment.
 
@@ -12,7 +14,7 @@ OLDEST := build/oldest
 
 TESTS ?= tests
 
-.PHONY: demo benchmark test test-oldest format coverage docs package setup data clean
+.PHONY: demo benchmark test test-oldest test-transformers format coverage docs package setup data clean
 
 demo: setup
 	$(BIN)/python scripts/demo.py
@@ -30,6 +32,14 @@ test: setup
 
 test-oldest: $(OLDEST)/installed
 	$(OLDEST)/bin/python -m pytest tests/models tests/pruners
+
+UPSTREAM := build/transformers
+TESTER = $(if $(OLDER),$(OLDEST),.venv)
+
+test-transformers: setup $(if $(OLDER),$(OLDEST)/installed)
+	$(TESTER)/bin/pip install --quiet --disable-pip-version-check parameterized
+	$(TESTER)/bin/python tests/transformers/fetch.py $(UPSTREAM)
+	TRANSFORMERS_TESTS=$(UPSTREAM) $(TESTER)/bin/python -m pytest tests/transformers
 
 format: setup
 	$(BIN)/ruff check --fix-only .

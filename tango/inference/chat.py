@@ -287,9 +287,9 @@ class Chat:
                 inputs["second_per_grid_ts"] = torch.ones(len(clips))
             if extra:
                 frames = inputs["video_grid_thw"][:, 0].tolist()
-                ends = [(clip.timestamps[0], clip.timestamps[-1]) for clip in clips]
                 extra["video_timestamps"] = [
-                    torch.linspace(*end, count) for end, count in zip(ends, frames, strict=True)
+                    torch.linspace(clip.timestamps[0], clip.timestamps[-1], count)
+                    for clip, count in zip(clips, frames, strict=True)
                 ]
         return inputs, extra
 

@@ -128,7 +128,11 @@ class DecoderPruner:
         return args, kwargs | {"deepstack_visual_embeds": features[:layer]}
 
     def _look_both_ways(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+<<<<<<< HEAD
         """Before layer K-1: all tokens of the prompt see each other; new ones after it, without a cache, don't."""
+=======
+        """Before layer K-1: the prompt's tokens all see each other; new ones, where they come with it, earlier ones."""
+>>>>>>> w-positions
         if self._prompt is None:
             return None
         hidden: Tensor = args[0]
@@ -142,8 +146,8 @@ class DecoderPruner:
         room = length if cache is None else cache.get_mask_sizes(length, self.settings.layer - 1)[0]
         queries, keys = (torch.arange(size, device=hidden.device) for size in (length, room))
         new = (keys >= width) & (keys <= queries[:, None])
-        hidden_from = ~(nn.functional.pad(seen, (0, room - length))[:, None] | new)
-        mask = hidden.new_zeros(hidden_from.shape).masked_fill(hidden_from, torch.finfo(hidden.dtype).min)
+        unseen = ~(nn.functional.pad(seen, (0, room - length))[:, None] | new)
+        mask = hidden.new_zeros(unseen.shape).masked_fill(unseen, torch.finfo(hidden.dtype).min)
         return args, kwargs | {"attention_mask": mask[:, None]}
 
     def _score(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

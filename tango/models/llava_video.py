@@ -108,8 +108,9 @@ class LlavaVideoProcessor(LlavaOnevisionProcessor):
         """
         times, space = ",".join(f"{time:.2f}s" for time in timestamps), " " if spaces else ""
         return (
-            f"The video lasts for {duration:.2f} seconds,{space}and {len(timestamps)} frames are uniformly sampled from "
-            f"it.{space}These frames are located at {times}.Please answer the following questions related to this video."
+            f"The video lasts for {duration:.2f} seconds,{space}and {len(timestamps)} frames are uniformly sampled "
+            f"from it.{space}These frames are located at {times}."
+            "Please answer the following questions related to this video."
         )
 
 

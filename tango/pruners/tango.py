@@ -86,8 +86,7 @@ class Tango(Pruner):
         llm_retention: share of a video's tokens that stays at that layer; each dropped one merges into a kept one.
         pre_retention_ratio: with pruned_layer, share of the tokens that stays before the language model, in place of
             the one that follows from retention_ratio.
-        causal: with pruned_layer, False lets tokens of the prompt see later ones in the layer before it, as the
-            published code does; only to reproduce its table.
+        causal: False, with pruned_layer: no causal mask in the layer before, as published; to reproduce its table.
     """
 
     name: ClassVar[str] = "tango"

@@ -1,0 +1,132 @@
+"""Generation with a pruner attached, after the behaviours that transformers checks of every model that generates.
+
+Its source distribution holds no such tests, so these are our own. Kept whole, a model must generate what it generates
+with nothing attached; pruned, the same call in another way must give the same tokens.
+"""
+
+import pytest
+import torch
+from attached import MODES, example
+from differences import reason
+from families import FAMILIES, IMAGE, VIDEO
+from transformers import DynamicCache
+
+from tango.models import attach
+
+NEW = 5
+FIXED = {"max_new_tokens": NEW, "min_new_tokens": NEW, "suppress_tokens": [IMAGE, VIDEO]}
+BEHAVIOURS = {
+    "greedy": {"do_sample": False},
+    "sample": {"do_sample": True},
+    "beam search": {"do_sample": False, "num_beams": 2},
+    "beam sample": {"do_sample": True, "num_beams": 2},
+    "several sequences": {"do_sample": True, "num_return_sequences": 2},
+    "without a cache": {"do_sample": False, "use_cache": False},
+    "static cache": {"do_sample": False, "cache_implementation": "static"},
+}
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request):
+    return FAMILIES[request.param]
+
+
+@pytest.fixture(params=MODES)
+def mode(request):
+    return request.param
+
+
+def generate(model, pruner, inputs, **settings):
+    torch.manual_seed(0)
+    if pruner is None:
+        return model.generate(**inputs, **FIXED | settings)
+    with attach(model, pruner):
+        return model.generate(**inputs, **FIXED | settings)
+
+
+@pytest.mark.parametrize("behaviour", BEHAVIOURS)
+def test_sequences(family, mode, behaviour):
+    """Prompt and new tokens; in any cache the same; kept whole, those of the model with nothing attached."""
+    model, inputs, settings = family.model(), example(family), BEHAVIOURS[behaviour]
+    found = generate(model, MODES[mode], inputs, **settings)
+    width = inputs["input_ids"].shape[1]
+    assert found.shape == (3 * settings.get("num_return_sequences", 1), width + NEW)
+    assert torch.equal(found[:, :width], inputs["input_ids"].repeat_interleave(len(found) // 3, 0))
+    if mode == "whole":
+        assert torch.equal(found, generate(model, None, inputs, **settings))
+    if settings["do_sample"] is False and "num_beams" not in settings:
+        assert torch.equal(found, generate(model, MODES[mode], inputs, do_sample=False))
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_dict_outputs(family, mode, beams):
+    """Scores and logits of each step, and past_key_values; attentions and hidden states of each layer and step."""
+    model = FAMILIES[family.name].model(attention="eager")
+    inputs = example(family)
+    wanted = dict.fromkeys(("output_scores", "output_logits", "output_attentions", "output_hidden_states"), True)
+    out = generate(model, MODES[mode], inputs, do_sample=False, num_beams=beams, return_dict_in_generate=True, **wanted)
+    layers = model.config.text_config.num_hidden_layers
+    assert len(out.scores) == len(out.logits) == len(out.attentions) == len(out.hidden_states) == NEW
+    assert out.past_key_values is not None
+    assert all(len(step) == layers for step in out.attentions)
+    assert all(len(step) == layers + 1 for step in out.hidden_states)
+    for step in out.hidden_states[1:]:
+        assert all(states.shape[:2] == (3 * beams, 1) for states in step)
+    plain = generate(model, MODES[mode], inputs, do_sample=False, num_beams=beams)
+    assert torch.equal(out.sequences, plain)
+
+
+def test_left_padding(family, mode):
+    """More padding changes nothing."""
+    model, inputs = family.model(), example(family)
+    found = generate(model, MODES[mode], inputs, do_sample=False)
+    padded = dict(inputs)
+    for name in ("input_ids", "attention_mask", "mm_token_type_ids"):
+        if name in inputs:
+            padded[name] = torch.nn.functional.pad(inputs[name], (4, 0))
+    again = generate(model, MODES[mode], padded, do_sample=False)
+    assert torch.equal(again[:, -NEW:], found[:, -NEW:])
+
+
+def test_from_inputs_embeds(family, mode):
+    """Embeddings in place of ids, and beside them."""
+    model, inputs = family.model(), example(family)
+    found = generate(model, MODES[mode], inputs, do_sample=False)
+    embeds = model.get_input_embeddings()(inputs["input_ids"]).detach()
+    both = generate(model, MODES[mode], inputs | {"inputs_embeds": embeds}, do_sample=False)
+    assert torch.equal(both[:, -NEW:], found[:, -NEW:])
+    if not family.mrope:  # Qwen's models number embeddings alone as text
+        del inputs["input_ids"]
+        alone = generate(model, MODES[mode], inputs | {"inputs_embeds": embeds}, do_sample=False)
+        assert torch.equal(alone, found[:, -NEW:])
+
+
+def test_continue_from_past_key_values(family, mode, request):
+    """Two calls with one cache in between give the tokens of one."""
+    if why := reason(family.name, mode, "test_continue_from_past_key_values"):
+        request.applymarker(pytest.mark.xfail(reason=why, strict=False))
+    model, inputs = family.model(), example(family)
+    whole = generate(model, MODES[mode], inputs, do_sample=False)
+    with attach(model, MODES[mode]):
+        first = model.generate(**inputs, **FIXED | {"max_new_tokens": 2, "min_new_tokens": 2}, do_sample=False,
+                               return_dict_in_generate=True)  # fmt: skip
+        text = {"input_ids": first.sequences, "attention_mask": torch.ones_like(first.sequences)}
+        rest = model.generate(**text, **FIXED | {"max_new_tokens": 3, "min_new_tokens": 3}, do_sample=False,
+                              past_key_values=first.past_key_values)  # fmt: skip
+    assert torch.equal(rest, whole)
+
+
+def test_a_cache_of_the_callers_own(family, mode):
+    model, inputs, cache = family.model(), example(family), DynamicCache(config=family.model().config.text_config)
+    found = generate(model, MODES[mode], inputs, do_sample=False, past_key_values=cache)
+    assert torch.equal(found, generate(model, MODES[mode], inputs, do_sample=False))
+    assert cache.get_seq_length() > 0
+
+
+def test_only_the_last_logits(family, mode):
+    """logits_to_keep of forward() gives the last of all."""
+    model, inputs = family.model(), example(family)
+    with torch.no_grad(), attach(model, MODES[mode]):
+        whole, last = model(**inputs).logits, model(**inputs, logits_to_keep=1).logits
+    assert last.shape[1] == 1
+    torch.testing.assert_close(last[:, 0], whole[:, -1])
