@@ -128,11 +128,7 @@ class DecoderPruner:
         return args, kwargs | {"deepstack_visual_embeds": features[:layer]}
 
     def _look_both_ways(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-<<<<<<< HEAD
         """Before layer K-1: all tokens of the prompt see each other; new ones after it, without a cache, don't."""
-=======
-        """Before layer K-1: the prompt's tokens all see each other; new ones, where they come with it, earlier ones."""
->>>>>>> w-positions
         if self._prompt is None:
             return None
         hidden: Tensor = args[0]
