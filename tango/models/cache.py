@@ -89,5 +89,7 @@ def next_tokens(held: Held, inputs: Mapping[str, Any], whole: bool) -> dict[str,
 
 def starts_with(ids: Tensor, held: Held, times: int) -> bool:
     """Whether ids (B, ..) begin with those of the held prompt; what its mask hid is not compared."""
-    prompt, shown = (x.to(ids.device).repeat_interleave(times, 0) for x in (held.ids, held.shown))
+    prompt, shown = (
+        x.to(ids.device).repeat_interleave(times, 0) for x in (held.ids if held.ids is not None else ids, held.shown)
+    )
     return ids.shape[1] >= prompt.shape[1] and bool(((ids[:, : prompt.shape[1]] == prompt) | ~shown).all())

@@ -126,7 +126,8 @@ class Seam:
                 f"this {type(self.model).__name__} has a pruner attached ({self.pruner.name}) and cannot be the "
                 "assistant of another model: leave the pruner's context first"
             )
-        found, held = self.family.has_video(inputs), getattr(cache_of(inputs), HELD, None)
+        found = self.family.has_video(inputs)
+        held: Any = getattr(cache_of(inputs), HELD, None)
         if not found and (held is None or (held := held_by(inputs, self.decoder_pruner)) is None):
             return without(inputs, OURS)
         if inputs.get("inputs") is not None:
