@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from transformers.masking_utils import create_causal_mask
 
 from tango.models.prompt import Prompt, Session, cache_of, pad, side_of_padding, take
+from tango.pruners.base import full_precision
 from tango.pruners.in_llm import LayerPruning, attention_row, average_ratio
 
 MARK = "tango_layout"  # the attribute of a cache that holds its Layout
@@ -229,7 +230,8 @@ class DecoderPruner:
         shorter = take(hidden, source)
         for row, places, kept in merges:
             slots = torch.isin(source[row], places[kept]).nonzero()[:, 0]
-            shorter[row, slots] = self.settings.merge(hidden[row, places], kept)
+            with full_precision(hidden.device, gradients=True):
+                shorter[row, slots] = self.settings.merge(hidden[row, places], kept)
         return source, shorter
 
     def _record(self, video: int, left: int) -> None:
@@ -263,7 +265,8 @@ def last_row(attention: Any, hidden: Tensor, rotary: tuple[Tensor, Tensor], visi
         keys = heads(attention, "k", hidden)
         query = rotate(query, cos[rows, last][:, None], sin[rows, last][:, None])
         keys = rotate(keys, cos, sin)
-        return attention_row(query[:, :, 0], keys, visible, attention.scaling).mean(1)
+        with full_precision(hidden.device):
+            return attention_row(query[:, :, 0], keys, visible, attention.scaling).mean(1)
 
 
 def heads(attention: Any, which: str, hidden: Tensor) -> Tensor:

@@ -18,13 +18,12 @@ from torch import Tensor
 
 from tango.pruners import trace
 from tango.pruners.budget import fit
+from tango.pruners.in_llm import LayerPruning
 from tango.pruners.settings import OneOf, PositiveShare, Saliency, check_settings
 from tango.pruners.video import Pruned, VideoTokens, as_times
 
 if TYPE_CHECKING:
     from torch import nn
-
-    from tango.pruners.in_llm import LayerPruning
 
 
 @dataclass

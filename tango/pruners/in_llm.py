@@ -3,7 +3,8 @@
 Layers 0 .. K-1 see every token of a prompt. Layer K-1's attention of the last prompt token then ranks the tokens of
 each video, and layers K and later only see the best of them (FastV, arXiv 2403.06764). A method may let what it drops
 live on in what it keeps (Tango, arXiv 2604.09547; HoliTom, arXiv 2505.21334). Here is what to compute; which tensors
-of a model it is computed on, and what becomes of caches, masks and positions, is `tango/models/in_llm.py`.
+of a model it is computed on, in which precision, and what becomes of caches, masks and positions, is
+`tango/models/in_llm.py`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tango.pruners.base import full_precision
 from tango.pruners.similarity import most_similar
 
 MERGINGS = ("drop", "mean", "sequential")
@@ -85,8 +85,7 @@ class LayerPruning:
             return anchors
         left = torch.ones(len(hidden), dtype=torch.bool, device=hidden.device).index_fill_(0, kept, False)
         dropped = hidden[left]
-        with full_precision(hidden.device):
-            target = most_similar(dropped[None], anchors[None]).indices[0]
+        target = most_similar(dropped[None], anchors[None]).indices[0]
         joined = torch.bincount(target, minlength=len(kept))
         if self.merging == "mean":
             sums = anchors.float().index_add(0, target, dropped.float())
@@ -108,10 +107,9 @@ def attention_row(query: Tensor, keys: Tensor, visible: Tensor, scaling: float) 
         scaling: factor of the inner products.
     """
     batch, groups, length, width = keys.shape
-    with full_precision(query.device):
-        grouped = query.float().view(batch, groups, -1, width)
-        products = (grouped @ keys.float().transpose(2, 3)).view(batch, -1, length) * scaling
-        return products.masked_fill(~visible[:, None], -math.inf).softmax(-1)
+    grouped = query.float().view(batch, groups, -1, width)
+    products = (grouped @ keys.float().transpose(2, 3)).view(batch, -1, length) * scaling
+    return products.masked_fill(~visible[:, None], -math.inf).softmax(-1)
 
 
 def ranks(groups: Tensor, sizes: Tensor) -> Tensor:

@@ -84,8 +84,7 @@ class Tango(Pruner):
             does not. retention_ratio is then the mean over the layers, so that more stays before them (on a model:
             prune() called directly knows no layers). Nothing is pruned at a ratio of 1.
         llm_retention: share of a video's tokens that stays at that layer; each dropped one merges into a kept one.
-        pre_retention_ratio: with pruned_layer, share of the tokens that stays before the language model, in place of
-            the one that follows from retention_ratio.
+        pre_retention_ratio: the share that stays before the language model, in place of what follows from the others.
         causal: False, with pruned_layer: no causal mask in the layer before, as published; to reproduce its table.
     """
 
@@ -184,10 +183,8 @@ class Tango(Pruner):
             return torch.tensor([len(features)])
         if self.segmentation == "holitom":
             return holitom(similarity, self._threshold())
-        return fastvid(
-            features.detach().mean(1, dtype=torch.float32) if frame_vectors is None else frame_vectors,
-            self._threshold(),
-        )
+        vectors = features.detach().mean(1, dtype=torch.float32) if frame_vectors is None else frame_vectors
+        return fastvid(vectors, self._threshold())
 
     def _sets(self, sizes: Tensor, static: Tensor, device: torch.device) -> Sets:
         """The sets and their budgets, for segments of sizes (S,) frames with static places (S, L), both on the host."""
