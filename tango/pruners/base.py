@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -109,7 +109,9 @@ class Pruner(ABC):
         """The same for a video that is a VideoTokens already."""
         prune = self._whole if self.retention_ratio == 1 else self._prune
         traces = trace.TRACES.get()
-        return prune(video) if traces is None else trace.recorded(traces, self, video, prune)
+        # What is worked out on the host stays there, also under torch.set_default_device("cuda").
+        with torch.device("cpu") if torch.get_default_device().type != "cpu" else nullcontext():
+            return prune(video) if traces is None else trace.recorded(traces, self, video, prune)
 
     @staticmethod
     def _whole(video: VideoTokens) -> Pruned:

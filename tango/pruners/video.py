@@ -116,7 +116,9 @@ class Pruned:
 def as_times(timestamps: Tensor | Sequence[float] | None) -> Tensor | None:
     """Timestamps as a tensor; ValueError for what is no list of numbers."""
     try:
-        return None if timestamps is None else torch.as_tensor(timestamps)
+        if timestamps is None or isinstance(timestamps, Tensor):
+            return timestamps
+        return torch.as_tensor(timestamps, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"timestamps must be numbers, one a frame: {error}") from error
 

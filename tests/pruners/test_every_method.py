@@ -129,3 +129,15 @@ def test_tango_takes_back_the_most_salient():
     saliency = torch.tensor([[0.0, 0.0, 0.0, 0.0], [0.5, 0.9, 0.1, 0.2], [0.3, 0.1, 0.8, 0.0]])
     pruned = Tango(0.5, exact_budget=True).prune(features, saliency, (2, 2), [0.0, 1.0, 2.0])
     assert pruned.indices.tolist() == [0, 1, 2, 3, 5, 10]
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_another_default_device_changes_nothing(name):
+    features, saliency, grid, times = made_up(6, (4, 5), 16, seed=2)
+    parts = {"segment_features": features.mean(1), "frame_vectors": features.mean(1), "keys": features[..., :6]}
+    expected = METHODS[name](retention_ratio=0.4).prune(features, saliency, grid, times.tolist(), **parts)
+    with torch.device("meta"):
+        found = METHODS[name](retention_ratio=0.4).prune(features, saliency, grid, times.tolist(), **parts)
+    assert torch.equal(found.indices, expected.indices)
+    assert torch.equal(found.features, expected.features)
+    assert torch.equal(found.segment_sizes, expected.segment_sizes)
