@@ -78,7 +78,12 @@ def test_processes_that_are_killed_lose_at_most_what_was_in_flight(
         first = subprocess.Popen([*torchrun, *command], env=tango, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
     deadline = time.monotonic() + 500
     journals = tmp_path / "out" / "journal"
-    while sum(len(p.read_bytes().splitlines()) for p in journals.glob("*")) < 4:
+    # Until both have answered something, and four questions have been.
+    while (
+        len(lines := [len(p.read_bytes().splitlines()) for p in journals.glob("*")]) < 2
+        or min(lines) < 1
+        or sum(lines) < 4
+    ):
         assert first.poll() is None and time.monotonic() < deadline, (tmp_path / "first.log").read_text()[-2000:]
         time.sleep(0.01)
     workers = psutil.Process(first.pid).children(recursive=True)
