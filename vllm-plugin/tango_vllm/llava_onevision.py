@@ -108,7 +108,7 @@ class TangoLlavaOnevision(LlavaOnevisionForConditionalGeneration):
         frames = len(pixels)
         side, _, _ = LlavaOnevision.layout(self.config, frames)
         parts = joined(map(self._encoded, torch.split(pixels, FRAMES_PER_CALL)), frames)
-        pruned = self.tango.prune_tokens(VideoTokens(**parts, grid=(side, side), timestamps=times))
+        pruned = self.tango.prune_tokens(VideoTokens(**parts, grid=(side, side), timestamps=times if len(times) else torch.arange(frames)))
         return torch.cat((pruned.features, self.image_newline[None].to(pruned.features)))
 
     def _encoded(self, pixels: Tensor) -> dict[str, Tensor]:

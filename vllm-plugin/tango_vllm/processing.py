@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from vllm.multimodal.parse import MultiModalDataParser
+from vllm.multimodal.parse import MultiModalDataParser, VideoProcessorItems
 from vllm.multimodal.processing import PromptReplacement, PromptUpdate, PromptUpdateDetails
 
 from tango.models.family import timestamps_of
@@ -37,18 +37,22 @@ def counters() -> tuple[Any, Any]:
     )
 
 
-class Parser(MultiModalDataParser):
-    """vLLM's parser, for a model that wants the times of frames; a video that comes without gets default ones."""
+class DefaultMetadata:
+    """Mixin of a parser for models that want the times of frames: a video that comes without gets default ones."""
 
     def _get_video_with_metadata(self, video: Any) -> tuple[Any, dict[str, Any]]:
-        frames, metadata = super()._get_video_with_metadata(video)
+        frames, metadata = super()._get_video_with_metadata(video)  # type: ignore[misc]
         if len(getattr(frames, "media", frames)) == 0:
             raise ValueError("a video has no frames")
         return frames, {} if metadata is None else metadata
 
 
+class Parser(DefaultMetadata, MultiModalDataParser):
+    """vLLM's parser with that."""
+
+
 def frame_times(metadata: Mapping[str, Any], frames: int) -> Tensor:
-    """Seconds of each frame (F,), fp32: `timestamps` where a loader gives them, else index by rate, else 0, 1, ...
+    """Seconds of each frame (F,), fp32: `timestamps` where a loader gives them, else index by rate; else empty.
 
     Raises:
         ValueError: not one time a frame.
@@ -57,7 +61,7 @@ def frame_times(metadata: Mapping[str, Any], frames: int) -> Tensor:
     if times is None:
         (times,) = timestamps_of([{"fps": None, "frames_indices": None, **metadata}]) or [None]
     if times is None:
-        return torch.arange(frames, dtype=torch.float32)
+        return torch.zeros(0)
     times = torch.as_tensor(times, dtype=torch.float32).flatten()
     if len(times) != frames:
         raise ValueError(f"{len(times)} times for a video of {frames} frames; one a frame is needed")
@@ -121,9 +125,18 @@ class PrunedVideos:
 
     def _get_hf_mm_inputs(self, mm_items: Any, hf_kwargs: Any) -> Any:
         """Frames for the processor, and their times beside its output."""
+        times, videos = [], mm_items.get("video")
+        if isinstance(videos, VideoProcessorItems):
+            pairs = [videos.get(index) for index in range(videos.get_count())]
+            times = [frame_times(metadata, len(frames)) for frames, metadata in pairs]
+            plain = [
+                (frames, {"total_num_frames": len(frames)} | {k: v for k, v in metadata.items() if k != "timestamps"})
+                for frames, metadata in pairs
+            ]
+            mm_items = type(mm_items)({**mm_items, "video": VideoProcessorItems(plain, [one for _, one in plain])})
         inputs = super()._get_hf_mm_inputs(mm_items, hf_kwargs)  # type: ignore[misc]
-        if videos := inputs.hf_data.get("videos"):
-            inputs.passthrough_data[TIMES] = [frame_times(metadata, len(frames)) for frames, metadata in videos]
+        if times:
+            inputs.passthrough_data[TIMES] = times
         return inputs
 
 
