@@ -90,10 +90,11 @@ def save_checkpoint(folder: Path) -> None:
     save_file(head, folder / "pooling_head.safetensors")
 
 
-def save_qwen(folder: Path, new: bool = False, head: int = 16, scale: float = 1) -> None:
+def save_qwen(folder: Path, new: bool = False, head: int = 16, scale: float = 1, pixels: int = 24 * 24) -> None:
     """A Qwen2.5-VL, or `new` a Qwen3-VL, of random weights: 24 x 24 pixels are 3 x 3 tokens, two frames one.
 
     head: width of a head, of which there are two. scale: of all weights; large ones make answers depend on the video.
+    pixels: of a frame, or with `new` of a whole video.
     """
     torch.manual_seed(0)
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|image_pad|>", "<|video_pad|>"]
@@ -132,7 +133,9 @@ def save_qwen(folder: Path, new: bool = False, head: int = 16, scale: float = 1)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.save_pretrained(folder)
     sizes = {"patch_size": PATCH, "temporal_patch_size": 2, "merge_size": 2}
-    sizes["size"] = {"shortest_edge": 24 * 24, "longest_edge": 24 * 24}
+    sizes["size"] = {"shortest_edge": pixels, "longest_edge": pixels}
+    if new:  # as in published checkpoints; vLLM has one of them for both processors
+        sizes |= {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
     template = TEMPLATE.replace("<{{ p['type'] }}>\n", "<|vision_start|><|{{ p['type'] }}_pad|><|vision_end|>")
     (Qwen3VLProcessor if new else Qwen2_5_VLProcessor)(
         image_processor=Qwen2VLImageProcessor(**sizes),

@@ -12,6 +12,7 @@ TESTED = "0.32.0"  # the one release that the tests run against
 FAMILIES = {
     "LlavaOnevisionForConditionalGeneration": "tango_vllm.llava_onevision:TangoLlavaOnevision",
     "Qwen2_5_VLForConditionalGeneration": "tango_vllm.qwen2_5_vl:TangoQwen2_5_VL",
+    "Qwen3VLForConditionalGeneration": "tango_vllm.qwen3_vl:TangoQwen3VL",
 }
 
 

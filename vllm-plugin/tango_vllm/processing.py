@@ -68,6 +68,16 @@ def frame_times(metadata: Mapping[str, Any], frames: int) -> Tensor:
     return times
 
 
+def with_defaults(metadata: Mapping[str, Any], frames: int) -> dict[str, Any]:
+    """What transformers' processors must know of a video; without a rate, theirs: 24 frames a second, all shown."""
+    told = {name: value for name, value in metadata.items() if name != "timestamps"}
+    if told.get("fps") and told.get("frames_indices") is not None:
+        return {"total_num_frames": frames} | told
+    if "timestamps" in metadata:
+        raise ValueError("the timestamps of a video need its fps, frames_indices and total_num_frames beside them")
+    return {"total_num_frames": frames, "fps": 24.0, "frames_indices": list(range(frames)), "duration": frames / 24}
+
+
 @dataclasses.dataclass
 class VideoPlaceholders(PromptUpdateDetails):
     """The tokens that stand in a prompt for a pruned video, and how many it would have unpruned."""
@@ -129,10 +139,7 @@ class PrunedVideos:
         if isinstance(videos, VideoProcessorItems):
             pairs = [videos.get(index) for index in range(videos.get_count())]
             times = [frame_times(metadata, len(frames)) for frames, metadata in pairs]
-            plain = [
-                (frames, {"total_num_frames": len(frames)} | {k: v for k, v in metadata.items() if k != "timestamps"})
-                for frames, metadata in pairs
-            ]
+            plain = [(frames, with_defaults(metadata, len(frames))) for frames, metadata in pairs]
             mm_items = type(mm_items)({**mm_items, "video": VideoProcessorItems(plain, [one for _, one in plain])})
         inputs = super()._get_hf_mm_inputs(mm_items, hf_kwargs)  # type: ignore[misc]
         if times:
