@@ -8,7 +8,14 @@ from contextlib import contextmanager
 import torch
 from vllm import SamplingParams
 
+from tango.inference.video import read_video
+from tango.motionqa.questions import prompt, read_questions
+from tango.motionqa.shipped import DATA, FRAMES, MODEL, checkout
 from tango.pruners.base import Pruner
+
+ROOT = checkout()
+MODEL = ROOT / MODEL
+OURS = {"architectures": ["TangoLlavaOnevisionForConditionalGeneration"], "tango": {"method": "tango"}}
 
 
 @contextmanager
@@ -75,26 +82,34 @@ def request(prompt, clips=(), images=()):
     """A request of vLLM's, videos with the true times of their frames."""
     data = {}
     if clips:
-        data["video"] = [(clip.frames, {"timestamps": list(clip.timestamps)}) for clip in clips]
+        data["video"] = [(clip.frames, metadata(clip) | {"timestamps": list(clip.timestamps)}) for clip in clips]
     if images:
         data["image"] = list(images)
     return {"prompt": prompt, "multi_modal_data": data} if data else {"prompt": prompt}
 
 
+def metadata(clip):
+    """What a processor that tells the model about time must know."""
+    rate = clip.total_frames / clip.duration if clip.duration else 1.0
+    shown = [round(time * rate) for time in clip.timestamps]
+    return {"total_num_frames": clip.total_frames, "fps": rate, "duration": clip.duration, "frames_indices": shown}
+
+
 class Reference:
     """The same model in transformers, with the same method attached."""
 
-    def __init__(self, folder, dtype="float32", **video_options):
+    def __init__(self, folder, dtype="float32"):
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         self.model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype).eval()
         self.processor = AutoProcessor.from_pretrained(folder)
-        self.video_options = video_options
 
     def inputs(self, prompt, clips=(), images=()):
         data = {}
         if clips:
             data["videos"] = [torch.from_numpy(clip.frames).permute(0, 3, 1, 2) for clip in clips]
+            data["video_metadata"] = [metadata(clip) for clip in clips]
+            data["videos_kwargs"] = {"do_sample_frames": False}
         if images:
             data["images"] = list(images)
         return self.processor(text=[prompt], return_tensors="pt", **data)
@@ -108,3 +123,12 @@ class Reference:
             out = self.model.generate(**inputs, **extra, max_new_tokens=tokens, do_sample=False)
         new = out[0, inputs["input_ids"].shape[1] :].tolist()
         return new, [video.indices.tolist() for video in session.videos] if clips and pruner else []
+
+
+def questions(count, first=0):
+    """(prompt, clip) of questions of MotionQA, every seventh from the first on: all kinds, few of one video."""
+    rows = read_questions(ROOT / DATA)[first :: 7][:count]
+    return [
+        (prompted(["<video>\n", prompt(row["question"], row["options"])]), read_video(ROOT / DATA / row["video"], FRAMES))
+        for row in rows
+    ]

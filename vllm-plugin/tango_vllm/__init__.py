@@ -28,6 +28,8 @@ def register() -> None:
     """
     from vllm import ModelRegistry
 
+    from tango_vllm import loader  # noqa: F401 (known to vLLM once it is imported)
+
     chosen = os.environ.get("WRAPPER", "").strip() or any(os.environ.get(n) for n in ("TANGO_CONFIG", "TANGO_ARGS"))
     for name, path in FAMILIES.items():
         ModelRegistry.register_model(f"Tango{name}", path)

@@ -10,6 +10,7 @@ from typing import Any
 
 from tango.pruners.base import Pruner
 from tango.runs.settings import SettingsError, from_environment, make_pruner
+from tango_vllm import check_version
 
 
 def from_environment_or_config(config: Any) -> Pruner:
@@ -46,7 +47,9 @@ def check(pruner: Pruner, layers: int, saliencies: Collection[str], *, gapless: 
 
     Raises:
         SettingsError: says what cannot be and why.
+        RuntimeError: the installed vLLM is not a tested one.
     """
+    check_version()
     if pruner.in_llm(layers) is not None:
         raise SettingsError(
             f"{pruner.name} with these settings prunes inside the language model, where vLLM gives every layer the "
