@@ -2,6 +2,8 @@
 
 import importlib.util
 import os
+import sys
+from pathlib import Path
 
 os.environ |= {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -11,6 +13,8 @@ os.environ |= {
 }
 
 import pytest
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
 if importlib.util.find_spec("vllm") is None:
     collect_ignore_glob = ["test_*.py"]

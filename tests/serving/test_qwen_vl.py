@@ -9,7 +9,7 @@ from tango.inference.video import read_video
 from tango.pruners import REGISTRY, Tango
 
 METHODS = sorted({*REGISTRY} - {"random", "fastv"})
-FRAMES = (8, 5, 12, 1, 3)
+FRAMES = (8, 5, 12, 2, 3)
 VIDEO, IMAGE = (f"<|vision_start|><|{kind}_pad|><|vision_end|>" for kind in ("video", "image"))
 
 
@@ -22,7 +22,7 @@ def model(request, tmp_path_factory):
     """A folder with random weights, and what --hf-overrides says to prune it."""
     new = request.param == "qwen3_vl"
     folder = tmp_path_factory.mktemp("models") / request.param
-    save_qwen(folder, new, head=32, scale=6, pixels=40 * 40 * (12 if new else 1))
+    save_qwen(folder, new, head=32, scale=6, pixels=40 * 40, video=12 if new else 1)
     name = "Qwen3VL" if new else "Qwen2_5_VL"
     return folder, {"architectures": [f"Tango{name}ForConditionalGeneration"], "tango": {"method": "tango"}}
 

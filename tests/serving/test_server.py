@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import openai
 import pytest
 from engines import DATA, FRAMES, MODEL, ROOT, Reference, prompted
-from server import free_port, serving
+from vllm_server import free_port, serving
 
 from tango.inference.video import read_video
 from tango.motionqa.questions import prompt, read_questions

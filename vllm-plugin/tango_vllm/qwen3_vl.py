@@ -94,15 +94,15 @@ class PrunedQwen3VL(QwenTower):
         features, deepstack = parts.pop("tokens").split([self.visual_dim, self.multiscale_dim], dim=-1)
         times = self.frame_times(times, frames) if len(times) else torch.arange(frames)
         pruned = self.tango.prune_tokens(VideoTokens(features, (rows, columns), times, **parts))
-        order = pruned.indices.argsort()
+        order = pruned.indices.argsort(stable=True)
         indices = pruned.indices[order].cpu()
 
         tokens = torch.tensor(item_tokens(self.config, self._tokenizer, written, [rows * columns] * frames))
         visual = tokens == self.config.video_token_id
-        stays = ~visual
-        stays[visual.nonzero()[indices, 0]] = True
-        places = self._places(visual, frames, rows, columns)[stays]
-        tokens, visual = tokens[stays].to(features.device), visual[stays].to(features.device)
+        times_kept = (~visual).long()  # text once; a place where a method puts several tokens, so often
+        times_kept[visual] = indices.bincount(minlength=frames * rows * columns)
+        places = self._places(visual, frames, rows, columns).repeat_interleave(times_kept, 0)
+        tokens, visual = (x.repeat_interleave(times_kept).to(features.device) for x in (tokens, visual))
         text = self.get_language_model().embed_input_ids(tokens)
         out = torch.cat((text, text.new_zeros(len(text), self.multiscale_dim)), dim=1)
         extra = deepstack.flatten(0, 1)[indices.to(deepstack.device)]

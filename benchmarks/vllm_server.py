@@ -11,7 +11,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 OPTIONS = ["--enforce-eager", "--dtype", "float32", "--max-model-len", "4096", "--allowed-local-media-path", str(ROOT),
            "--limit-mm-per-prompt", '{"video": 2, "image": 8}', "--served-model-name", "tango-tiny",
            "--media-io-kwargs", '{"video": {"num_frames": 8, "video_backend": "tango"}}']  # fmt: skip
