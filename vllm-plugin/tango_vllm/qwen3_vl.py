@@ -36,6 +36,13 @@ class Info(Qwen3VLProcessingInfo):
         merge = self.get_hf_config().vision_config.spatial_merge_size
         return QwenParser(merge, video_needs_metadata=True, expected_hidden_size=self._get_expected_hidden_size())
 
+    def get_max_video_tokens(self, seq_len: int, mm_counts: Mapping[str, int]) -> int:
+        """As vLLM's, and room for the times and markers of as many frames as a video may have: items hold those too."""
+        processor = self.get_video_processor()
+        frames = processor.max_frames // processor.temporal_patch_size
+        written = len(self.get_tokenizer().encode("<9999.9 seconds>", add_special_tokens=False)) + 2
+        return super().get_max_video_tokens(seq_len, mm_counts) + frames * written
+
 
 def item_tokens(config: Any, tokenizer: Any, times: Any, counts: Sequence[int]) -> list[int]:
     """The tokens of a video's item: of each frame its time, a marker, so many placeholders, a marker."""
