@@ -60,7 +60,7 @@ def web():
     class Handler(http.server.SimpleHTTPRequestHandler):
         def do_GET(self):
             if self.path.startswith("/slow"):
-                threading.Event().wait(8)
+                threading.Event().wait(60)
                 return
             super().do_GET()
 
@@ -105,8 +105,8 @@ def broken(web):
         ([data(b"this is no video")], "video"),
         ([data(video[:3000])], "video"),
         ([data(b"")], "video"),
-        ([f"{web}/videos/none.mp4"], "404|not found|fetch"),
-        ([f"file://{ROOT}/none.mp4"], "No such file|not exist|none.mp4"),
+        ([f"{web}/videos/none.mp4"], "404"),
+        ([f"file://{ROOT}/none.mp4"], "cannot fetch file.*No such file"),
         (["file:///etc/passwd"], "allowed"),
         ([f"file://{ROOT}/README.md"], "video"),
         ([data(video)] * 3, "At most 2"),
@@ -115,7 +115,7 @@ def broken(web):
 
 
 def test_what_is_wrong_is_told_and_the_next_request_is_right(client, rows, expected, web):
-    cases = [*broken(web), ([f"{web}/slow.mp4"], "time|fetch")]
+    cases = [*broken(web), ([f"{web}/slow.mp4"], "cannot fetch http.*it took too long")]
     for addresses, word in cases:
         with pytest.raises(openai.APIStatusError) as error:
             ask(client, rows[0], *addresses)

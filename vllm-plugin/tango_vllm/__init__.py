@@ -28,7 +28,7 @@ def register() -> None:
     """
     from vllm import ModelRegistry
 
-    from tango_vllm import loader  # noqa: F401 (known to vLLM once it is imported)
+    from tango_vllm import loader  # noqa: F401 (vLLM knows what it registers)
 
     chosen = os.environ.get("WRAPPER", "").strip() or any(os.environ.get(n) for n in ("TANGO_CONFIG", "TANGO_ARGS"))
     for name, path in FAMILIES.items():
@@ -42,6 +42,7 @@ def register() -> None:
     for name, path in FAMILIES.items():
         ModelRegistry.register_model(name, path)
     runner.refuse_other_models()
+    os.environ.setdefault("VLLM_MEDIA_CONNECTOR", "tango")  # see loader.py
 
 
 def check_version() -> None:

@@ -1,6 +1,6 @@
-"""A video loader for vLLM that reads frames as everything else here does: FFmpeg's own frames, with their true times.
+"""Fetching and reading videos: frames as everywhere else here, and what a client got wrong told to the client.
 
-Chosen with --media-io-kwargs '{"video": {"num_frames": 8, "video_backend": "tango"}}', or for a request in its
+TangoLoader reads FFmpeg's own frames, with their true times. It is chosen with --media-io-kwargs '{"video": {"num_frames": 8, "video_backend": "tango"}}', or for a request in its
 `media_io_kwargs`. vLLM's default reads the same frames of most files, by OpenCV, and computes times from the mean rate.
 """
 
@@ -9,6 +9,9 @@ from __future__ import annotations
 import tempfile
 from typing import Any
 
+from aiohttp import ClientError
+from requests import RequestException
+from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY, MediaConnector
 from vllm.multimodal.video import VIDEO_LOADER_REGISTRY, VideoLoader
 
 from tango.inference.video import read_video
@@ -44,3 +47,25 @@ class TangoLoader(VideoLoader):
             "do_sample_frames": False,
             "timestamps": list(clip.timestamps),
         }
+
+
+@MEDIA_CONNECTOR_REGISTRY.register("tango")
+class TangoConnector(MediaConnector):
+    """vLLM's own, but a file that is not there or an address that does not answer is the request's fault, not a 500."""
+
+    def load_from_url(self, url: str, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().load_from_url(url, *args, **kwargs)
+        except (OSError, ClientError, RequestException) as error:
+            raise ValueError(_told(url, error)) from error
+
+    async def load_from_url_async(self, url: str, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return await super().load_from_url_async(url, *args, **kwargs)
+        except (OSError, ClientError, RequestException) as error:
+            raise ValueError(_told(url, error)) from error
+
+
+def _told(url: str, error: Exception) -> str:
+    reason = "it took too long" if isinstance(error, TimeoutError) else getattr(error, "strerror", None) or str(error)
+    return f"cannot fetch {url[:200]}: {reason or type(error).__name__}"
