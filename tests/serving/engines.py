@@ -24,7 +24,12 @@ def opened(model, config=None, **options):
     from vllm import LLM
 
     limits = {"video": 4, "image": 4}
-    options = {"enforce_eager": True, "dtype": "float32", "max_model_len": 4096, "limit_mm_per_prompt": limits} | options
+    options = {
+        "enforce_eager": True,
+        "dtype": "float32",
+        "max_model_len": 4096,
+        "limit_mm_per_prompt": limits,
+    } | options
     llm = LLM(model=str(model), hf_overrides=config or {}, seed=0, disable_log_stats=True, **options)
     try:
         yield llm
@@ -118,7 +123,9 @@ class Reference:
         """Tokens of the greedy answer and the flat indices that each video kept; pruner None: unpruned."""
         inputs = self.inputs(prompt, clips, images).to(dtype=self.model.dtype)
         extra = {"video_timestamps": [torch.tensor(clip.timestamps) for clip in clips]} if clips and pruner else {}
-        attached = contextlib.nullcontext() if pruner is None else dataclasses.replace(pruner, exact_budget=True)(self.model)
+        attached = (
+            contextlib.nullcontext() if pruner is None else dataclasses.replace(pruner, exact_budget=True)(self.model)
+        )
         with attached as session, torch.inference_mode():
             out = self.model.generate(**inputs, **extra, max_new_tokens=tokens, do_sample=False)
         new = out[0, inputs["input_ids"].shape[1] :].tolist()
@@ -127,8 +134,11 @@ class Reference:
 
 def questions(count, first=0):
     """(prompt, clip) of questions of MotionQA, every seventh from the first on: all kinds, few of one video."""
-    rows = read_questions(ROOT / DATA)[first :: 7][:count]
+    rows = read_questions(ROOT / DATA)[first::7][:count]
     return [
-        (prompted(["<video>\n", prompt(row["question"], row["options"])]), read_video(ROOT / DATA / row["video"], FRAMES))
+        (
+            prompted(["<video>\n", prompt(row["question"], row["options"])]),
+            read_video(ROOT / DATA / row["video"], FRAMES),
+        )
         for row in rows
     ]

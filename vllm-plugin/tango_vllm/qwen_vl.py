@@ -1,4 +1,4 @@
-"""What Qwen2.5-VL and Qwen3-VL share inside vLLM: the tower with what its last attention says, times, default metadata."""
+"""What Qwen2.5-VL and Qwen3-VL share inside vLLM: the tower with what its last attention says, and times of frames."""
 
 from __future__ import annotations
 
@@ -31,8 +31,10 @@ class QwenTower:
         settings.check(pruner, config.text_config.num_hidden_layers, QwenVL.saliencies, gapless=False)
         self._parts(pruner)
         if self.parts and vllm_config.compilation_config.compile_mm_encoder:
-            raise settings.SettingsError(f"{pruner.name} reads the vision tower's attention: leave compile_mm_encoder off")
-        # Tells vLLM, and this class's base, that prompts are shorter than their videos and positions not their numbers.
+            raise settings.SettingsError(
+                f"{pruner.name} reads the vision tower's attention: leave compile_mm_encoder off"
+            )
+        # Tells vLLM, and this class's base, that prompts are shorter than their videos and positions not numbers.
         vllm_config.model_config.multimodal_config.video_pruning_rate = 0.5
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         self.merge: int = self.visual.spatial_merge_size
@@ -72,7 +74,9 @@ class QwenTower:
             queries, keys = (x.view(frames, height * width, -1) for x in all_heads(states["qkv"][0]))
             angles = (torch.cat((x, x), -1).view(frames, height * width, -1) for x in rotation.values())
             size = attention.hidden_size_per_attention_head
-            found = from_attention(self.parts, queries, keys, queries.shape[-1] // size, size**-0.5, group, tuple(angles))
+            found = from_attention(
+                self.parts, queries, keys, queries.shape[-1] // size, size**-0.5, group, tuple(angles)
+            )
             order = self._order(height // self.merge, width // self.merge)
             raster = slice(None) if order is None else order.argsort().to(tokens.device)
             encoded |= {name: part[:, raster] for name, part in found.items()}
