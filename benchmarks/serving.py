@@ -34,7 +34,7 @@ WARM_UP = 4
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(ROOT / MODEL))
-    parser.add_argument("--methods", nargs="+", default=["unpruned", "tango", "fastvid", "vidcom2"])
+    parser.add_argument("--methods", nargs="+", default=["unpruned", "tango", "divprune", "vidcom2"])
     parser.add_argument("--stock", nargs="*", default=[], choices=["evs", "vidcom2"], help="vLLM's own methods")
     parser.add_argument("--ratio", type=float, default=0.1)
     parser.add_argument("--frames", type=int, default=32)

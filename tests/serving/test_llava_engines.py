@@ -62,15 +62,15 @@ def test_preempted_requests_answer_the_same(asked, monkeypatch):
     requests = [request(text, [clip]) for text, clip in asked[:8]]
     reference = Reference(MODEL)
     reference.model.generation_config.eos_token_id = None
-    wanted = [reference.answer(PRUNER, text, [clip], 100)[0] for text, clip in asked[:8]]
+    wanted = [reference.answer(PRUNER, text, [clip], tokens=100)[0] for text, clip in asked[:8]]
     preempted, original = [], Scheduler._preempt_request
 
-    def counted(self, one, *rest):
+    def counted(self, one, *rest, **options):
         preempted.append(one)
-        return original(self, one, *rest)
+        return original(self, one, *rest, **options)
 
     monkeypatch.setattr(Scheduler, "_preempt_request", counted)
-    with opened(MODEL, CHOSEN, num_gpu_blocks_override=40, max_model_len=512, block_size=16) as llm:
+    with opened(MODEL, CHOSEN, num_gpu_blocks_override=20, max_model_len=512, block_size=32) as llm:
         answers = ask(llm, requests, 100, ignore_eos=True)
     assert preempted
     assert [answer for (answer,) in answers] == wanted

@@ -7,6 +7,8 @@ import tango_vllm
 from engines import MODEL, OURS, opened
 from tango_vllm import settings
 
+from tango.models.llava_onevision import LlavaOnevision
+from tango.models.qwen_vl import QwenVL
 from tango.pruners import REGISTRY
 from tango.runs.settings import SettingsError
 
@@ -30,6 +32,7 @@ def test_the_environment(monkeypatch, wrapper, args, said):
     ({"method": "fastv"}, True, "fastv with these settings prunes inside the language model"),
     ({"method": "holitom", "pruned_layer": 2}, True, "prunes inside the language model"),
     ({"method": "tango", "keep_positions": True}, True, "without gaps"),
+    ({"method": "fastvid"}, True, "set keep_positions=false"),
     ({"method": "tango", "saliency": "pooling_head"}, False, "this model has global_query"),
     ({"method": "tango", "positions": "transformers"}, False, "trained with"),
     ({"method": "nothing"}, True, "there is no such method"),
@@ -37,9 +40,6 @@ def test_the_environment(monkeypatch, wrapper, args, said):
     ({"ratio": 3}, True, "expected {"),
 ])  # fmt: skip
 def test_hf_overrides(config, gapless, said):
-    from tango.models.llava_onevision import LlavaOnevision
-    from tango.models.qwen_vl import QwenVL
-
     class Config:
         tango = config
 
@@ -53,9 +53,11 @@ def test_hf_overrides(config, gapless, said):
 
 def test_every_other_method_is_served():
     for name in {*REGISTRY} - {"random", "fastv"}:
-        pruner = settings.from_environment_or_config(type("Config", (), {"tango": {"method": name}}))
+        pruner = settings.from_environment_or_config(
+            type("Config", (), {"tango": {"method": name, "keep_positions": False}})
+        )
         assert pruner.exact_budget
-        settings.check(pruner, 4, ("pooling_head",), gapless=True)
+        settings.check(pruner, 4, LlavaOnevision.saliencies, gapless=True)
 
 
 def test_a_checkpoint_without_pooling_head(tmp_path):

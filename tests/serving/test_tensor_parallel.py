@@ -29,5 +29,6 @@ def test_saliency_and_keys_of_split_heads(monkeypatch, ranks, saliency):
         found = from_attention(parts, *heads.all_heads(share), count, width**-0.5, 4)
         assert all(torch.equal(found[name], whole[name]) for name in whole)
     assert ranks == 1 or not torch.allclose(
-        from_attention(parts, *shares[0].chunk(3, -1)[:2], count // ranks, width**-0.5, 4)["saliency"], whole["saliency"]
+        from_attention(parts, *shares[0].chunk(3, -1)[:2], count // ranks, width**-0.5, 4)["saliency"],
+        whole["saliency"],
     )

@@ -50,7 +50,11 @@ def check(pruner: Pruner, layers: int, saliencies: Collection[str], *, gapless: 
         RuntimeError: the installed vLLM is not a tested one.
     """
     check_version()
-    if pruner.in_llm(layers) is not None:
+    try:
+        inside = pruner.in_llm(layers) is not None
+    except ValueError:  # it would prune there, if the model or the ratio were another
+        inside = True
+    if inside:
         raise SettingsError(
             f"{pruner.name} with these settings prunes inside the language model, where vLLM gives every layer the "
             "same tokens; choose settings, or a method, that prune before it"
@@ -58,7 +62,9 @@ def check(pruner: Pruner, layers: int, saliencies: Collection[str], *, gapless: 
     if pruner.saliency is not None and pruner.saliency not in saliencies:
         raise SettingsError(f"saliency={pruner.saliency!r}: this model has {', '.join(saliencies)}")
     if pruner.keep_positions and gapless:
-        raise SettingsError("keep_positions=True: vLLM numbers the tokens of this model's prompts without gaps")
+        raise SettingsError(
+            "keep_positions=True: vLLM numbers the tokens of this model's prompts without gaps; set keep_positions=false"
+        )
     if pruner.positions != "trained" and not gapless:
         raise SettingsError(f"positions={pruner.positions!r}: vLLM has those that the model was trained with")
 
