@@ -1,7 +1,8 @@
 """Fetching and reading videos: frames as everywhere else here, and what a client got wrong told to the client.
 
 TangoLoader reads FFmpeg's own frames, with their true times. It is chosen with
---media-io-kwargs '{"video": {"num_frames": 8, "video_backend": "tango"}}', or for a request in its `media_io_kwargs`.
+--media-io-kwargs '{"video": {"num_frames": 8, "video_backend": "tango"}}', or for a request in its `media_io_kwargs`
+where the server takes those (--trust-request-mm-kwargs).
 vLLM's default reads the same frames of most files, by OpenCV, and computes times from the mean rate.
 """
 
