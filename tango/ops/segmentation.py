@@ -12,7 +12,7 @@ from torch import Tensor
 CUTS = 7  # fastvid cuts at the seven least similar places at least
 
 
-def neighbour_similarity(features: Tensor, block_bytes: int = 32 << 20) -> Tensor:
+def neighbour_similarity(features: Tensor, block_bytes: int = 8 << 20) -> Tensor:
     """Cosine between each token and the token at its place in the next frame; with a zero token it is 0.
 
     Args:
