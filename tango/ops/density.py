@@ -173,7 +173,7 @@ def assign(points: Tensor, peaks: Peaks, memory_limit: float = 256, by_score: bo
         second = close.scatter(2, chosen[..., None], -torch.inf).amax(2)
         of, place = (second > best - slack).nonzero(as_tuple=True)
         own = base[of, 0] + start + place
-        chosen[of, place] = _nearest(table, own, (base + centres)[of], close[of, place], slack, first=True)[1]
+        chosen[of, place] = _nearest(table, own, (base + centres)[of], close[of, place], slack)[1]
         labels[:, part] = chosen
     # What a set has too few of is at place n, one behind the points.
     return labels.scatter_(1, padded, torch.arange(count, device=points.device).expand(groups, -1))[:, :size]
@@ -208,7 +208,10 @@ def _scores(points: Tensor, real: Tensor, k: int, itself: bool, strict: bool, ed
         values, near = nearest_in_blocks(table, half[0], listed, edge, slack)
     lengths = _measure(table, everyone.flatten(), near).masked_fill_(values == -torch.inf, torch.inf)
     density = _density(lengths, k, itself)
-    for some in _split(_open_ends(values, lengths, needed, slack).nonzero()[:, 0], rows_at_once):
+    # Where a point that is not listed may be among the nearest, measure all; none is nearer than copies, at 0.
+    last = values[:, -1]
+    unsure = (values[:, needed - 1] - last <= slack) & (last > -torch.inf) & (lengths.amax(1) > 0)
+    for some in _split(unsure.nonzero()[:, 0], rows_at_once):
         others = everyone[some // size]
         found = _measure(table, some, others)
         found.masked_fill_(~real[some // size] | (others == some[:, None]), torch.inf)
@@ -216,10 +219,9 @@ def _scores(points: Tensor, real: Tensor, k: int, itself: bool, strict: bool, ed
     density = density.view(groups, size).masked_fill(~real, -1)
     rank = _rank(density, strict).flatten()
 
-    # The nearest denser point is often among the neighbours known already. Where one that is not may be nearer, look
-    # at all.
+    # The nearest denser point is often listed already. Where one that is not may be nearer, look at all.
     separation = lengths.masked_fill_(rank[near] >= rank[:, None], torch.inf).amin(1)
-    beyond = (-2 * values[:, -1] - 3 * slack).clamp_(min=0).sqrt_()  # infinite where all are listed
+    beyond = (-2 * last - 3 * slack).clamp_(min=0).sqrt_()  # infinite where all are listed
     for some in _split(((separation > beyond) & (rank > 0)).nonzero()[:, 0], rows_at_once):
         if close is None:
             others, found = everyone[0], (table[some] @ table.T).sub_(half[0, some, None]).sub_(half[0])
@@ -232,30 +234,16 @@ def _scores(points: Tensor, real: Tensor, k: int, itself: bool, strict: bool, ed
     return scores.masked_fill(~real, -1)
 
 
-def _nearest(
-    table: Tensor, rows: Tensor, others: Tensor, close: Tensor, slack: Tensor, first: bool = False
-) -> tuple[Tensor, Tensor]:
-    """Distance from rows (q,) of a table to the nearest of others (p,) or (q, p), and its place.
+def _nearest(table: Tensor, rows: Tensor, others: Tensor, close: Tensor, slack: Tensor) -> tuple[Tensor, Tensor]:
+    """Distance from rows (q,) of a table to the nearest of others (p,) or (q, p), and its place, the first of equals.
 
-    first: of equals, the first. close: (q, p), -inf for those that do not count.
+    close: (q, p), -inf for those that do not count. Only what a product cannot tell from the nearest is measured.
     """
-    values, near = close.topk(min(SPARE, close.shape[1]), dim=1)
-    others = others.expand(close.shape)
-    lengths = _measure(table, rows, others.gather(1, near)).masked_fill_(values == -torch.inf, torch.inf)
-    unsure, separation = rows[:0], lengths.amin(1)
-    if values.shape[1] < close.shape[1]:  # of copies, too, the first may not be in the list
-        unsure = _open_ends(values, lengths + first, 1, slack).nonzero()[:, 0]
-    place = near.masked_fill_(lengths > separation[:, None], close.shape[1]).amin(1)
-    if len(unsure):
-        lengths = _measure(table, rows[unsure], others[unsure]).masked_fill_(close[unsure] == -torch.inf, torch.inf)
-        separation[unsure], place[unsure] = lengths.amin(1), lengths.argmin(1)
-    return separation, place
-
-
-def _open_ends(close: Tensor, lengths: Tensor, count: int, slack: Tensor) -> Tensor:
-    """Which points (n,) may have one of their `count` nearest outside of a list of closeness and lengths (n, c)."""
-    last = close[:, -1]  # closest first, -inf where there are no more; of a list of copies, at 0, none is nearer
-    return (close[:, count - 1] - last <= slack) & (last > -torch.inf) & (lengths.amax(1) > 0)
+    row, place = (close >= close.amax(1, keepdim=True) - slack).nonzero(as_tuple=True)
+    lengths = torch.full_like(close, torch.inf)
+    lengths[row, place] = _measure(table, rows[row], others.expand(close.shape)[row, place, None])[:, 0]
+    nearest = lengths.argmin(1)
+    return lengths.gather(1, nearest[:, None])[:, 0], nearest
 
 
 def _measure(table: Tensor, rows: Tensor, others: Tensor) -> Tensor:
