@@ -1,7 +1,7 @@
-"""What generate() is handed where a call has a length, no mask, or a cache to go on from."""
+"""What generate() is handed where a call has a length, no mask, no times, or a cache to go on from."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -34,3 +34,15 @@ def continued(call: dict[str, Any], embed: nn.Module) -> dict[str, Any]:
     new = call.pop("inputs_embeds") if "inputs_embeds" in call else embed(call.pop("input_ids"))
     before = new.new_zeros(len(new), call["attention_mask"].shape[1] - new.shape[1], new.shape[2])
     return call | {"inputs_embeds": torch.cat((before, new), 1)}
+
+
+def timestamps_of(video_metadata: Sequence[Any] | None) -> list[list[float] | None] | None:
+    """Seconds of the sampled frames from a processor's `video_metadata`; None for a video without frame rate."""
+    if video_metadata is None:
+        return None
+    timestamps: list[list[float] | None] = []
+    for video in video_metadata:
+        video = video[0] if isinstance(video, list | tuple) else video
+        rate, frames = video["fps"], video["frames_indices"]
+        timestamps.append(None if rate is None or frames is None else [float(frame) / rate for frame in frames])
+    return timestamps

@@ -114,19 +114,19 @@ class LlavaOnevision(Family):
         parts = {"features": core.apply_pooling(core.multi_modal_projector(selected))}
 
         with full_precision(pixels.device):
+            of_patches: dict[str, Tensor] = {}
             if self.parts:
-                queries, keys = outputs["queries"], outputs["keys"]
-                found = from_attention(self.parts, queries, keys, attention.num_heads, attention.head_dim**-0.5)
-                if "saliency" in found:
-                    parts["saliency"] = core.apply_pooling(found["saliency"][..., None]).squeeze(-1)
-                if "keys" in found:
-                    parts["keys"] = core.apply_pooling(found["keys"])
+                projected = outputs["queries"], outputs["keys"]
+                of_patches = from_attention(self.parts, *projected, attention.num_heads, attention.head_dim**-0.5)
             if self.head is not None:
                 normed, weights = self.head.attention(outputs[last])
                 if self.head_saliency:
-                    parts["saliency"] = core.apply_pooling(weights.mean(1)[..., None]).squeeze(-1)
+                    of_patches["saliency"] = weights.mean(1)
                 if self.vectors:
                     parts |= dict.fromkeys(self.vectors, self.head.pooled(normed, weights))
+            for name, values in of_patches.items():  # (F, P), or (F, P, width)
+                pooled = core.apply_pooling(values.flatten(2) if values.dim() > 2 else values[..., None])
+                parts[name] = pooled.view(*pooled.shape[:2], *values.shape[2:])
         return parts
 
     def image_features(self, inputs: Mapping[str, Any]) -> Tensor:

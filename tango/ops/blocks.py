@@ -1,6 +1,8 @@
-"""Products of points with themselves, and the nearest others of each point of a set too large for all at once."""
+"""The nearest others of each of many points, from products in blocks: for sets too large for all products at once."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -8,24 +10,11 @@ from torch import Tensor
 # Directions of the screening product, and from how many blocks on it is worth it: a segment of 256 frames is 1.2 times
 # as fast on a CPU (results/performance/pruning_cpu.md).
 HEAD, SCREEN_BLOCKS = 128, 4
-STRIP = 256  # rows at a time
 
 
-def own_products(points: Tensor) -> Tensor:
-    """Inner products (G, n, n) of points (G, n, D) with themselves. Those below the diagonal are copies.
-
-    Of 1,450 points on a CPU this takes half the time of a whole product.
-    """
-    groups, size, _ = points.shape
-    products = points.new_empty(groups, size, size)
-    for start in range(0, size, STRIP):
-        stop = start + STRIP
-        products[:, start:stop, start:] = points[:, start:stop] @ points[:, start:].mT
-        products[:, stop:, start:stop] = products[:, start:stop, stop:].mT
-    return products
-
-
-def nearest_in_blocks(points: Tensor, half: Tensor, count: int, edge: int, slack: Tensor) -> tuple[Tensor, Tensor]:
+def nearest_in_blocks(
+    points: Tensor, half: Tensor, count: int, edge: int, slack: Tensor, own_products: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
     """Closeness and index (n, count), closest first, of the nearest others of each of n points.
 
     Each block above the diagonal serves its rows and its columns. Those nearest to it come first: tokens close in time

@@ -17,10 +17,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tango.ops.blocks import nearest_in_blocks, own_products
+from tango.ops.blocks import nearest_in_blocks
 
 SPARE = 2  # neighbours listed beyond those asked for, so that rounding seldom leaves open which are the nearest
 CACHED = 1 << 21  # numbers: on a CPU larger blocks only leave the cache
+STRIP = 256  # rows of own_products() at a time
 # Multiplications worth wasting on padding to save a batch. On a GPU batching is what matters (8 times at 32 frames, see
 # results/performance/ways_cuda.md); on a CPU only sets of about the same size, or small ones, share a batch.
 PADDING = {"cpu": 1 << 23}
@@ -179,6 +180,20 @@ def assign(points: Tensor, peaks: Peaks, memory_limit: float = 256, by_score: bo
     return labels.scatter_(1, padded, torch.arange(count, device=points.device).expand(groups, -1))[:, :size]
 
 
+def own_products(points: Tensor) -> Tensor:
+    """Inner products (G, n, n) of points (G, n, D) with themselves. Those below the diagonal are copies.
+
+    Of 1,450 points on a CPU this takes half the time of a whole product.
+    """
+    groups, size, _ = points.shape
+    products = points.new_empty(groups, size, size)
+    for start in range(0, size, STRIP):
+        stop = start + STRIP
+        products[:, start:stop, start:] = points[:, start:stop] @ points[:, start:].mT
+        products[:, stop:, start:stop] = products[:, start:stop, stop:].mT
+    return products
+
+
 def distances(points: Tensor, others: Tensor) -> Tensor:
     """Euclidean distances (p, q) fp32 of points (p, D) from others (p, q, D), q to compare with each.
 
@@ -205,28 +220,31 @@ def _scores(points: Tensor, real: Tensor, k: int, itself: bool, strict: bool, ed
         values, near = values.flatten(0, 1), (near + everyone[:, :1, None]).flatten(0, 1)
     else:
         close = None
-        values, near = nearest_in_blocks(table, half[0], listed, edge, slack)
+        values, near = nearest_in_blocks(table, half[0], listed, edge, slack, own_products)
     lengths = _measure(table, everyone.flatten(), near).masked_fill_(values == -torch.inf, torch.inf)
     density = _density(lengths, k, itself)
-    # Where a point that is not listed may be among the nearest, measure all; none is nearer than copies, at 0.
+
+    def closeness_of(some: Tensor) -> tuple[Tensor, Tensor]:
+        """All points of the sets of some points (p,), (n,) or (p, n), and their closeness (p, n) to these."""
+        if close is not None:
+            return everyone[some // size], close.flatten(0, 1)[some]
+        found = (table[some] @ table.T).sub_(half[0, some, None]).sub_(half[0])
+        return everyone[0], found.scatter_(1, some[:, None], -torch.inf)
+
+    # Where a point that is not listed may be among the nearest, look at all; none is nearer than copies, at 0.
     last = values[:, -1]
     unsure = (values[:, needed - 1] - last <= slack) & (last > -torch.inf) & (lengths.amax(1) > 0)
-    for some in _split(unsure.nonzero()[:, 0], rows_at_once):
-        others = everyone[some // size]
-        found = _measure(table, some, others)
-        found.masked_fill_(~real[some // size] | (others == some[:, None]), torch.inf)
-        density[some] = _density(found, k, itself)
+    for some in torch.split(unsure.nonzero()[:, 0], rows_at_once):
+        least = values[some, needed - 1, None] - slack
+        density[some] = _density(_measure_near(table, some, *closeness_of(some), least), k, itself)
     density = density.view(groups, size).masked_fill(~real, -1)
     rank = _rank(density, strict).flatten()
 
     # The nearest denser point is often listed already. Where one that is not may be nearer, look at all.
     separation = lengths.masked_fill_(rank[near] >= rank[:, None], torch.inf).amin(1)
     beyond = (-2 * last - 3 * slack).clamp_(min=0).sqrt_()  # infinite where all are listed
-    for some in _split(((separation > beyond) & (rank > 0)).nonzero()[:, 0], rows_at_once):
-        if close is None:
-            others, found = everyone[0], (table[some] @ table.T).sub_(half[0, some, None]).sub_(half[0])
-        else:
-            others, found = everyone[some // size], close.flatten(0, 1)[some]
+    for some in torch.split(((separation > beyond) & (rank > 0)).nonzero()[:, 0], rows_at_once):
+        others, found = closeness_of(some)
         found.masked_fill_(rank[others] >= rank[some, None], -torch.inf)
         separation[some] = _nearest(table, some, others, found, slack)[0]
     # A density too small for a number counts as the smallest one.
@@ -237,13 +255,19 @@ def _scores(points: Tensor, real: Tensor, k: int, itself: bool, strict: bool, ed
 def _nearest(table: Tensor, rows: Tensor, others: Tensor, close: Tensor, slack: Tensor) -> tuple[Tensor, Tensor]:
     """Distance from rows (q,) of a table to the nearest of others (p,) or (q, p), and its place, the first of equals.
 
-    close: (q, p), -inf for those that do not count. Only what a product cannot tell from the nearest is measured.
+    close: (q, p), -inf for those that do not count.
     """
-    row, place = (close >= close.amax(1, keepdim=True) - slack).nonzero(as_tuple=True)
-    lengths = torch.full_like(close, torch.inf)
-    lengths[row, place] = _measure(table, rows[row], others.expand(close.shape)[row, place, None])[:, 0]
+    lengths = _measure_near(table, rows, others, close, close.amax(1, keepdim=True) - slack)
     nearest = lengths.argmin(1)
     return lengths.gather(1, nearest[:, None])[:, 0], nearest
+
+
+def _measure_near(table: Tensor, rows: Tensor, others: Tensor, close: Tensor, least: Tensor) -> Tensor:
+    """Distances (q, p) from rows (q,) of a table to others (p,) or (q, p), of those at least this close, (q, 1)."""
+    row, place = (close >= least).nonzero(as_tuple=True)
+    lengths = torch.full_like(close, torch.inf)
+    lengths[row, place] = _measure(table, rows[row], others.expand(close.shape)[row, place, None])[:, 0]
+    return lengths
 
 
 def _measure(table: Tensor, rows: Tensor, others: Tensor) -> Tensor:
@@ -292,11 +316,6 @@ def _block_elements(device: torch.device, memory_limit: float) -> int:
     """How many closenesses a block may hold; about four blocks' worth is alive at once."""
     elements = max(64 * 64, int(memory_limit * 2**20) // 16)
     return min(elements, CACHED) if device.type == "cpu" else elements
-
-
-def _split(rows: Tensor, step: int) -> Sequence[Tensor]:
-    """Parts of at most `step` rows (n,); none where there are none."""
-    return torch.split(rows, step) if len(rows) else ()
 
 
 def _real(sizes: Sequence[int], width: int, device: torch.device) -> Tensor:

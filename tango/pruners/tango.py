@@ -22,7 +22,7 @@ from tango.ops.selection import select
 from tango.pruners import trace
 from tango.pruners.base import Pruner, full_precision, zero_sinks
 from tango.pruners.budget import apportion
-from tango.pruners.in_llm import LayerPruning, check_layer, prefill_ratio
+from tango.pruners.in_llm import LayerPruning, before_layer, prefill_ratio
 from tango.pruners.settings import Cosine, Count, Number, OneOf, Positive, PositiveShare, Share, TokenPositions, reject
 from tango.pruners.video import Pruned, VideoTokens
 
@@ -116,12 +116,8 @@ class Tango(Pruner):
 
     def in_llm(self, layers: int) -> LayerPruning | None:
         """See Pruner.in_llm; merges by the mean, as the paper's code does."""
-        if self.pruned_layer is None:
-            return None
-        check_layer("Tango.pruned_layer", self.pruned_layer, layers)
-        if self.retention_ratio == 1 or self.llm_retention == 1:
-            return None
-        return LayerPruning(self.pruned_layer, self.llm_retention, merging="mean", causal=self.causal)
+        at, ratios = ("Tango.pruned_layer", self.pruned_layer, layers), (self.retention_ratio, self.llm_retention)
+        return before_layer(*at, *ratios, merging="mean", causal=self.causal)
 
     def before_llm(self, layers: int) -> Pruner:
         """See Pruner.before_llm; the similarity threshold stays that of the ratio that was asked for."""
