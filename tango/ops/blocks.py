@@ -13,9 +13,16 @@ HEAD, SCREEN_BLOCKS = 128, 4
 
 
 def nearest_in_blocks(
-    points: Tensor, half: Tensor, count: int, edge: int, slack: Tensor, own_products: Callable[[Tensor], Tensor]
+    points: Tensor,
+    half: Tensor,
+    count: int,
+    edge: int,
+    slack: Tensor,
+    own_products: Callable[[Tensor], Tensor] = lambda points: points @ points.mT,
 ) -> tuple[Tensor, Tensor]:
     """Closeness and index (n, count), closest first, of the nearest others of each of n points.
+
+    own_products: gives the products (1, p, p) of points (1, p, D) with themselves, for the blocks on the diagonal.
 
     Each block above the diagonal serves its rows and its columns. Those nearest to it come first: tokens close in time
     are close in angle, so that a product of heads alone tells of later blocks which rows and columns can be left out.
