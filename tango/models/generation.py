@@ -19,9 +19,16 @@ def infer_mask(inputs: dict[str, Any], setting: Callable[..., Any]) -> Tensor:
     return mask.long()
 
 
-def shift_length(call: dict[str, Any], name: str, value: int, shift: int) -> None:
-    """Add to max_length or min_length what generate() takes off it, so that it counts the unpruned prompt."""
+def shift_length(call: dict[str, Any], name: str, value: int, ids: Tensor | None, width: int) -> None:
+    """Add to max_length or min_length what generate() takes off it, so that it counts the unpruned prompt, of a width.
+
+    It takes off the embeddings' width where that differs from the number of ids.
+    """
+    counted, shorter = 0 if ids is None else ids.shape[1], call["inputs_embeds"].shape[1]
+    shift = (shorter if shorter != counted else 0) - (width if width != counted else 0)
     config = call.get("generation_config")
+    if shift == 0:
+        return
     if config is None or call.get(name) is not None:
         call[name] = value + shift
     else:

@@ -70,11 +70,10 @@ class LlavaOnevision(Family):
 
     @classmethod
     def sizes(cls, config: Any, inputs: Mapping[str, Any]) -> list[tuple[int, int]]:
-        pixels = inputs.get("pixel_values_videos")
-        if pixels is None:
+        if (pixels := inputs.get("pixel_values_videos")) is None:
             return []
-        videos, frames = pixels.shape[:2]
-        return [(frames, cls.layout(config, frames)[0] ** 2)] * videos
+        count, frames = pixels.shape[:2]
+        return [(frames, cls.layout(config, frames)[0] ** 2)] * count
 
     def placeholders(self, inputs: Mapping[str, Any]) -> tuple[list[int], str]:
         pixels: Tensor = inputs["pixel_values_videos"]
@@ -130,13 +129,9 @@ class LlavaOnevision(Family):
         return parts
 
     def image_features(self, inputs: Mapping[str, Any]) -> Tensor:
-        options = ("vision_feature_layer", "vision_feature_select_strategy", "batch_num_images")
-        images = self.core.get_image_features(
-            inputs["pixel_values"],
-            inputs.get("image_sizes"),
-            return_dict=True,
-            **{name: inputs.get(name) for name in options},
-        )
+        names = ("image_sizes", "vision_feature_layer", "vision_feature_select_strategy", "batch_num_images")
+        options = {name: inputs.get(name) for name in names}
+        images = self.core.get_image_features(inputs["pixel_values"], return_dict=True, **options)
         return torch.cat(images.pooler_output)
 
     def lay_out(self, video: PlacedVideo, pruned: Pruned) -> Edit:

@@ -146,12 +146,9 @@ class Seam:
             call |= {name: getattr(prompt, name) for name in ("inputs_embeds", "attention_mask", "position_ids")}
         if call["position_ids"] is None:
             del call["position_ids"]
-        # generate() takes the embeddings' width off lengths when it differs from the number of ids.
-        counted, shorter = 0 if ids is None else ids.shape[1], call["inputs_embeds"].shape[1]
-        shift = (shorter if shorter != counted else 0) - (width if width != counted else 0)
         for name, stronger in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
-            if shift and (value := self._setting(call, name)) and self._setting(call, stronger) is None:
-                shift_length(call, name, value, shift)
+            if (value := self._setting(call, name)) and self._setting(call, stronger) is None:
+                shift_length(call, name, value, ids, width)
         return call
 
     def _setting(self, inputs: Mapping[str, Any], name: str) -> Any:
@@ -165,7 +162,11 @@ class Seam:
 
         side: where rows that end up shorter than others are padded; None: where the prompt is padded already, or left.
         """
-        check_prompt(inputs)
+        shape, cache, mask = written(inputs).shape[:2], cache_of(inputs), inputs.get("attention_mask")
+        if cache is not None and cache.get_seq_length() > 0:
+            raise refusals.cache_in_use(cache.get_seq_length())
+        if mask is not None and mask.shape != shape:
+            raise ValueError(f"attention_mask has shape {tuple(mask.shape)}; the prompt needs {tuple(shape)}")
         edits, records = [], []
         for video in self.family.videos(inputs):
             grid: Any = video.tokens.grid
@@ -176,9 +177,8 @@ class Seam:
             records.append(VideoRecord(before, after, grid, frames, sizes, pruned.indices.cpu(), after, after / before))
         prompt = self.family.shorten(inputs, edits, side)
         self.session.videos = records
-        mask, nothing = inputs.get("attention_mask"), torch.empty(0)
-        shown = torch.ones(written(inputs).shape[:2], dtype=torch.bool) if mask is None else mask.bool()
-        bare = replace(prompt, inputs_embeds=nothing, extra=nothing)
+        shown = torch.ones(shape, dtype=torch.bool) if mask is None else mask.bool()
+        bare = replace(prompt, inputs_embeds=torch.empty(0), extra=torch.empty(0))
         self._filling = Held(bare, inputs.get("input_ids"), shown, self._generating)
         self._arm(prompt)
         return prompt
@@ -195,12 +195,3 @@ class Seam:
 def asked_for(value: Any) -> bool:
     """Whether a generation setting asks for anything; 1.0 is a penalty or scale that does nothing."""
     return value is True or value not in (None, False, 1.0)
-
-
-def check_prompt(inputs: Mapping[str, Any]) -> None:
-    """Raise ValueError unless a prompt has ids or embeddings, a mask that fits them, and an empty cache."""
-    shape, cache, mask = written(inputs).shape[:2], cache_of(inputs), inputs.get("attention_mask")
-    if cache is not None and cache.get_seq_length() > 0:
-        raise refusals.cache_in_use(cache.get_seq_length())
-    if mask is not None and mask.shape != shape:
-        raise ValueError(f"attention_mask has shape {tuple(mask.shape)}; the prompt needs {tuple(shape)}")

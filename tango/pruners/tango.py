@@ -241,9 +241,8 @@ class Tango(Pruner):
         return lambda places: rotate_rows(table, positions, sets.home(places), self.time_base, self.space_base, block)
 
     def _threshold(self) -> float:
-        if self.similarity_threshold is not None:
-            return self.similarity_threshold
-        return holitom_threshold(self.retention_ratio)
+        given = self.similarity_threshold
+        return holitom_threshold(self.retention_ratio) if given is None else given
 
 
 def _trace(sets: Sets, salient: Tensor, rest: Tensor, stand: Tensor, labels: Tensor) -> None:
