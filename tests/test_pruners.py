@@ -8,8 +8,7 @@ from videos import made_up
 
 from tango.pruners import Random, TopK, Uniform
 from tango.pruners.base import Pruned
-from tango.pruners.budget import token_budget
-from tango.pruners.budget import apportion, fit
+from tango.pruners.budget import apportion, fit, token_budget
 
 
 def plain(frames, tokens, dim=4):
