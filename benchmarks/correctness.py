@@ -38,8 +38,8 @@ from tango.models import attach  # noqa: E402
 from tango.pruners import REGISTRY, VideoTokens  # noqa: E402
 
 OPTIONAL = ("timestamps", "segment_features", "frame_vectors", "keys")
-RECORDED = ("tango", "divprune", "dycoke", "evs", "fastvid", "flashvid", "holitom", "prunevid", "stop_fastvid", "stop_holitom",
-            "stop_visionzip", "vcast", "vidcom2", "visionzip")  # fmt: skip
+RECORDED = ("tango", "divprune", "dycoke", "evs", "fastvid", "flashvid", "holitom", "prunevid",
+            "stop_fastvid", "stop_holitom", "stop_visionzip", "vcast", "vidcom2", "visionzip")  # fmt: skip
 AS_RECORDED: dict[str, dict[str, Any]] = {"stop_visionzip": {"targets": "published"}}  # what is not ours by default
 Row = tuple[str, str, bool]
 

@@ -30,7 +30,7 @@ Weight = Annotated[float, Number(least=0)]
 
 @dataclass
 class Stop(Pruner):
-    """What SToP adds to any method.
+    """What SToP adds to any method, which comes first among the bases so that its defaults hold.
 
     Args:
         mu_s: how much of a place's sink score is taken off its saliency.
@@ -62,7 +62,7 @@ class Stop(Pruner):
 
 
 @dataclass
-class StopVisionZip(Stop, VisionZip):
+class StopVisionZip(VisionZip, Stop):
     """SToP on VisionZip, arXiv 2604.20937: see VisionZip, Stop, and the top of tango/pruners/stop.py.
 
     Dominant tokens are those of highest saliency - mu_s * sink score. Contextual ones, numbered among the others of
@@ -101,7 +101,7 @@ class StopVisionZip(Stop, VisionZip):
 
 
 @dataclass
-class StopFastVID(Stop, FastVID):
+class StopFastVID(FastVID, Stop):
     """SToP on FastVID, arXiv 2604.20937: see FastVID, Stop, and the top of tango/pruners/stop.py.
 
     Salient tokens are those of highest saliency - mu_s * sink score, and a token's score as an anchor is lowered by
@@ -133,7 +133,7 @@ class StopFastVID(Stop, FastVID):
 
 
 @dataclass
-class StopHoliTom(Stop, HoliTom):
+class StopHoliTom(HoliTom, Stop):
     """SToP on HoliTom, arXiv 2604.20937: see HoliTom, Stop, and the top of tango/pruners/stop.py.
 
     Windows and the raised ratio are HoliTom's. A token is static if its similarity + mu_t * sink score is above

@@ -182,10 +182,8 @@ def test_every_kept_token_is_made_of_the_tokens_that_are_told(name, settings):
         assert bool(known.all())  # nothing is dropped: every token is part of a kept one
 
 
-MERGING = ["visionzip", "fastvid", "holitom", "flashvid", "prunevid", "tango"]
-
-
-@pytest.mark.parametrize("name", [*MERGING, "stop_visionzip", "stop_fastvid", "stop_holitom"])
+@pytest.mark.parametrize("name", ["visionzip", "fastvid", "holitom", "flashvid", "prunevid", "tango", "stop_visionzip",
+                                  "stop_fastvid", "stop_holitom"])  # fmt: skip
 def test_the_settings_above_reach_every_kind_of_token(name):
     roles, several, still = set(), False, False
     for settings in (settings for other, settings in EVERY_METHOD if other == name):
