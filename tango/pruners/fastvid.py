@@ -78,7 +78,7 @@ class FastVID(Pruner):
             sizes = fastvid(vectors, self.similarity_threshold, self.min_segments - 1)
             return self.exactly(self._merged(features, saliency, sizes, peaks), features, saliency)
 
-    def shares(self, tokens: int) -> tuple[int, int]:
+    def _shares(self, tokens: int) -> tuple[int, int]:
         """Salient and merged tokens of a frame of so many."""
         budget = max(1, int(tokens * self.retention_ratio))
         context = int(budget * self.context_ratio)
@@ -86,7 +86,7 @@ class FastVID(Pruner):
 
     def _merged(self, features: Tensor, saliency: Tensor, sizes: Tensor, peaks: ChoosePeaks) -> Pruned:
         frames, tokens, dim = features.shape
-        salient, context = self.shares(tokens)
+        salient, context = self._shares(tokens)
         ranked = saliency.sort(dim=1, descending=True, stable=True).indices
         starts = tokens * torch.arange(frames, device=features.device)[:, None]
         table = features.reshape(-1, dim)

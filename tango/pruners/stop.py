@@ -126,7 +126,7 @@ class StopFastVID(FastVID, Stop):
 
     def _prune(self, video: VideoTokens) -> Pruned:
         saliency, scores = self._sinks(video)
-        _, context = self.shares(len(scores))
+        _, context = self._shares(len(scores))
         twice = self.centre_penalty == "published"
         peaks = _peaks(scores, self.centre_sink_weight * (self.mu_s > 0), context if twice else None)
         return self._kept(video, saliency, peaks)

@@ -183,7 +183,7 @@ def test_without_weights_it_is_the_base(method, base, off):
 
 
 def test_a_sink_is_turned_away():
-    """Token 2 draws attention in every frame, each of 0, 1, 3, 4 in one alone, and 5, in none, takes the sink's place."""
+    """Token 2 draws attention in every frame, 0, 1, 3, 4 in one each; 5, in none, takes the sink's place."""
     saliency = torch.full((4, 6), 0.001)
     saliency[range(4), [0, 1, 3, 4]], saliency[:, 2] = 0.015, 0.02
     features = torch.randn(4, 6, 8, generator=torch.Generator().manual_seed(0))
@@ -209,9 +209,7 @@ def test_targets_move_past_sinks():
     assert places(num_sinks=0) == [0, 1, 2, 3, 4, 6, 8]
     assert places(num_sinks=20) == [0, 1, 2, 3, 4, 6, 8]  # all ten numbers are sinks': nothing can move
     twice = StopVisionZip(targets="published", **chosen).prune(features, saliency, keys=features).features[4:, 0]
-    assert twice.tolist() == pytest.approx(
-        [9 + (5 + 6 + 7 + 8 + 10) / 5, 9, 9]
-    )  # the first gathers, the others are as they are
+    assert twice.tolist() == pytest.approx([9 + (5 + 6 + 7 + 8 + 10) / 5, 9, 9])  # the first gathers, others stay
 
 
 def test_equal_saliency_has_no_sinks():
@@ -254,8 +252,10 @@ def test_peaks_with_penalties():
 
 def test_settings_as_published():
     assert [method().mu_s for method in STOP] == [0.03, 0.02, 0.04]
-    assert {method().saliency for method in STOP} == {"received_attention"}
-    assert not any(method().keep_positions for method in STOP)
+    changed = [set(), {"saliency", "keep_positions"}, {"similarity_threshold"}]
+    for method, base, own in zip(STOP, (VisionZip, FastVID, HoliTom), changed, strict=True):
+        assert method().saliency == "received_attention" and not method().keep_positions
+        assert all(method().settings()[name] == value for name, value in base().settings().items() if name not in own)
     assert StopHoliTom().in_llm(28) is None and StopHoliTom(0.05).similarity_threshold == 0.8
 
 
