@@ -74,11 +74,13 @@ class VCast(Pruner):
         if self.exact_budget:
             least = min(least, budget // frames)
         budget = max(budget, frames * least)
-        shares = torch.softmax(curvatures.float().cpu() / self.budget_temperature, dim=0) * (budget - frames * least)
+        # In fp32, as published: where rounding shares down cuts depends on it.
+        weights = torch.softmax(((curvatures - curvatures.max()) / self.budget_temperature).float().cpu(), dim=0)
+        shares = weights * (budget - frames * least)
         counts = least + shares.long().clamp(max=tokens - least)
         left, most = budget - int(counts.sum()), tokens if self.remainder == "published" else 1
         order = (shares - shares.floor()).sort(descending=True, stable=True).indices.tolist()
-        while left:
+        while left > 0:
             for frame in order:
                 more = min(left, most, tokens - int(counts[frame]))
                 counts[frame] += more

@@ -117,6 +117,15 @@ def test_what_is_left_over():
     assert budgets(VCast(0.8, budget_temperature=0.1).prune(steady), 3, 10) == [10, 4, 10]
 
 
+def test_any_temperature():
+    """The smallest number gives all to the frame that turns most, and the largest the same to each."""
+    features, _, grid, _ = made_up(5, (4, 5), 8, seed=2)
+    most = int(curvature(torch.nn.functional.normalize(features.double().mean(1), dim=-1)).argmax())
+    coldest = budgets(VCast(0.2, budget_temperature=5e-324).prune(features, None, grid), 5, 20)
+    assert coldest == [16 if frame == most else 1 for frame in range(5)]
+    assert budgets(VCast(0.2, budget_temperature=1e308).prune(features, None, grid), 5, 20) == [4] * 5
+
+
 def test_one_frame():
     features, _, grid, _ = made_up(1, (3, 4), 8)
     assert VCast(0.25).prune(features, None, grid).indices.tolist() == list(range(12))
