@@ -281,14 +281,17 @@ class Chat:
         inputs = dict(batch.to(self.checkpoint.device, self.checkpoint.model.dtype))
         extra = {}
         if clips and self.pruner is not None:
-            extra = {"video_timestamps": [torch.tensor(clip.timestamps) for clip in clips], "video_keys": keys}
+            extra = {
+                "video_timestamps": [torch.tensor(clip.timestamps, dtype=torch.float64) for clip in clips],
+                "video_keys": keys,
+            }
         if self.times == "published" and "video_grid_thw" in inputs:
             if "second_per_grid_ts" in inputs:
-                inputs["second_per_grid_ts"] = torch.ones(len(clips))
+                inputs["second_per_grid_ts"] = torch.ones(len(clips), dtype=torch.float32)
             if extra:
                 frames = inputs["video_grid_thw"][:, 0].tolist()
                 extra["video_timestamps"] = [
-                    torch.linspace(clip.timestamps[0], clip.timestamps[-1], count)
+                    torch.linspace(clip.timestamps[0], clip.timestamps[-1], count, dtype=torch.float64)
                     for clip, count in zip(clips, frames, strict=True)
                 ]
         return inputs, extra
