@@ -37,8 +37,8 @@ class VideoTokens:
         keys: (F, L, K) each token's key in the last vision layer in use, mean over heads.
         key: the video's id, or its ordinal in its prompt.
 
-    All but features and key may be None. Saliency becomes fp32 and timestamps double precision, which tells frames apart
-    on a clock since 1970; everything but the features is detached and moved to their device.
+    All but features and key may be None. Saliency becomes fp32 and timestamps double precision, which tells frames
+    apart on a clock since 1970; everything but the features is detached and moved to their device.
 
     Raises:
         ValueError: something is of the wrong type or shape, not finite, or beyond 1e16; the message names it.
