@@ -17,8 +17,9 @@ import transformers
 from transformers import AutoProcessor
 
 from tango.inference import checks
-from tango.inference.checks import EXAMPLES, in_one_line
-from tango.inference.checks import CheckpointError as CheckpointError
+from tango.inference.checks import in_one_line
+from tango.inference.names import EXAMPLES, check_pretrained
+from tango.inference.names import CheckpointError as CheckpointError
 from tango.models import FAMILIES
 from tango.models.original import is_original, load_original, original_class, read_config
 
@@ -74,7 +75,7 @@ def load(
         CheckpointError: not a checkpoint this project knows, or one that is not whole. Pickled weights are not read,
             and code that a checkpoint brings along is not run.
     """
-    checks.check_pretrained(pretrained)
+    check_pretrained(pretrained)
     device = torch.device(device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise CheckpointError(f"device={str(device)!r}: PyTorch sees no CUDA GPU here; use device=cpu")
@@ -134,7 +135,7 @@ def load(
 
 def class_name(pretrained: str, revision: str = "main") -> str:
     """The class that load() would load, told from the checkpoint's config.json. Raises CheckpointError as it does."""
-    checks.check_pretrained(pretrained)
+    check_pretrained(pretrained)
     name: str = _model_class(_config(pretrained, revision), pretrained).__name__
     return name
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import json
 import math
 import sys
@@ -13,15 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError, StrictDataclassError
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS as ROPES
 
+from tango.inference.names import CheckpointError
 from tango.models.pooling_head import INDEX, WEIGHTS, weight_map
 
-EXAMPLES = "lmms-lab/llava-onevision-qwen2-7b-ov, llava-hf/llava-onevision-qwen2-7b-ov-hf"
 # Fields of config.json that count something, and the most that is believed: far beyond any model of today.
 COUNTS = dict.fromkeys(("hidden_size", "out_hidden_size", "intermediate_size", "vocab_size"), 2**24)
 COUNTS |= dict.fromkeys(("num_attention_heads", "num_key_value_heads", "num_heads", "head_dim"), 2**16)
@@ -36,52 +34,6 @@ NUMBERS = ("temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_pe
            "min_length", "max_new_tokens", "min_new_tokens", "no_repeat_ngram_size", "guidance_scale")  # fmt: skip
 TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "suppress_tokens", "begin_suppress_tokens")
 TEMPLATE_SECONDS = 3.0  # for one message, of which a template needs some milliseconds
-
-
-class CheckpointError(ValueError):
-    """A checkpoint or a way of loading it that cannot be; the message says what can."""
-
-
-def check_pretrained(pretrained: str) -> None:
-    """Turn away what is neither a folder nor looks like a hub id, before anything is loaded.
-
-    Raises:
-        CheckpointError: says what to pass.
-    """
-    if not isinstance(pretrained, str) or not pretrained:
-        raise CheckpointError(f"pretrained={pretrained!r}: pass a folder or a hub id, for example {EXAMPLES}")
-    path = Path(pretrained).expanduser()
-    if path.is_dir():
-        return
-    near = nearest(path)
-    hint = f"; did you mean {str(near)!r}?" if near else ""
-    if pretrained.startswith(("/", "./", "../", "~")) or pretrained.count("/") != 1:
-        raise CheckpointError(
-            f"pretrained={pretrained!r}: no such folder, and not a hub id of the form owner/name{hint}"
-        )
-    try:
-        cached = isinstance(try_to_load_from_cache(pretrained, "config.json"), str)
-    except HFValidationError as error:
-        raise CheckpointError(f"pretrained={pretrained!r}: no such folder, and not a hub id: {error}{hint}") from error
-    if not cached and (near or path.parent.is_dir()):  # a slip: asking the hub would take half a minute
-        where = f"no such folder in {str(path.parent)!r}" if path.parent.is_dir() else "no such folder"
-        raise CheckpointError(
-            f"pretrained={pretrained!r}: {where}{hint or f'; if it is a hub id: hf download {pretrained}'}"
-        )
-
-
-def nearest(path: Path) -> Path | None:
-    """The folder whose name is most like that of one that is not there; None if none is."""
-
-    def folders(of: Path) -> dict[str, Path]:
-        return {folder.name: folder for folder in sorted(of.iterdir()) if folder.is_dir()} if of.is_dir() else {}
-
-    beside = folders(path.parent)
-    if close := difflib.get_close_matches(path.name, beside, 1):
-        return beside[close[0]]
-    above = folders(path.parent.parent)  # of checkpoint/x: checkpoints/x; of x alone: checkpoints/x too
-    likely = difflib.get_close_matches(path.parent.name, above, cutoff=0.8) if path.parent.name else list(above)
-    return next((above[name] / path.name for name in likely if (above[name] / path.name).is_dir()), None)
 
 
 def check_config(config: Mapping[str, Any], pretrained: str) -> None:

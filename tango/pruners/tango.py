@@ -89,6 +89,7 @@ class Tango(Pruner):
     """
 
     name: ClassVar[str] = "tango"
+    reads_times: ClassVar[bool] = True
 
     context_ratio: Share = 0.4
     similarity_threshold: Cosine | None = None
