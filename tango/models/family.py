@@ -5,6 +5,7 @@ VideoTokens that methods see, and its `lay_out()` of what a method kept, to `Fam
 """
 
 import contextlib
+import warnings
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ from tango.models.prompt import Edit, PaddingSide, Prompt, columns_left, take, w
 from tango.pruners.base import Pruner
 from tango.pruners.video import Pruned, VideoTokens
 
+NO_TIMES = "frames are taken to be 1 s apart; pass video_timestamps, or video_metadata with the frames' rate"
 # The parts of VideoTokens that a method may need beside features, grid and timestamps.
 PARTS = frozenset({"saliency", "segment_features", "frame_vectors", "keys", "key"})
 
@@ -56,7 +58,7 @@ class Family(ABC):
 
     def __init__(self, model: Any, pruner: Pruner) -> None:
         self.core = model.model
-        self.needs = pruner.needs
+        self.needs, self.reads_times = pruner.needs, pruner.reads_times
         self.saliency = pruner.saliency or self.saliencies[0]
         if self.saliency not in self.saliencies:
             raise ValueError(f"saliency={pruner.saliency!r}: {self.title} has {', '.join(self.saliencies)}")
@@ -92,7 +94,7 @@ class Family(ABC):
 
     def timestamps(self, timestamps: Sequence[float] | Tensor, frames: int) -> Tensor:
         """Seconds of each frame (F,), from those that the caller gives or that come with a video."""
-        timestamps = torch.as_tensor(timestamps, dtype=torch.float32).flatten()
+        timestamps = torch.as_tensor(timestamps, dtype=torch.float64).flatten()
         if len(timestamps) != frames:
             raise ValueError(f"{len(timestamps)} timestamps for a video of {frames} frames; one a frame is needed")
         return timestamps
@@ -153,7 +155,10 @@ class Family(ABC):
             frames, extra = len(parts["features"]), parts.pop("extra", None)
             if video_timestamps is not None and (timestamps := video_timestamps[index]) is not None:
                 parts["timestamps"] = self.timestamps(timestamps, frames)
-            parts.setdefault("timestamps", torch.arange(frames))
+            if "timestamps" not in parts:
+                if self.reads_times and frames > 1:
+                    warnings.warn(NO_TIMES, stacklevel=2)  # Python says it once
+                parts["timestamps"] = torch.arange(frames)
             try:
                 tokens = VideoTokens(**parts, key=key)
             except ValueError as error:

@@ -48,6 +48,7 @@ class Pruner(ABC):
     """
 
     name: ClassVar[str]
+    reads_times: ClassVar[bool] = False  # whether it matters when frames are
 
     retention_ratio: PositiveShare = 0.1
     saliency: Saliency | None = None
