@@ -337,16 +337,16 @@ def test_a_damaged_journal(tmp_path: Path, seen: Seen) -> None:
 
 @pytest.mark.fault("a file in the place of a journal", "a text file with the journal's name, and a link to one")
 def test_a_file_that_is_no_journal(tmp_path: Path, seen: Seen) -> None:
-    folder = tmp_path / "cells/a/run/journal"
-    folder.mkdir(parents=True)
-    (tmp_path / "notes.txt").write_text("precious")
-    (folder / "r-rank0.jsonl").write_text("precious")
     sweep = sweep_of(tmp_path, cell(tmp_path, "a"))
+    assert sweep.run() == {}
+    (tmp_path / "cells/a/cell.json").unlink()
+    journal, notes = tmp_path / "cells/a/run/journal/r-rank0.jsonl", tmp_path / "notes.txt"
+    damage(journal, "precious")
     failures = sweep.run()
-    assert "is no journal of ours" in failures["a"] and (folder / "r-rank0.jsonl").read_text() == "precious"
-    (folder / "r-rank0.jsonl").unlink()
-    (folder / "r-rank0.jsonl").symlink_to(tmp_path / "notes.txt")
-    assert "is a link" in sweep.run()["a"] and (tmp_path / "notes.txt").read_text() == "precious"
+    assert "is no journal of ours" in failures["a"] and journal.read_text() == "precious"
+    journal.rename(notes)
+    journal.symlink_to(notes)
+    assert "is a link" in sweep.run()["a"] and notes.read_text() == "precious"
     seen(f"tango: a failed: {failures['a']}", "the file and what the link points to, as they are; the other cells")
 
 

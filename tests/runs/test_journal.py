@@ -40,7 +40,7 @@ def test_a_torn_last_line_is_dropped_and_written_over(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "damaged",
-    ['{"key": ', '{"response": 1}', '{"key": 5}', "[1]", "null", "7", '{"key":"b","response":NaN}', "\0\0\0", '{"key', "é",
+    ['{"key": ', '{"response": 1}', '{"key": 5}', "[1]", "null", "7", '{"key":"b","response":NaN}', "\0\0\0",
      '{"key", "é"', '{"key":"b","n":1e999}', '{"key":"b","n":-Infinity}', '{"key":"b","n":' + "9" * 5000 + "}",
      '{"key":"b","n":' + str(2**63) + "}", '{"key":"b","n":' + "[" * 100_000 + "]" * 100_000 + "}",
      '{"key":"b","n":' + "[" * 60 + "]" * 60 + "}"],
