@@ -87,7 +87,7 @@ def doctor(
         status = Text(one.status, style=COLOURS[one.status])
         shown.add_row(status, ("* " if one.needed else "  ") + one.name, one.found, Text(one.advice, style="cyan"))
     screen.print(shown)
-    screen.print("\nThe shipped model and commands work here." if well else "\n[red]What is marked * has to be ok.[/]")
+    screen.print("\nThe shipped model and commands work here." if well else "\nWhat is marked * has to be ok.")
     return OK if well else FAILED
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from tango.cli import common
-from tango.cli.answering import check_video, choose_pruners, frames_for, input_errors, load
+from tango.cli.answering import check_question, check_video, choose_pruners, frames_for, input_errors, load
 from tango.cli.common import check_ratio, console, print_json, progress, stdout_for_json
 from tango.motionqa.shipped import VIDEO
 
@@ -38,6 +38,7 @@ def visualize(
         from tango.visualize import visualize as draw
 
         path = check_video(video)
+        check_question(question)
         choose_pruners(method, ratio[0], None, [])  # unknown ones are named with the option
         show("loading the model", 0, 1)
         with input_errors():

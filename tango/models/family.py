@@ -89,7 +89,7 @@ class Family(ABC):
 
     def timestamps(self, timestamps: Sequence[float] | Tensor, frames: int) -> Tensor:
         """Seconds of each frame (F,), from those that the caller gives or that come with a video."""
-        timestamps = torch.as_tensor(timestamps, dtype=torch.float32).flatten()
+        timestamps = torch.as_tensor(timestamps, dtype=torch.float64).flatten()
         if len(timestamps) != frames:
             raise ValueError(f"{len(timestamps)} timestamps for a video of {frames} frames; one a frame is needed")
         return timestamps

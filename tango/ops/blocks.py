@@ -58,7 +58,7 @@ def _heads(points: Tensor, half: Tensor, slack: Tensor) -> Tensor:
     """
     generator = torch.Generator().manual_seed(0)
     sample = points[torch.randint(len(points), (8 * HEAD,), generator=generator).to(points.device)]
-    basis = torch.randn(points.shape[1], HEAD, generator=generator).to(points.device)
+    basis = torch.randn(points.shape[1], HEAD, generator=generator, dtype=torch.float32).to(points.device)
     for _ in range(3):
         basis = torch.linalg.qr(sample.T @ (sample @ basis)).Q
     shares = points @ basis

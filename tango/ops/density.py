@@ -276,7 +276,7 @@ def _open_ends(close: Tensor, lengths: Tensor, count: int, slack: Tensor) -> Ten
 
 def _measure(table: Tensor, rows: Tensor, others: Tensor) -> Tensor:
     """Distances (p, q) from differences between rows (p,) and others (p, q) of a table (T, D)."""
-    result = torch.empty(others.shape, device=table.device)
+    result = torch.empty(others.shape, dtype=torch.float32, device=table.device)
     numbers = CACHED >> 3 if table.device.type == "cpu" else 1 << 24  # copies of points at a time
     for start in range(0, len(rows), step := max(1, numbers // max(1, others.shape[1] * table.shape[1]))):
         part = slice(start, start + step)

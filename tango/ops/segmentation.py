@@ -23,7 +23,7 @@ def neighbour_similarity(features: Tensor, block_bytes: int = 32 << 20) -> Tenso
         (F - 1, L) fp32, within [-1, 1].
     """
     frames, tokens, dim = features.shape
-    similarity = torch.empty(frames - 1, tokens, device=features.device)
+    similarity = torch.empty(frames - 1, tokens, dtype=torch.float32, device=features.device)
     step = max(1, block_bytes // (16 * tokens * dim))
     for start in range(0, frames - 1, step):
         units = torch.nn.functional.normalize(features[start : start + step + 1].float(), dim=-1)

@@ -118,7 +118,7 @@ class FastVID(Pruner):
         clusters = (joined + count * torch.arange(len(frames), device=others.device)[:, None]).flatten()
         sums = segment_sums(table, pools.flatten(), clusters, anchors.numel())
         sizes = torch.bincount(clusters, minlength=anchors.numel())[:, None]
-        weight = (1 / (sizes + 1)).clamp(min=self.anchor_weight)
+        weight = (1 / (sizes + 1).float()).clamp(min=self.anchor_weight)
         anchor = centres.view(-1, dim).float()
         merged = weight * anchor + (1 - weight) * sums / sizes.clamp(min=1)
         return anchors.flatten(), torch.where(sizes > 0, merged, anchor)

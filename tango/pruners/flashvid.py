@@ -213,7 +213,7 @@ class FlashVID(Pruner):
             these each token is a part of, (N * L,), -1 for salient ones.
         """
         frames, tokens, dim = features.shape
-        similar = torch.full((frames, tokens), -1.0, device=features.device)
+        similar = torch.full((frames, tokens), -1.0, dtype=torch.float32, device=features.device)
         similar[1:] = cosines
         similar[salient] = -1.0
         absorbed = similar > self.temporal_threshold

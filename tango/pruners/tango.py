@@ -141,7 +141,9 @@ class Tango(Pruner):
         saliency, grid = zero_sinks(video.required("saliency"), self.sink_tokens), video.required("grid")
         features, device = video.features, video.features.device
         rope_sections(width := features.shape[2])  # refuses an odd width
-        axes = video.required("timestamps"), *(torch.arange(float(length), device=device) for length in grid)
+        times = video.required("timestamps")
+        lines = (torch.arange(length, dtype=torch.float32, device=device) for length in grid)
+        axes = (times - times[0]).float(), *lines  # before rounding, so that a clock's zero changes nothing
         settings = self.num_neighbors, self.memory_limit
         with full_precision(device, gradients=True):
             # Segmentation. From here on the host knows every shape, and need not ask a GPU for one.

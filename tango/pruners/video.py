@@ -30,15 +30,15 @@ class VideoTokens:
     Args:
         features: (F, L, D) tokens as the language model would receive them, of any floating dtype.
         grid: (H, W), rows and columns of a frame's tokens, H * W = L.
-        timestamps: (F,) seconds.
+        timestamps: (F,) seconds on any clock, of which differences count alone.
         saliency: (F, L) the vision encoder's attention to each token.
         segment_features: (F, E) one vector a frame, for segmentations that compare frames.
         frame_vectors: (F, E) the same for FastVID.
         keys: (F, L, K) each token's key in the last vision layer in use, mean over heads.
         key: the video's id, or its ordinal in its prompt.
 
-    All but features and key may be None. Saliency and timestamps become fp32, and everything but the features is
-    detached and moved to their device.
+    All but features and key may be None. Saliency becomes fp32 and timestamps double precision, which tells frames
+    apart on a clock since 1970; everything but the features is detached and moved to their device.
 
     Raises:
         ValueError: something is of the wrong type or shape, not finite, or beyond 1e16; the message names it.
@@ -61,7 +61,7 @@ class VideoTokens:
         frames, tokens, _ = self.features.shape
         if self.grid is not None:
             check_grid(self.grid, tokens)
-        self._take("timestamps", as_times(self.timestamps), (frames,), torch.float32)
+        self._take("timestamps", as_times(self.timestamps), (frames,), torch.float64)
         self._take("saliency", self.saliency, (frames, tokens), torch.float32)
         self._take("segment_features", self.segment_features, (frames, None))
         self._take("frame_vectors", self.frame_vectors, (frames, None))
@@ -118,8 +118,8 @@ def as_times(timestamps: Tensor | Sequence[float] | None) -> Tensor | None:
     try:
         if timestamps is None or isinstance(timestamps, Tensor):
             return timestamps
-        return torch.as_tensor(timestamps, device="cpu")
-    except (TypeError, ValueError, RuntimeError) as error:
+        return torch.as_tensor(timestamps, dtype=torch.float64, device="cpu")
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise ValueError(f"timestamps must be numbers, one a frame: {error}") from error
 
 

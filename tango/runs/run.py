@@ -16,8 +16,9 @@ import torch
 import torch.distributed as dist
 import transformers
 
-from tango.inference.chat import Answer, Chat, Message
+from tango.inference.chat import Answer, Chat
 from tango.inference.checkpoints import class_name
+from tango.inference.prompt import Message
 from tango.runs import provenance
 from tango.runs.journal import Journal
 from tango.runs.load import Load

@@ -209,10 +209,10 @@ class Sweep:
         except Exception as error:  # whatever is wrong with a cell's files, the other cells go on
             what = str(error) if isinstance(error, CellError) else f"its files are damaged: {error!r}"
             self.failures[cell.name] = f"{what} (log: {folder / 'log.txt'})"
-            self.console.print(f"[red]{cell.name} failed[/]")
+            self.console.print(f"{cell.name} failed", style="red", markup=False)
             return
         write_json(folder / "cell.json", result)
-        self.console.print(f"{cell.name} finished")
+        self.console.print(f"{cell.name} finished", markup=False)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -232,9 +232,12 @@ class Sweep:
             yield
 
     def _progress(self) -> Progress:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
         return Progress(
-            *columns, TextColumn("{task.fields[cells]}"), TextColumn("{task.fields[left]}"), console=self.console
+            *columns,
+            TextColumn("{task.fields[cells]}", markup=False),
+            TextColumn("{task.fields[left]}", markup=False),
+            console=self.console,
         )
 
 
