@@ -79,8 +79,9 @@ def console() -> Console:
 
 
 def print_json(content: Any) -> None:
-    """Print content as JSON; what JSON lacks becomes text."""
-    print(json.dumps(content, indent=1, ensure_ascii=False, default=str))
+    """Print content as JSON; what JSON lacks becomes text, and half characters of names of files their escapes."""
+    text = json.dumps(content, indent=1, ensure_ascii=False, default=str)
+    print(text.encode(errors="backslashreplace").decode())
 
 
 @contextlib.contextmanager
