@@ -1,10 +1,12 @@
 """Where vlmeval.run has no extension point and this plugin needs one. Nothing on disk is touched.
 
 - Inference with one of our models: finished samples come from a journal that knows the method and its settings, which
-  upstream's own intermediate files do not; a summary is written beside the predictions; failed samples are an error.
+  upstream's own intermediate files do not; a summary is written beside the predictions; failed samples are left out of
+  scoring and are an error.
 - `<name>_<N>frame` data sets are built without the command line's arguments, which upstream passes and none of them
   takes; --limit holds for video data sets too.
 - Several processes without a GPU are connected by gloo.
+- Data sets look for the hub's files where huggingface_hub has them, whatever variable says where that is.
 - Data sets that log in to the hub before they look whether they are there do so only with a token to log in with.
 - VLMEvalKit reports errors and exits with status 0: they are kept here for the exit status.
 """
@@ -23,9 +25,11 @@ import huggingface_hub
 import torch
 import torch.distributed as dist
 import vlmeval.run as upstream
+import vlmeval.smp.file
+from huggingface_hub.constants import HF_HUB_CACHE
 from vlmeval.config import supported_VLM
 from vlmeval.dataset.video_dataset_config import supported_video_datasets
-from vlmeval.smp import load
+from vlmeval.smp import dump, get_intermediate_file_path, load
 from vlmeval.smp.file import fetch_aux_files
 
 from tango.runs.hooks import give_up, wrap
@@ -68,6 +72,7 @@ def install(limit: int | None = None) -> None:
         wrap(upstream, name, wrapper)
     wrap(dist, "init_process_group", _connect)
     wrap(huggingface_hub, "login", _login)
+    wrap(vlmeval.smp.file, "HFCacheRoot", lambda original: HF_HUB_CACHE)
 
 
 def _connect(original: Any, backend: str | None = None, **kwargs: Any) -> None:
@@ -183,12 +188,34 @@ def _infer(
         report(summary)
     if summary["n_failed"]:
         first = summary["failed"][0]
-        raise SamplesFailed(
-            f"{summary['n_failed']} of {summary['n_samples']} samples failed, so the data set was not scored; the "
-            f"first: {first['doc_id']}: {first['reason']}. The same command tries them again; --mode eval "
-            "--keep-failed scores the others, and these as wrong"
-        )
+        told = f"{summary['n_failed']} of {summary['n_samples']} samples failed"
+        why = f"the first: {first['doc_id']}: {first['reason']}. The same command tries them again"
+        if summary["n_failed"] == summary["n_samples"]:
+            raise SamplesFailed(f"{told}, so the data set was not scored; {why}")
+        lost = {str(failure["doc_id"]) for failure in summary["failed"]}
+        evaluate = dataset.evaluate
+        dataset.evaluate = lambda eval_file, **judge: _evaluate_answered(evaluate, Path(eval_file), lost, **judge)
+        if rank == 0:  # which scores; that of another would end its launcher before
+            RUN.problems.append(f"{model_name} x {name}: {told} and were not scored; {why}")
     return model
+
+
+def _evaluate_answered(original: Any, file: Path, lost: set[str], **judge: Any) -> Any:
+    """Score the questions that were answered alone: failed ones are neither right nor wrong, in any data set.
+
+    Upstream takes the number of a question for its row, so that those that are left are numbered anew meanwhile.
+    """
+    whole = load(str(file))
+    kept = whole[[str(index) not in lost for index in whole["index"]]].reset_index(drop=True)
+    scored = Path(get_intermediate_file_path(str(file), "_score"))
+    dump(kept.assign(index=range(len(kept))), str(file))
+    try:
+        result = original(str(file), **judge)
+        if scored.is_file():
+            dump(load(str(scored)).assign(index=kept["index"]), str(scored))
+        return result
+    finally:
+        dump(whole, str(file))
 
 
 def _set_aside(file: Path, unfinished: str) -> list[tuple[str, str]] | None:

@@ -25,16 +25,18 @@ from tango.inference.chat import TIMES, Answer, Chat, PixelLimits, generation_se
 from tango.inference.checkpoints import CheckpointError, check_pretrained, load
 from tango.inference.video import Sampling
 from tango.models.llava_video import FRAMES
+from tango.runs.provenance import files_fingerprint
 from tango.runs.run import ArgumentError, EvaluationRun, check_model
 from tango.runs.runner import Record, Sample
 from tango.runs.settings import NOTHING, SettingsError, from_environment
 from tango.runs.summary import report
-from tango_lmms_eval import __version__, hooks
+from tango_lmms_eval import hooks
 from tango_lmms_eval.arguments import MODELS, ONEVISION, OWN, VIDEO, Fixed, check_fixed
 from tango_lmms_eval.conversations import chat_messages, simple_messages
 
 log = logging.getLogger(__name__)
 
+SOURCES = files_fingerprint(Path(__file__).parent.glob("*.py"))  # of this plugin
 FAILED = "[this sample failed and is not scored]"
 
 
@@ -139,7 +141,7 @@ class PrunedModel(lmms):
             chat,
             journal=Path(hooks.RUN.output_path) / "journal" if hooks.RUN.output_path else None,
             asked=self.asked,
-            depends_on=(chat_template, __version__),
+            depends_on=(SOURCES,),
             resume=resume,
             rank=self._rank,
             processes=self._world_size,

@@ -25,6 +25,18 @@ def _framework(name: str) -> str:
     return name
 
 
+def _dtype(name: str) -> str:
+    if name not in (choices := ("auto", "float32", "float16", "bfloat16")):
+        raise ValueError(f"use {', '.join(choices)}")
+    return name
+
+
+def _attention(name: str) -> str:
+    if name not in (choices := ("sdpa", "eager", "flash_attention_2")):
+        raise ValueError(f"use {', '.join(choices)}")
+    return name
+
+
 OneOrMore = (Field(min_length=1), BeforeValidator(lambda value: value if isinstance(value, list) else [value]))
 AtLeastOne = Field(ge=1)
 
@@ -34,7 +46,8 @@ class Grid(BaseModel):
 
     models: folders or hub ids. benchmarks: any name that a framework has for them. config: a settings file for
     TANGO_CONFIG. limit: only the first so many questions. jobs: cells at a time. ray: address of a cluster to run them
-    on instead, each on `gpus` GPUs (default 1). output: gets a folder for each model.
+    on instead, each on `gpus` GPUs (default 1). output: gets a folder for each model. dtype, attn_implementation: of
+    the model, by default as it is stored and sdpa.
     """
 
     model_config = ConfigDict(strict=True, frozen=True)
@@ -51,6 +64,8 @@ class Grid(BaseModel):
     ray: str | None = None
     gpus: Annotated[int, Field(ge=0)] | None = None
     output: str = "build/sweeps/grid"
+    dtype: Annotated[str, AfterValidator(_dtype)] | None = None
+    attn_implementation: Annotated[str, AfterValidator(_attention)] | None = None
 
 
 def read_grid(file: Path | None, options: Mapping[str, Any]) -> Grid:
@@ -60,6 +75,9 @@ def read_grid(file: Path | None, options: Mapping[str, Any]) -> Grid:
         ValueError: no such file, not YAML, an unknown key, or a value of the wrong kind or out of range.
     """
     content = {} if file is None else read_file(file)
+    if file is not None and isinstance(path := content.get("config"), str) and not Path(path).expanduser().is_file():
+        beside = file.parent / path  # a path is from where the command is started, or else from its own file
+        content["config"] = str(beside) if beside.is_file() else path
     try:
         chosen = Grid(**{**content, **options})
     except ValidationError as error:

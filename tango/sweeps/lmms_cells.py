@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tango.runs import provenance
 from tango.sweeps.cells import EFFICIENCY, Evaluation, framework_cell, read_summary, result_of, sample_row
 from tango.sweeps.frameworks import LMMS_EVAL
 from tango.sweeps.sweep import Cell, CellError
+
+TASKS = (".py", ".yaml", ".yml", ".json", ".jsonl", "")  # files of tasks
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,9 @@ def lmms_cell(
         include_path: a folder of tasks that are not the plugin's own.
     """
     frames = "max_num_frames" if model.startswith("qwen") else "max_frames_num"
+    how = {"pretrained": evaluation.source, frames: max_frames, **evaluation.options}
+    own = Path(include_path) if include_path is not None else None
+    found = [] if own is None else [file for file in own.rglob("*") if file.is_file() and file.suffix in TASKS]
     return framework_cell(
         folder,
         LMMS_EVAL,
@@ -62,10 +69,11 @@ def lmms_cell(
         benchmark=task,
         prefix=task,
         arguments=[
-            *("--model", model, "--model_args", f"pretrained={evaluation.pretrained},{frames}={max_frames}"),
+            *("--model", model, "--model_args", ",".join(f"{name}={value}" for name, value in how.items())),
             *("--tasks", task, "--batch_size", "1", "--log_samples"),
         ],
-        more=["--include_path", include_path] if include_path is not None else [],
+        asked=[model, max_frames, task, provenance.files_fingerprint(found, own)],
+        more=["--include_path", os.path.abspath(own)] if own is not None else [],
         collect=collect,
         tasks=tasks,
     )
@@ -76,7 +84,7 @@ def collect(run: Path) -> dict[str, Any]:
     score in percent that lmms-eval itself came to, in the mean over tasks.
 
     Raises:
-        CellError: files are missing, samples failed, were not all scored, or in a way that is not known.
+        CellError: files are missing, all samples failed, not all answers were scored, or in a way that is not known.
     """
     summary, file = read_summary(run)
     start = file.name.removesuffix(EFFICIENCY)
@@ -91,12 +99,14 @@ def collect(run: Path) -> dict[str, Any]:
     for samples in logged:
         task = samples.stem.removeprefix(f"{start}_samples_")
         name = ""
-        for line in samples.read_text(encoding="utf-8").splitlines():
+        for line in filter(None, samples.read_bytes().split(b"\n")):
             sample = json.loads(line)
             name = next((name for name in METRICS if isinstance(sample.get(name), dict)), "")
             if not name:
                 raise CellError(f"{samples.name}: its samples have none of the metrics {', '.join(METRICS)}")
             rows.append(_row(task, sample["doc_id"], sample[name], METRICS[name], records[task, sample["doc_id"]]))
+        if not name:  # all samples of this task failed
+            continue
         score = own[task][f"{name},none"]
         reported.append(score if METRICS[name].percent else 100 * score)
     return result_of(summary, rows, reported=sum(reported) / len(reported))
