@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import glob
+import json
 import os
 import sys
 import traceback
@@ -158,9 +159,6 @@ def _infer(
     frames = dataset.nframe if dataset.nframe > 0 else model.frames
     world = dist.get_world_size() if dist.is_initialized() else 1
     rank = dist.get_rank() if dist.is_initialized() else 0
-    before = _set_aside(Path(result_file), f"{model_name}_{name}") if rank == 0 else None
-    if world > 1:
-        dist.barrier()
     build = dataset.build_prompt
 
     def deferred(line: Any, video_llm: bool = True) -> Prompt:
@@ -171,6 +169,9 @@ def _infer(
     try:
         journal = Path(work_dir).parent / "journal"
         with model.evaluating(name, frames, getattr(dataset, "GENERATION", {}), journal, rank, world) as run:
+            before = _set_aside(Path(result_file), f"{model_name}_{name}", run.digest) if rank == 0 else None
+            if world > 1:
+                dist.barrier()
             original(
                 model, work_dir=work_dir, model_name=model_name, dataset=dataset, result_file=result_file, **others
             )
@@ -218,10 +219,19 @@ def _evaluate_answered(original: Any, file: Path, lost: set[str], **judge: Any) 
         dump(whole, str(file))
 
 
-def _set_aside(file: Path, unfinished: str) -> list[tuple[str, str]] | None:
-    """Take away upstream's predictions, finished and half-finished ones, which may be of another method; what the
-    finished ones were.
+def _set_aside(file: Path, unfinished: str, run: str) -> list[tuple[str, str]] | None:
+    """Take away upstream's predictions, finished and half-finished ones; what the finished ones were.
+
+    Those of another method, or of other settings, are kept in earlier/<their run>, with their scores.
     """
+    summary = file.with_name(file.stem + SUMMARY)
+    earlier = json.loads(summary.read_text(encoding="utf-8"))["run"] if summary.is_file() else run
+    if earlier != run:
+        shelf = file.parent / "earlier" / earlier
+        shelf.mkdir(parents=True, exist_ok=True)
+        for finished in {file, summary, *map(Path, fetch_aux_files(str(file)))}:
+            if finished.is_file():
+                os.replace(finished, shelf / finished.name)
     before = _predictions(file)
     ranks = file.parent.glob(f"[0-9]*_{glob.escape(file.stem)}.pkl")
     for stale in (file, file.parent / f"{unfinished}_PREV.pkl", *ranks):

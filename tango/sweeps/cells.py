@@ -27,9 +27,10 @@ class Evaluation:
 
     pretrained: a folder or a hub id. samples: how many questions the benchmark has, before `limit`. data: its files, or
     repository and branch: its data set on the hub; a change of either makes a finished cell out of date. ratio: None
-    for the unpruned model. config: a settings file for TANGO_CONFIG. variant: what it makes of the method, where a sweep
-    has several of one method and ratio. limit: only the first so many questions. processes: started by torchrun if more
-    than one. family: the class of the model, where it is known. dtype, attn_implementation: None for the model's own.
+    for the unpruned model. config: a settings file for TANGO_CONFIG. variant: what it makes of the method, where a
+    sweep has several of one method and ratio. limit: only the first so many questions. processes: started by torchrun
+    if more than one. family: the class of the model, where it is known. dtype, attn_implementation: None for the
+    model's own.
 
     Raises:
         ValueError: a method without a retention ratio, or the unpruned model with one.
@@ -172,10 +173,31 @@ def read_summary(run: Path) -> tuple[dict[str, Any], Path]:
     found = sorted(run.glob(f"*/*{EFFICIENCY}"))
     if len(found) != 1:
         raise CellError(f"expected one *{EFFICIENCY} below {str(run)!r}, found {len(found)}")
-    summary: dict[str, Any] = json.loads(found[0].read_text(encoding="utf-8"))
+    return read_summary_file(found[0]), found[0]
+
+
+def read_summary_file(file: Path) -> dict[str, Any]:
+    """What a plugin wrote about a run.
+
+    Raises:
+        CellError: all samples failed.
+    """
+    summary: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     if 0 < summary["n_failed"] >= len(summary["samples"]):
         raise CellError(f"all {summary['n_failed']} samples failed, the first: {summary['failed'][0]['reason']}")
-    return summary, found[0]
+    return summary
+
+
+def run_by_hand(framework: Framework, summary: Mapping[str, Any], benchmark: str) -> dict[str, Any]:
+    """What a cell.json says of itself, for a run of a framework's own command line."""
+    return {
+        "framework": framework.name,
+        "model": Path(summary["model"]["pretrained"]).name,
+        "benchmark": benchmark,
+        "method": summary["method"],
+        "ratio": summary["settings"].get("retention_ratio"),
+        "variant": None,
+    }
 
 
 def answered(summary: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -75,9 +76,6 @@ def read_grid(file: Path | None, options: Mapping[str, Any]) -> Grid:
         ValueError: no such file, not YAML, an unknown key, or a value of the wrong kind or out of range.
     """
     content = {} if file is None else read_file(file)
-    if file is not None and isinstance(path := content.get("config"), str) and not Path(path).expanduser().is_file():
-        beside = file.parent / path  # a path is from where the command is started, or else from its own file
-        content["config"] = str(beside) if beside.is_file() else path
     try:
         chosen = Grid(**{**content, **options})
     except ValidationError as error:
@@ -91,7 +89,7 @@ def read_grid(file: Path | None, options: Mapping[str, Any]) -> Grid:
 
 
 def read_file(file: Path) -> dict[str, Any]:
-    """The keys of a YAML file that have a value."""
+    """The keys of a YAML file that have a value, paths of settings and models as the file means them."""
     try:
         content = read_yaml(file) or {}
     except OSError as error:
@@ -102,4 +100,15 @@ def read_file(file: Path) -> dict[str, Any]:
         raise ValueError(f"{file} holds {type(content).__name__}; it must map {', '.join(Grid.model_fields)} to values")
     if unknown := [name for name in content if name not in Grid.model_fields]:
         raise ValueError(f"{file}: unknown key {unknown[0]!r}; a grid has {', '.join(Grid.model_fields)}")
-    return {name: value for name, value in content.items() if value is not None}
+    beside = {name: _beside(file, value) for name, value in content.items() if name in ("config", "models")}
+    return {name: value for name, value in (content | beside).items() if value is not None}
+
+
+def _beside(file: Path, value: Any) -> Any:
+    """A path, or several, relative to the grid's file if it is there; else as it is: from where the command is started,
+    or a hub id.
+    """
+    if isinstance(value, list):
+        return [_beside(file, one) for one in value]
+    there = file.parent / value if isinstance(value, str) and value else None
+    return os.path.normpath(there) if there is not None and there.exists() else value

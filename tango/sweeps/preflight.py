@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 from collections.abc import Mapping
@@ -22,8 +23,10 @@ def missing_checkpoint(source: str) -> str | None:
     folder = Path(source).expanduser()
     if folder.is_dir():
         return None if (folder / "config.json").is_file() else f"{source}: the folder has no config.json"
-    if source.count("/") != 1:
-        return f"{source}: no such folder, and not a hub id of the form owner/name"
+    if source.count("/") != 1 or folder.parent.is_dir():
+        near = difflib.get_close_matches(folder.name, [one.name for one in folder.parent.glob("*/")], 1)
+        told = f"; there is {str(folder.with_name(near[0]))!r}" if near else ""
+        return f"{source}: no such folder, and not a hub id of the form owner/name{told}"
     download = f"; get it with: hf download {source}"
     if not _cached(source, "config.json"):
         return f"{source}: the checkpoint is not on this machine{download}"

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import pyarrow.parquet as pq
+import pandas as pd
 from huggingface_hub.constants import HF_HOME
 
 from tango.sweeps.frameworks import LMMS_EVAL, Framework
@@ -93,9 +93,9 @@ def _wanted(framework: Framework, name: str, snapshot: Path) -> Iterator[str]:
             yield from (f"MLVU/video/{file.stem}/{row['video']}" for row in _rows(file))
 
 
-def _rows(*files: Path) -> list[dict[str, Any]]:
+def _rows(*files: Path) -> list[Any]:
     if files and files[0].suffix == ".parquet":
-        return [row for file in files for row in pq.read_table(file).to_pylist()]
+        return [row for file in files for row in pd.read_parquet(file).to_dict("records")]
     return [row for file in files if file.is_file() for row in json.loads(file.read_text(encoding="utf-8"))]
 
 

@@ -13,7 +13,9 @@ from tango.sweeps.cells import (
     answered,
     framework_cell,
     read_summary,
+    read_summary_file,
     result_of,
+    run_by_hand,
     sample_row,
 )  # fmt: skip
 from tango.sweeps.frameworks import VLMEVALKIT
@@ -50,7 +52,21 @@ def collect(run: Path) -> dict[str, Any]:
     Raises:
         CellError: files are missing, all samples failed, or not all answers were scored.
     """
-    summary, file = read_summary(run)
+    return _collect(*read_summary(run))
+
+
+def collect_by_hand(file: Path) -> list[dict[str, Any]]:
+    """The same of a run of run.py, from its *_efficiency.json.
+
+    Raises:
+        CellError: see collect().
+    """
+    summary = read_summary_file(file)
+    benchmark = summary["samples"][0]["task"]
+    return [{"cell": run_by_hand(VLMEVALKIT, summary, benchmark), **_collect(summary, file)}]
+
+
+def _collect(summary: dict[str, Any], file: Path) -> dict[str, Any]:
     records = {str(entry["doc_id"]): entry for entry in answered(summary)}
     scored = file.with_name(file.name.replace(EFFICIENCY, "_score.xlsx"))
     if not scored.is_file():
