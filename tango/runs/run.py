@@ -18,6 +18,7 @@ from tango.inference.chat import Answer, Chat, Message
 from tango.inference.checkpoints import class_name
 from tango.runs import provenance
 from tango.runs.journal import Journal
+from tango.runs.load import Load
 from tango.runs.runner import Record, Runner, Sample
 from tango.runs.settings import NOTHING, MethodSettings
 from tango.runs.summary import efficiency, failures, token_summary
@@ -102,6 +103,7 @@ class EvaluationRun:
         if self.journal is not None and not resume:
             self.journal.entries.clear()
         self.runner = Runner(self.journal, rank)
+        self._load = Load()
 
     def sample(
         self,
@@ -160,6 +162,7 @@ class EvaluationRun:
         return {
             **provenance.provenance(device, **self.settings.describe(), model=self.described),
             "processes": self.processes,
+            "load": self._load.noted(),
             "run": self.digest,
             "n_samples": len(records),
             "n_failed": len(failed),

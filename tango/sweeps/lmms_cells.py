@@ -108,7 +108,9 @@ def collect_by_hand(file: Path) -> list[dict[str, Any]]:
     summary = read_summary_file(file)
     tasks: dict[str, list[Any]] = {}
     for record in summary["samples"]:
-        known = (b.name for b in LMMS_EVAL.benchmarks.values() if b.tasks > 1 and record["task"].startswith(f"{b.name}_"))
+        known = (
+            b.name for b in LMMS_EVAL.benchmarks.values() if b.tasks > 1 and record["task"].startswith(f"{b.name}_")
+        )
         group = next(known, record["task"])
         tasks.setdefault(group, []).append(record)
     found = []
