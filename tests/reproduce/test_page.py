@@ -1,5 +1,5 @@
-"""docs/reproduce.md, executed: its own commands, on small stand-ins in the published layouts, from a hub on localhost, in
-both frameworks. Only where the large disk is and the size of the grids are other than on the page.
+"""docs/reproduce.md, executed: its own commands, on small stand-ins in the published layouts, from a hub on localhost,
+in both frameworks. Only where the large disk is and the size of the grids are other than on the page.
 """
 
 import json
