@@ -113,7 +113,8 @@ def framework_cell(
     samples = evaluation.samples
     if evaluation.limit is not None:
         samples = tasks * min(evaluation.limit, samples // tasks)
-    return Cell(name, identity, command, evaluation.environment, samples, lambda run: {"cell": what, **collect(run)})
+    environment = evaluation.environment
+    return Cell(name, identity, command, environment, samples, lambda run: {"cell": what, **collect(run)}, what)
 
 
 def read_summary(run: Path) -> tuple[dict[str, Any], Path]:
