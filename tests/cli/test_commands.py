@@ -193,6 +193,15 @@ def test_sweep_prints_its_commands(capsys: Captured) -> None:
     assert len(lines) == 4 and lines[1].startswith("WRAPPER=tango TANGO_CONFIG=configs/tango_tiny.yaml TANGO_ARGS=")
 
 
+def test_sweep_of_one_cell_by_its_number(capsys: Captured) -> None:
+    words = ["sweep", "configs/sweeps/tango_tiny.yaml", "--dry-run"]
+    every = told(capsys, *words)["cells"]
+    assert [told(capsys, *words, "--cell", str(n))["cells"] for n in (1, 9)] == [[every[0]], [every[8]]]
+    assert main([*words, "--cell", str(len(every) + 1)]) == 2
+    assert f"--cell {len(every) + 1}: this grid has cells 1 to {len(every)}" in capsys.readouterr().err
+    assert main([*words, "--cell", "0"]) == 2
+
+
 def test_sweep_names_what_is_missing(capsys: Captured) -> None:
     words = ["sweep", "--framework", "VLMEvalKit", "--benchmark", "MVBench", "--model", "owner/name", "--dry-run"]
     found = told(capsys, *words)
