@@ -4,6 +4,8 @@
 # make test-oldest: the models' and methods' tests with the oldest transformers that pyproject.toml allows.
 # make test-transformers: transformers' own modelling tests with pruners attached, from the source distribution of the
 # version that is installed; OLDER=yes takes the oldest.
+# make fuzz: ten minutes of made-up videos, texts, settings and files against what reads them, seeded; make test has
+# a few seconds of it. TANGO_FUZZ_SECONDS sets another time.
 # make coverage: which lines of tango/ the tests run, into docs/coverage.md; TESTS=tests/pruners measures a part.
 # make docs: the site of docs/, into build/site. make package: sdists and wheels, each tried in a fresh environment.
 
@@ -14,7 +16,7 @@ OLDEST := build/oldest
 
 TESTS ?= tests
 
-.PHONY: demo benchmark test test-oldest test-transformers format coverage docs package setup data clean
+.PHONY: demo benchmark test fuzz test-oldest test-transformers format coverage docs package setup data clean
 
 demo: setup
 	$(BIN)/python scripts/demo.py
@@ -29,6 +31,9 @@ test: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+fuzz: setup
+	TANGO_FUZZ_SECONDS=$${TANGO_FUZZ_SECONDS:-600} $(BIN)/python -m pytest tests/fuzz
 
 test-oldest: $(OLDEST)/installed
 	$(OLDEST)/bin/python -m pytest tests/models tests/pruners

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from tango.cli import common
 from tango.cli.answering import input_errors
-from tango.cli.common import FAILED, OK, InputError, check_ratio, console, print_json, stdout_for_json, steps
+from tango.cli.common import BAD_INPUT, FAILED, OK, InputError, check_ratio, console, print_json, stdout_for_json, steps
 from tango.sweeps.frameworks import FRAMEWORKS, MOTIONQA, QUESTIONS
 
 if TYPE_CHECKING:
@@ -47,6 +47,10 @@ def sweep(
     ] = None,
     frames: Annotated[int | None, typer.Option(min=1, help="Frames of each video.")] = None,
     config: common.Config = None,
+    dtype: Annotated[str | None, typer.Option(help="auto (as stored), float32, float16 or bfloat16.")] = None,
+    attn_implementation: Annotated[
+        str | None, typer.Option(metavar="NAME", help="sdpa, eager or flash_attention_2.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only so many questions.")] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Cells at a time.")] = None,
     ray: Annotated[
@@ -82,6 +86,7 @@ def sweep(
     options = {
         "models": models, "frameworks": frameworks, "benchmarks": benchmarks, "methods": methods, "ratios": ratios,
         "frames": frames, "config": config, "limit": limit, "jobs": jobs, "ray": ray, "gpus": gpus, "output": output,
+        "dtype": dtype, "attn_implementation": attn_implementation,
     }  # fmt: skip
     with stdout_for_json(as_json), steps(1) as step, input_errors():
         step("looking at what is there")
@@ -105,7 +110,7 @@ def sweep(
             show_estimates(expanded, chosen, tflops, as_json)
         else:
             show_commands(expanded, as_json)
-        return OK
+        return BAD_INPUT if expanded.missing else OK
     if expanded.missing:
         raise InputError(f"nothing was started: {'; '.join(expanded.missing)}")
     return run(expanded, chosen, as_json, part=cell is not None)
@@ -121,8 +126,8 @@ def one_cell(expanded: Expanded, number: int) -> dict[str, list[Cell]]:
 
 
 def shell_line(cell: Cell) -> str:
-    """A cell's command as one would type it."""
-    variables = [f"{name}={shlex.quote(value)}" for name, value in cell.environment.items() if value]
+    """A cell's command as one would type it, in any folder."""
+    variables = [f"{name}={shlex.quote(value) if value else ''}" for name, value in cell.environment.items()]
     return " ".join([*variables, shlex.join(cell.command)])
 
 
@@ -163,6 +168,9 @@ def run(expanded: Expanded, grid: Grid, as_json: bool, part: bool = False) -> in
                     screen.print(*summaries(results))
     except SweepError as error:
         raise InputError(str(error)) from error
+    except KeyboardInterrupt:
+        print("stopped; what is finished is kept: the same command goes on after the last sample", file=sys.stderr)
+        raise
     for name, reason in failures.items():
         print(f"tango: {name} failed: {reason}", file=sys.stderr)
     if finished and not as_json:
