@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tango.results.escaping import csv_text, latex_text, markdown_text
 from tango.results.layout import DIFFERENCE, SHARE
 from tango.results.recount import KEYS, SPED_UP, Table
 from tango.runs.settings import VANILLA
@@ -19,7 +20,15 @@ from tango.runs.summary import TITLES
 
 NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
 ROUNDED = 1.2e-4  # what a number of a CSV file, of four decimals, and one that follows from a few of them may be off
-TEXT = {"", "framework", "benchmark", "quantity", "ran on", "published"}  # columns of shown tables without our numbers
+TEXT = {
+    "",
+    "model",
+    "framework",
+    "benchmark",
+    "quantity",
+    "ran on",
+    "published",
+}  # columns of shown tables without our numbers
 
 
 @dataclass(frozen=True)
@@ -49,9 +58,9 @@ class Outcome:
         else:
             self.differ.append(Finding(str(file), what, str(says), str(gives)))
 
-    def hold_text(self, file: Path, what: str, says: str, gives: Any, slack: float = 0.0) -> None:
+    def hold_text(self, file: Path, what: str, says: str, gives: Any, slack: float = 0.0, alone: bool = False) -> None:
         """Compare the numbers of a table's text with those they should be, to the digits that it has. gives: a number,
-        several, a word, or None, NaN and infinity for what has no number.
+        several, a word, or None, NaN and infinity for what has no number. alone: the first of several will do.
         """
         if isinstance(gives, str):
             found, right = says.strip(), says.strip() == gives
@@ -61,6 +70,7 @@ class Outcome:
                 wanted = []  # one that is not finite has its interval left out, too
             found = "" if says.strip() in ("-", "", "nan", "inf", "-inf", "unknown") else says.strip()
             numbers = NUMBER.findall(found)
+            wanted = wanted[:1] if alone and len(numbers) == 1 else wanted
             right = len(numbers) == len(wanted) and all(
                 abs(float(text) - value) <= 0.500001 * 10.0 ** -decimals(text) + slack * max(1.0, abs(value))
                 for text, value in zip(numbers, wanted, strict=True)
@@ -90,7 +100,7 @@ def shown(value: Any) -> str:
 
 def read_csv(file: Path) -> tuple[list[str], list[dict[str, str]]]:
     """The comment and the lines of a CSV file of ours."""
-    lines = file.read_text(encoding="utf-8").splitlines()
+    lines = file.read_text(encoding="utf-8").split("\n")
     comment = [line[2:] for line in lines if line.startswith("# ")]
     return comment, list(csv.DictReader(line for line in lines if not line.startswith("#")))
 
@@ -100,7 +110,7 @@ def read_markdown(file: Path) -> Iterator[tuple[str, list[dict[str, str]]]]:
     heading, table = "", list[list[str]]()
     for line in [*file.read_text(encoding="utf-8").split("\n"), ""]:
         if line.startswith("|"):
-            table.append([cell.strip() for cell in line.strip().strip("|").split("|")])
+            table.append([cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]])
             continue
         if len(table) > 2:
             yield heading, [dict(zip(table[0], cells, strict=False)) for cells in table[2:]]
@@ -111,11 +121,8 @@ def read_markdown(file: Path) -> Iterator[tuple[str, list[dict[str, str]]]]:
 def read_latex(file: Path) -> list[dict[str, str]]:
     """The lines of the tabular of a LaTeX file, by column."""
     rows = [
-        [
-            re.sub(r"\\([%_&#$])", r"\1", cell).strip()
-            for cell in re.split(r"(?<!\\)&", line.rstrip().removesuffix(r"\\"))
-        ]
-        for line in file.read_text(encoding="utf-8").splitlines()
+        [cell.strip() for cell in re.split(r"(?<!\\)&", line.rstrip().removesuffix(r"\\"))]
+        for line in file.read_text(encoding="utf-8").split("\n")
         if re.search(r"(?<!\\)&", line) and not line.startswith("%")
     ]
     return [dict(zip(rows[0], cells, strict=False)) for cells in rows[1:]]
@@ -135,10 +142,16 @@ def as_numbers(rows: Iterable[Mapping[str, str]], keys: Sequence[str]) -> Table:
     return found
 
 
+def csv_field(text: str) -> str:
+    """A name as a CSV file is read to have it."""
+    return next(csv.reader([csv_text(text)]), [""])[0]
+
+
 def hold_csv(outcome: Outcome, file: Path, expected: Table) -> None:
     """Hold a CSV file against the numbers that it should have; lines of cells that are not there cannot be checked."""
     keys = KEYS[file.stem]
     there = set()
+    expected = {tuple(map(csv_field, key)): values for key, values in expected.items()}
     for row in read_csv(file)[1]:
         key = tuple(row.get(name, "") for name in keys)
         name = ", ".join(filter(None, key))
@@ -150,73 +163,103 @@ def hold_csv(outcome: Outcome, file: Path, expected: Table) -> None:
             continue
         for column, text in row.items():
             if column in expected[key]:
-                outcome.hold_text(file, f"{name}: {column}", text or "", expected[key][column])
+                should = expected[key][column]
+                should = csv_field(should) if isinstance(should, str) else should
+                outcome.hold_text(file, f"{name}: {column}", text or "", should)
     for key in sorted(expected.keys() - there):
         outcome.differ.append(
             Finding(str(file), ", ".join(key), "nothing", "a finished cell: the table is older, or lacks it")
         )
 
 
-def shown_tables(folder: Path) -> Iterator[tuple[Path, str, str, list[dict[str, str]]]]:
-    """Tables as people read them, in README.md and LaTeX files: file, kind of table, benchmark if it has one, lines."""
+def shown_tables(folder: Path) -> Iterator[tuple[Path, str, str, Any, list[dict[str, str]]]]:
+    """Tables as people read them, in README.md and LaTeX files: file, kind of table, benchmark if it has one, how names
+    are written there, and its lines.
+    """
     readme = folder / "README.md"
     for heading, rows in read_markdown(readme) if readme.is_file() else ():
         benchmark, of_kinds, _ = heading.partition(" by kind of question")
         kind = (
             "kinds" if of_kinds else {"Efficiency": "efficiency", "Beside published figures": "published"}.get(heading)
         )
-        yield readme, kind or "accuracy", benchmark if of_kinds else "", rows
+        yield readme, kind or "accuracy", benchmark if of_kinds else "", markdown_text, rows
     for name in ("accuracy", "efficiency", "published"):
         if (file := folder / f"{name}.tex").is_file():
-            yield file, name, "", read_latex(file)
+            yield file, name, "", latex_text, read_latex(file)
 
 
 def hold_shown(outcome: Outcome, folder: Path, expected: Mapping[str, Table], slack: float = 0.0) -> None:
     """Hold README.md and LaTeX files against the numbers of the tables that they show."""
-    names = list(dict.fromkeys(key[0] for key in expected["efficiency"]))
-    frameworks = list(dict.fromkeys(key[0] for key in expected["accuracy"]))
-    for file, kind, benchmark, rows in shown_tables(folder):
+    for file, kind, benchmark, written, rows in shown_tables(folder):
         lines = list(expected["published"].values())
         for number, row in enumerate(rows):
-            framework = row.get("framework", frameworks[0] if len(frameworks) == 1 else "")
-            name = row.get("benchmark") or benchmark or (names[0] if len(names) == 1 else "")
             if kind == "published":
-                values = (
-                    {f"measured, {one}": lines[number].get(one) for one in frameworks} if number < len(lines) else {}
-                )
+                values = {f"measured, {k}": v for k, v in lines[number].items()} if number < len(lines) else {}
             else:
-                values = _values(expected, kind, framework, row.get("", ""), name)
-            where = ", ".join(filter(None, [row.get(""), row.get("framework"), row.get("benchmark") or benchmark]))
-            for column, text in row.items():
-                if column in values:
-                    outcome.hold_text(file, f"{where}: {column}", text, values[column], slack)
-                elif column not in TEXT:
-                    outcome.unchecked.append(Finding(str(file), f"{where}: {column}", text, "no sample gives it"))
+                values = shown_line(expected, kind, row, benchmark, written)
+            hold_line(
+                outcome, file, row, {written(column): value for column, value in values.items()}, slack, benchmark
+            )
 
 
-def _values(expected: Mapping[str, Table], kind: str, framework: str, name: str, benchmark: str) -> dict[str, Any]:
-    """A line of a shown table by its columns."""
-    key = (benchmark, framework, name)
-    if kind == "efficiency":
-        return dict(expected["efficiency"].get(key, {}))
-    line = expected["accuracy" if kind == "accuracy" else "benchmarks"].get(
-        (framework, name) if kind == "accuracy" else key
-    )
-    if line is None:
+def hold_line(
+    outcome: Outcome, file: Path, row: Mapping[str, str], values: Mapping[str, Any], slack: float, benchmark: str = ""
+) -> None:
+    """Hold a line of a shown table against values by its columns."""
+    names = (row.get("model"), row.get(""), row.get("framework"), row.get("benchmark") or benchmark)
+    where = ", ".join(filter(None, names))
+    for column, text in row.items():
+        if column in values:
+            alone = not column.startswith(("share kept", "difference"))  # these never stand without their intervals
+            outcome.hold_text(file, f"{where}: {column}", text, values[column], slack, alone)
+        elif column not in TEXT:
+            outcome.unchecked.append(Finding(str(file), f"{where}: {column}", text, "no finished cell gives it"))
+
+
+def shown_line(
+    expected: Mapping[str, Table], kind: str, row: Mapping[str, str], benchmark: str, written: Any
+) -> dict[str, Any]:
+    """What a line of a shown table should say, by column. kind: accuracy, kinds or efficiency; written: see above."""
+    names = list(dict.fromkeys(key[0] for key in expected["benchmarks"]))
+    frameworks = list(dict.fromkeys(key[0] for key in expected["accuracy"]))
+    framework = row.get("framework", written(frameworks[0]) if len(frameworks) == 1 else "")
+    name = row.get("benchmark") or benchmark or (written(names[0]) if len(names) == 1 else "")
+    wanted = (framework, row.get("", "")) if kind == "accuracy" else (name, framework, row.get("", ""))
+    table = expected["benchmarks" if kind == "kinds" else kind]
+    key = next((key for key in table if tuple(map(written, key)) == wanted), None)
+    if key is None:
         return {}
-    found = dict(line) | {"tokens kept (%)": line.get("tokens_kept"), "unparsed replies": line.get("unparsed")}
-    found["accuracy (%)"] = line.get(benchmark) if kind == "accuracy" else line.get("accuracy")
+    line = table[key]
+    if kind == "efficiency":
+        spread = {f"{name} ({unit})": line.get(f"{name} sd") for name, (unit, _) in TITLES.items()}
+        return line | {name: (line.get(name), sd) for name, sd in spread.items() if sd is not None}
+    found = {"tokens kept (%)": line.get("tokens_kept"), "unparsed replies": line.get("unparsed")}
+    found["n"] = line.get("questions")
     for column, quantity in ((SHARE, "share_kept"), (DIFFERENCE, "difference")):
-        ends = tuple(line.get(quantity + end) for end in ("", "_low", "_high"))
-        found[column] = None if line.get("method") == VANILLA else ends
-    of_kinds = expected["kinds"] if kind == "kinds" else {}
-    return found | {k[3]: values["accuracy"] for k, values in of_kinds.items() if k[:3] == key}
+        found[column] = None if line.get("method") == VANILLA else _with_ends(line, quantity)
+    if kind == "accuracy":
+        found |= {name: _with_ends(line, name) for name in [*names, "average"]}
+        return found | {"accuracy (%)": _with_ends(line, names[0])} if len(names) == 1 else found
+    kinds = {k[3]: values for k, values in expected["kinds"].items() if k[:3] == key}
+    found |= {kind: values["accuracy"] for kind, values in kinds.items()}  # older tables do not say how many
+    asked = {kind: max(v["questions"] for k, v in expected["kinds"].items() if k[0] == key[0] and k[3] == kind)
+             for kind in kinds}  # fmt: skip
+    return (
+        found
+        | {f"{kind} (n = {asked[kind]:.0f})": values["accuracy"] for kind, values in kinds.items()}
+        | {"accuracy (%)": _with_ends(line, "accuracy")}
+    )
+
+
+def _with_ends(line: Mapping[str, Any], name: str) -> tuple[Any, ...]:
+    ends = [line[name + end] for end in ("_low", "_high") if name + end in line]
+    return (line.get(name), *ends)
 
 
 def hold_sentences(outcome: Outcome, file: Path, expected: Mapping[str, Table], cold: int | None = None) -> None:
     """Hold the numbers in a README's sentences against those of the tables."""
     text = file.read_text(encoding="utf-8")
-    asked = {key[0]: line["questions"] for key, line in expected["benchmarks"].items()}
+    asked = {markdown_text(key[0]): line["questions"] for key, line in expected["benchmarks"].items()}
     for number, name in re.findall(r"(\d+) questions of ([^,;\n]+)", text.partition("; share kept")[0]):
         outcome.hold_text(file, f"questions of {name}", number, asked.get(name))
     agreement = re.compile(
@@ -224,14 +267,20 @@ def hold_sentences(outcome: Outcome, file: Path, expected: Mapping[str, Table], 
     )
     counts = ("questions", "answers_differ", "scores_differ", "kept_differ")
     for name, benchmark, *found in agreement.findall(text):
-        lines = [line for key, line in expected["agreement"].items() if key[:2] == (benchmark, name)]
+        lines = [
+            line for key, line in expected["agreement"].items() if (*map(markdown_text, key[:2]),) == (benchmark, name)
+        ]
         for column, number in zip(counts, found, strict=True):
             if len(lines) == 1:
                 outcome.hold_text(file, f"{name} on {benchmark}: {column}", number, lines[0].get(column))
-    verdict = re.compile(r"^- against (.+?): (.+) points \((.+) % of the .* against (.+) %\): Tango is (.+)$", re.M)
+    verdict = re.compile(
+        r"^- against (.+?): (.+) points \((.+) % of the .* against (.+) %\): Tango is (.+?)(?: \(n = (\d+)\))?$", re.M
+    )
     several = len({key[0] for key in expected["comparisons"]}) > 1
-    lines_of = {f"{k[1]} in {k[0]}" if several else k[1]: line for k, line in expected["comparisons"].items()}
-    for name, interval, mine, theirs, said in verdict.findall(text):
+    lines_of = {
+        markdown_text(f"{k[1]} in {k[0]}" if several else k[1]): line for k, line in expected["comparisons"].items()
+    }
+    for name, interval, mine, theirs, said, n in verdict.findall(text):
         if (line := lines_of.get(name)) is None:
             outcome.unchecked.append(Finding(str(file), f"against {name}", interval, "no finished cell of it is there"))
             continue
@@ -240,6 +289,8 @@ def hold_sentences(outcome: Outcome, file: Path, expected: Mapping[str, Table], 
         outcome.hold_text(file, f"against {name}: tokens kept by Tango", mine, line["tokens_kept_tango"], ROUNDED)
         outcome.hold_text(file, f"against {name}: tokens kept", theirs, line["tokens_kept_baseline"], ROUNDED)
         outcome.hold_text(file, f"against {name}: Tango is", said, line["Tango is"])
+        if n:
+            outcome.hold_text(file, f"against {name}: questions", n, line["questions"])
     if cold is not None and (found := re.search(r"first sample of each process \((\d+) in all\)", text)):
         outcome.hold_text(file, "first samples, which are not in the averages", found[1], cold)
 

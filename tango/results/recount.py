@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from statistics import fmean
+from statistics import fmean, pstdev
 from typing import Any
 
 import numpy as np
 
 from tango.results.cells import Cell, Row, benchmarks, device, each_cell, frameworks, machine, reference
-from tango.results.statistics import Scores, bootstrap
+from tango.results.statistics import CORNERS, Scores, bootstrap
 from tango.runs.summary import TITLES
 
 Table = dict[tuple[str, ...], dict[str, Any]]  # columns by what names a line
@@ -25,37 +25,45 @@ KEYS = {
     "efficiency": ("benchmark", "framework", "name"),
     "published": ("benchmark", "name", "quantity"),
 }
+Z2 = 3.841459  # 95 % of chi squared of one degree of freedom lie below it
+PARTS = {"Avg_ViT_Time": "vit_s", "Avg_Other_Time": "other_s", "Avg_LLM_Prefill_Time": "prefill_s"}
 SPED_UP = ("Total_runtime", "Total_GPU_runtime", "Avg_LLM_Prefill_Time", "Avg_Total_TTFT")
 DRAWS, SEED = 2_000, 20_260  # of the second draw
-APART = 0.35  # standard errors that the ends of two draws may differ: five times what chance makes of 2,000 draws
+APART = 0.5  # standard deviations that the ends of two draws may differ: many times what chance makes of 2,000 draws
 
 
-def times(records: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+def times(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The efficiency table of some records (tango.runs.runner.Record as JSON): what tango.runs.summary.TITLES says."""
     loops: dict[int, list[float]] = {}
     for record in records:
         loops.setdefault(record["rank"], []).append(record["wall_s"])
     timed = [record for record in records if record["failure"] is None and record["timing"] is not None]
     averaged = [record["timing"] for record in timed if not record["cold"]] or [record["timing"] for record in timed]
-    parts = {
-        name: 1000 * fmean(timing[part] for timing in averaged) if averaged else None
-        for name, part in (("ViT", "vit_s"), ("Other", "other_s"), ("LLM_Prefill", "prefill_s"))
+    three = [1000 * (timing["vit_s"] + timing["other_s"] + timing["prefill_s"]) for timing in averaged]
+    each = {name: [1000 * timing[part] for timing in averaged] for name, part in PARTS.items()} | {
+        "Avg_Total_TTFT": three
     }
     after_first = math.fsum(timing["decode_s"] for timing in averaged)
     return {
         "Total_runtime": max(map(math.fsum, loops.values()), default=0.0),
         "Total_GPU_runtime": math.fsum(record["timing"]["generate_s"] for record in timed),
         "Peak_mem": max((record["peak_mem_gb"] for record in records), default=None),
-        **{f"Avg_{name}_Time": part for name, part in parts.items()},
-        "Avg_Total_TTFT": math.fsum(part for part in parts.values() if part is not None) if averaged else None,
+        **{name: fmean(values) if averaged else None for name, values in each.items()},
         "Avg_Decoding_Throughput": sum(timing["new_tokens"] - 1 for timing in averaged) / after_first
         if after_first > 0
         else None,
+        "spread": {name: _deviation(values) for name, values in each.items()},
         "samples_timed": len(timed),
         "samples_averaged": len(averaged),
         "cold_samples": sum(record["cold"] for record in timed),
         "ranks": len(loops),
     }
+
+
+def _deviation(values: Sequence[float]) -> float | None:
+    """Of a sample: over one less than their number."""
+    n = len(values)
+    return pstdev(values) * math.sqrt(n / (n - 1)) if n > 1 else None
 
 
 def tokens(records: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
@@ -77,6 +85,15 @@ def percent_right(samples: Sequence[Mapping[str, Any]]) -> float:
     return 100 * math.fsum(float(row["score"]) for row in samples) / len(samples)
 
 
+def ends(percent: float, n: int) -> tuple[float, float]:
+    """The ends of Wilson's interval in percent: the shares p from which so many right answers of n are 1.96 standard
+    errors away, the roots of (share - p)^2 = 1.96^2 p (1 - p) / n.
+    """
+    share, z = percent / 100, Z2 / n
+    middle, root = (2 * share + z) / (2 + 2 * z), math.sqrt((2 * share + z) ** 2 - 4 * (1 + z) * share**2) / (2 + 2 * z)
+    return 100 * max(0.0, middle - root), 100 * min(1.0, middle + root)
+
+
 def percent_kept(cell: Cell) -> float:
     """Video tokens kept, of all of a cell's, in percent; NaN without videos."""
     before = math.fsum(row["tokens_before"] for row in cell["samples"])
@@ -96,32 +113,33 @@ def against(one: Row, other: Row | None, names: Sequence[str]) -> dict[str, floa
         if scores[0].keys() != scores[1].keys():
             return {}
         pairs.append((np.array(list(scores[0].values())), np.array([scores[1][key] for key in scores[0]])))
+    if one is other:
+        return {f"{name}{end}": value for name, value in (("difference", 0.0), ("share_kept", 100.0))
+                for end in ("", "_low", "_high")}  # fmt: skip
     mine, theirs = (fmean(percent_right(row.cells[name]["samples"]) for name in names) for row in (one, other))
     found = {"difference": mine - theirs, "share_kept": 100 * mine / theirs if theirs else math.nan}
-    question = 101 / min(len(pair[0]) for pair in pairs)  # points that an end may jump by, and a little
-    steps = question, question * 100 / theirs if theirs else question
-    for quantity, interval, again, step in zip(found.copy(), bootstrap(pairs), drawn_again(pairs), steps, strict=True):
-        ends = interval.low, interval.high
-        if len(again):
-            low, high = np.percentile(again, [2.5, 97.5])
-            slack = APART * float(again.std()) + step
-            if not all(abs(a - b) <= slack for a, b in zip(ends, (low, high), strict=True)):
-                ends = float(low), float(high)  # the seeded draw is not to be believed
-        found |= {f"{quantity}_low": ends[0], f"{quantity}_high": ends[1]}
+    for quantity, interval, again in zip(found.copy(), bootstrap(pairs), drawn_again(pairs), strict=True):
+        limits = interval.low, interval.high
+        low, high = np.percentile(again, [2.5, 97.5])
+        if not all(abs(a - b) <= APART * float(again.std()) for a, b in zip(limits, (low, high), strict=True)):
+            limits = float(low), float(high)  # the seeded draw is not to be believed
+        found |= {f"{quantity}_low": limits[0], f"{quantity}_high": limits[1]}
     return found
 
 
 def drawn_again(pairs: Sequence[tuple[Scores, Scores]]) -> tuple[Scores, Scores]:
-    """The bootstrap, question by question with another seed: DRAWS differences in points, and shares in percent."""
+    """The bootstrap with another seed, question by question: DRAWS differences in points, and shares in percent.
+
+    Each question has a weight of an exponential distribution, and half a question of each outcome one of Gamma(1/2).
+    """
     rng = np.random.default_rng(SEED)
     accuracies = np.zeros((2, DRAWS))
     for pair in pairs:
-        n = len(pair[0])
+        scores = np.hstack([np.stack(pair), CORNERS])
         for start in range(0, DRAWS, 200):  # 200 draws at a time, for memory
-            drawn = rng.integers(n, size=(200, n))
-            accuracies[:, start : start + 200] += [scores[drawn].mean(axis=1) / len(pairs) for scores in pair]
-    there = accuracies[1] > 0
-    return 100 * (accuracies[0] - accuracies[1]), 100 * accuracies[0][there] / accuracies[1][there]
+            weights = np.hstack([rng.standard_exponential((200, len(pair[0]))), rng.standard_gamma(0.5, (200, 4))])
+            accuracies[:, start : start + 200] += scores @ (weights / weights.sum(axis=1, keepdims=True)).T / len(pairs)
+    return 100 * (accuracies[0] - accuracies[1]), 100 * accuracies[0] / accuracies[1]
 
 
 def recount(rows: Sequence[Row]) -> dict[str, Table]:
@@ -133,8 +151,8 @@ def recount(rows: Sequence[Row]) -> dict[str, Table]:
         found["accuracy"][row.framework, row.name] = {
             "method": row.method,
             "tokens_kept": fmean(percent_kept(cell) for cell in row.cells.values()),
-            **scores,
-            "average": math.fsum(scores.values()) / len(names),
+            **_with_ends(row, scores),
+            "questions": sum(len(cell["samples"]) for cell in row.cells.values()),
             **against(row, reference(rows, row), names),
         }
     for name, row, cell in each_cell(rows):
@@ -143,23 +161,51 @@ def recount(rows: Sequence[Row]) -> dict[str, Table]:
         found["benchmarks"][key] = {
             "method": row.method,
             "questions": len(asked),
-            "accuracy": percent_right(asked),
+            **_named("accuracy", percent_right(asked), len(asked)),
             "tokens_kept": percent_kept(cell),
             "unparsed": sum(answer["prediction"] is None for answer in asked),
             **against(row, reference(rows, row), [name]),
         }
         for kind in {str(answer["kind"]) for answer in asked}:
             of_kind = [answer for answer in asked if str(answer["kind"]) == kind]
-            found["kinds"][*key, kind] = {"questions": len(of_kind), "accuracy": percent_right(of_kind)}
+            found["kinds"][*key, kind] = {"questions": len(of_kind)} | _named(
+                "accuracy", percent_right(of_kind), len(of_kind)
+            )
         found["efficiency"][key] = _efficiency(row, name, cell, reference(rows, row))
     _against_tango(rows, found)
     _agreement(rows, found["agreement"])
     return found
 
 
+def _named(name: str, percent: float, n: int) -> dict[str, float]:
+    """A number of right answers in percent, and the ends of its interval."""
+    low, high = ends(percent, n)
+    return {name: percent, f"{name}_low": low, f"{name}_high": high}
+
+
+def _with_ends(row: Row, scores: Mapping[str, float]) -> dict[str, float]:
+    """Accuracies by benchmark, their mean, and their intervals; the mean's distances are root mean squares."""
+    found: dict[str, float] = {}
+    for name, score in scores.items():
+        n = len(row.cells[name]["samples"]) if name in row.cells else 0
+        found |= _named(name, score, n) if n else {name: math.nan, f"{name}_low": math.nan, f"{name}_high": math.nan}
+    mean = math.fsum(scores.values()) / len(scores)
+    reach = {
+        end: math.sqrt(math.fsum((found[name + end] - found[name]) ** 2 for name in scores))
+        for end in ("_low", "_high")
+    }
+    return (
+        found
+        | {"average": mean}
+        | {f"average{end}": mean + sign * reach[end] / len(scores) for end, sign in (("_low", -1), ("_high", 1))}
+    )
+
+
 def _efficiency(row: Row, name: str, cell: Cell, unpruned: Row | None) -> dict[str, Any]:
     line: dict[str, Any] = {"method": row.method, "device": device(cell), "machine": machine(cell)}
     line |= {f"{title} ({unit})": cell["efficiency"][title] for title, (unit, _) in TITLES.items()}
+    line |= {f"{title} sd": value for title, value in cell["efficiency"].get("spread", {}).items()}
+    line |= {f"load_{key}": value for key, value in (cell["provenance"].get("load") or {}).items()}
     base = unpruned.cells.get(name) if unpruned is not None else None
     for title in SPED_UP:
         mine, theirs = cell["efficiency"][title], base["efficiency"][title] if base is not None else None
@@ -177,7 +223,7 @@ def _against_tango(rows: Sequence[Row], found: dict[str, Table]) -> None:
             continue
         low, high = line["difference_low"], line["difference_high"]
         verdict = "better" if low > 0 else "worse" if high < 0 else "not distinguishable"
-        kept = {
+        kept = {"questions": found["accuracy"][row.framework, row.name]["questions"]} | {
             f"tokens_kept_{which}": found["accuracy"][one.framework, one.name]["tokens_kept"]
             for which, one in (("tango", tango), ("baseline", row))
         }

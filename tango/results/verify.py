@@ -6,10 +6,8 @@ the numbers of tables. Numbers without samples beside them are counted apart: th
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -18,7 +16,7 @@ from typing import Any
 import yaml
 
 from tango.results import layout, recount
-from tango.results.cells import Cell, ResultsError, arrange, label, read_cell, setting
+from tango.results.cells import Cell, ResultsError, arrange, cell_folders, label, run_by_hand, setting
 from tango.results.claims import (
     NUMBER,
     ROUNDED,
@@ -26,22 +24,20 @@ from tango.results.claims import (
     Outcome,
     as_numbers,
     hold_csv,
+    hold_line,
     hold_one_another,
     hold_sentences,
     hold_shown,
     read_csv,
+    read_latex,
     read_markdown,
+    shown_line,
 )
-from tango.results.logged import Logged, lmms_rows, vlmeval_rows
+from tango.results.escaping import latex_text, markdown_items, markdown_text, plain
+from tango.results.follow import verify_cell, verify_run
 from tango.results.recount import KEYS, Table
-from tango.runs.journal import JournalError, read_journal
-from tango.runs.provenance import code_fingerprint
-from tango.runs.runner import Record
 from tango.runs.summary import TITLES
-from tango.sweeps.cells import EFFICIENCY
-from tango.sweeps.lmms_cells import METRICS
 
-LETTER = re.compile(r"[A-J]")
 NO_SAMPLES = "no samples are beside it"
 
 
@@ -66,7 +62,10 @@ def verify(folders: Iterable[str | Path]) -> Outcome:
     if not (known or tables or others):
         raise ResultsError(f"there are neither cells nor tables below {', '.join(map(repr, map(str, places)))}")
     for folder in tables:
-        verify_tables(folder, outcome, cells, known)
+        try:
+            verify_tables(folder, outcome, cells, known)
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            outcome.differ.append(Finding(str(folder), "the tables", "cannot be read", repr(error)))
     for file in others:
         texts = [text for _, rows in read_markdown(file) for row in rows for text in row.values()]
         count = sum(len(NUMBER.findall(text)) for text in texts)
@@ -76,166 +75,19 @@ def verify(folders: Iterable[str | Path]) -> Outcome:
 
 def cells_below(folder: Path, outcome: Outcome, known: dict[Path, Cell | None]) -> list[Cell]:
     """The finished cells below a folder, as their samples have them; each is checked once."""
-    for place in sorted(place for place in folder.glob("**/cells/*") if place.is_dir()):
+    unread: list[str] = []
+    here = []
+    for place in cell_folders(folder, unread):
         if (where := place.resolve()) not in known:
             known[where] = verify_cell(place, outcome)
-    inside = folder.resolve()
-    return [cell for place, cell in known.items() if cell is not None and place.is_relative_to(inside)]
-
-
-def verify_cell(place: Path, outcome: Outcome) -> Cell | None:
-    """Check a cell against its run's files; returns it with the rows and times that these give."""
-    file = place / "cell.json"
-    if not file.is_file():
-        outcome.notes.append(f"{place}: not finished, or failed")
-        return None
-    try:
-        cell = read_cell(file)
-        identity = place / "identity"
-        if identity.is_file():
-            outcome.hold(identity, "fingerprint", identity.read_text(encoding="utf-8").strip(), cell.get("identity"))
-        else:
-            outcome.unchecked.append(Finding(str(file), "fingerprint", str(cell.get("identity")), "no file `identity`"))
-        return _followed(file, cell, outcome)
-    except ResultsError as error:
-        outcome.differ.append(Finding(str(file), "the cell", "cannot be read", str(error)))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, JournalError) as error:
-        outcome.differ.append(Finding(str(file), "the cell", "its run's files cannot be read", repr(error)))
-    return None
-
-
-def _followed(file: Path, cell: Cell, outcome: Outcome) -> Cell:
-    what, origin = cell["cell"], cell["provenance"]
-    for name, says, gives in (
-        ("method", what["method"], origin.get("method", what["method"])),
-        ("ratio", what["ratio"], origin.get("settings", {}).get("retention_ratio", what["ratio"])),
-    ):
-        outcome.hold(file, f"{name}, against its own provenance", says, gives)
-    if origin.get("code") != code_fingerprint():
-        of = origin["versions"].get("tango", "?")
-        outcome.notes.append(f"{file}: made by another code than this one (tango {of}), which is not run again here")
-    found = sorted((file.parent / "run").glob(f"*/*{EFFICIENCY}"))
-    if len(found) != 1:
-        count = len(cell["samples"]) * len(cell["samples"][0]) + len(TITLES)
-        why = "no records of a run" if not found else f"{len(found)} runs"
-        outcome.unchecked.append(Finding(str(file), f"{count} values of rows and times", "", f"{why} beside them"))
-        return cell
-    summary = json.loads(found[0].read_text(encoding="utf-8"))
-    records = summary["samples"]
-    twice = [key for key, number in Counter(map(_who, records)).items() if number > 1]
-    outcome.differ += [Finding(str(found[0]), f"sample {' '.join(map(str, key))}", "twice", "once") for key in twice]
-    for name, gives in (("n_samples", len(records)), ("n_failed", sum(one["failure"] is not None for one in records))):
-        outcome.hold(found[0], name, summary[name], gives)
-    _journal(file.parent / "run" / "journal", found[0], origin["run"], records, outcome)
-    for name, counted in (("tokens", recount.tokens(records)), ("efficiency", recount.times(records))):
-        for key, value in counted.items():
-            outcome.hold(found[0], f"{name}: {key}", summary[name].get(key), value)
-            outcome.hold(file, f"{name}: {key}", cell[name].get(key), value)
-    for key, value in summary.items():
-        if key not in ("samples", "efficiency", "tokens"):
-            outcome.hold(file, f"provenance: {key}", origin.get(key), value)
-    logged = list(lmms_rows(found[0]) if what["framework"] == "lmms-eval" else vlmeval_rows(found[0], records))
-    rows = _rows(file, cell, found[0], records, logged, outcome)
-    if what["framework"] == "lmms-eval" and "reported" in cell:
-        _reported(file, cell, found[0], logged, outcome)
-    return {**cell, "samples": rows or cell["samples"], "efficiency": {**cell["efficiency"], **recount.times(records)}}
-
-
-def _who(record: Mapping[str, Any]) -> tuple[Any, ...]:
-    return record["task"], record["doc_id"], record["repeat"]
-
-
-def _journal(folder: Path, file: Path, run: str, records: Sequence[Mapping[str, Any]], outcome: Outcome) -> None:
-    """Records are those that the journal holds, field by field."""
-    if not folder.is_dir():
-        outcome.unchecked.append(Finding(str(file), f"{len(records)} records", "", "no journal is beside them"))
-        return
-    written: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for journal in sorted(folder.glob(f"{run}-rank*.jsonl")):
-        for entry in read_journal(journal).values():
-            written.setdefault(_who(entry), []).append(entry)
-    if not written:
-        there = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
-        outcome.differ.append(Finding(str(folder), "journal of the run", there, f"{run}-rank0.jsonl"))
-        return
-    names = sorted(Record.__dataclass_fields__.keys() - {"resumed"})
-    for record in records:
-        entries = written.get(_who(record), [])
-        where = f"sample {record['task']} {record['doc_id']}"
-        if not entries:
-            outcome.differ.append(Finding(str(folder), where, "missing", f"a record in {file.name}"))
-            continue
-        # Of several (a prompt that changed, a failure before) it is the one that is most like it.
-        entry = max(entries, key=lambda one: sum(one.get(name) == record.get(name) for name in names))
-        for name in names:
-            outcome.hold(file, f"{where}: {name}, against the journal", record.get(name), entry.get(name))
-
-
-def _rows(
-    file: Path, cell: Cell, records_file: Path, records: Sequence[Any], logged: Sequence[Logged], outcome: Outcome
-) -> list[dict[str, Any]]:
-    """The rows that a run's files give, with which those of the cell are compared."""
-    made: dict[str, dict[str, Any]] = {}
-    left = {(record["task"], record["doc_id"]): record for record in records if record["failure"] is None}
-    tasks = {record["task"] for record in records}
-    for one in logged:
-        row = one.row
-        keys = [(task, one.doc_id) for task in tasks if one.task in (None, task)]
-        key = next((key for key in keys if key in left), None)
-        where = f"sample {row['id']}"
-        if row["id"] in made:
-            outcome.differ.append(Finding(str(one.file), where, "twice", "once"))
-            continue
-        if key is None:
-            outcome.differ.append(Finding(str(one.file), where, "a score", f"no record in {records_file.name}"))
-            continue
-        record = left.pop(key)
-        if all(isinstance(row[side], str) and LETTER.fullmatch(row[side]) for side in ("prediction", "answer")):
-            outcome.hold(one.file, f"{where}: score", row["score"], float(row["prediction"] == row["answer"]))
-        if isinstance(one.reply, str) and isinstance(record["response"], str):
-            outcome.hold(one.file, f"{where}: reply", *map(_plain, (one.reply, record["response"])))
-        for name, count in one.tokens.items():
-            outcome.hold(one.file, f"{where}: {name}", count, record["tokens"].get(name, count))
-        for when in ("before", "after"):
-            videos = sum(video[f"tokens_{when}"] for video in record["videos"])
-            outcome.hold(records_file, f"{where}: tokens {when}", record["tokens"][f"video_tokens_{when}"], videos)
-        tokens = {
-            f"tokens_{which}": record["tokens"][f"video_tokens_{which}"] for which in ("before", "after", "average")
-        }
-        made[row["id"]] = row | tokens | {"kept": [video.get("kept") for video in record["videos"]]}
-    for task, doc_id in left:
-        name = logged[0].file.name if logged else "the framework's log"
-        outcome.differ.append(Finding(str(records_file), f"sample {task} {doc_id}", "a record", f"none in {name}"))
-    there = {str(row["id"]): row for row in cell["samples"]}
-    for name in sorted(there.keys() ^ made.keys()):
-        says, gives = ("nothing", "a row") if name in made else ("a row", "no such sample")
-        outcome.differ.append(Finding(str(file), f"sample {name}", says, gives))
-    for name in sorted(there.keys() & made.keys()):
-        for column, value in made[name].items():
-            outcome.hold(file, f"sample {name}: {column}", there[name].get(column), value)
-    return sorted(made.values(), key=lambda row: str(row["id"]))
-
-
-def _plain(text: str) -> str:
-    """Without what sheets cannot hold, and white space at the ends."""
-    return re.sub(r"[\x00-\x08\x0b-\x1f]|_x000[0-9A-F]_", "", text).strip()
-
-
-def _reported(file: Path, cell: Cell, records: Path, logged: Sequence[Logged], outcome: Outcome) -> None:
-    """The score that lmms-eval itself came to: that of its file, and the share of right answers where it is one."""
-    results = records.with_name(records.name.replace(EFFICIENCY, "_results.json"))
-    own = json.loads(results.read_text(encoding="utf-8"))["results"]
-    shares = []
-    for task in dict.fromkeys(one.task for one in logged):
-        of_task = [one for one in logged if one.task == task]
-        name, percent = of_task[0].metric, METRICS[of_task[0].metric].percent
-        shares.append(own[task][f"{name},none"] * (1 if percent else 100))
-        counted = recount.percent_right([one.row for one in of_task])
-        if name == "accuracy":
-            outcome.hold(results, f"{task}: {name}", shares[-1], counted)
-        elif abs(shares[-1] - counted) > 1e-6:
-            outcome.notes.append(f"{results}: {task}: lmms-eval weighs questions otherwise ({shares[-1]:.2f} %)")
-    outcome.hold(file, "reported, against lmms-eval's results", cell["reported"], sum(shares) / len(shares))
+        here.append(where)
+    for file, made in run_by_hand(folder, unread):
+        where = file.resolve() / made["cell"]["benchmark"]  # of several in one file
+        if where not in known:
+            known[where] = verify_run(file, made, outcome)
+        here.append(where)
+    outcome.differ += [Finding(reason.partition(": ")[0], "it", "cannot be read", reason) for reason in unread]
+    return [cell for where in here if (cell := known[where]) is not None]
 
 
 def table_folders(folder: Path) -> list[Path]:
@@ -266,20 +118,50 @@ def cannot(outcome: Outcome, file: Path, count: int, command: str) -> None:
 def verify_tables(folder: Path, outcome: Outcome, cells: Sequence[Cell], known: dict[Path, Cell | None]) -> None:
     """Check a folder of tables against the cells it was made of, or without them against itself."""
     sheets = {name: file for name in KEYS if (file := folder / f"{name}.csv").is_file()}
-    try:
-        comment = read_csv(next(iter(sheets.values())))[0]
-        own = [cell for source in sources(comment, folder) for cell in cells_below(source, outcome, known)]
-        used = [cell for cell in own or cells if belongs(cell, comment)]
-        tables = {name: as_numbers(read_csv(sheets[name])[1] if name in sheets else [], KEYS[name]) for name in KEYS}
-        if used:
-            _against_cells(folder, sheets, comment, used, outcome)
-        else:
-            _against_itself(folder, sheets, comment, tables, outcome)
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        outcome.differ.append(Finding(str(folder), "the tables", "cannot be read", repr(error)))
+    comment, lines = read_csv(next(iter(sheets.values())))
+    own = [cell for source in sources(comment, folder) for cell in cells_below(source, outcome, known)] or cells
+    if lines and "model" in lines[0]:
+        _all_models(folder, comment, own, outcome)
+        return
+    used = [cell for cell in own if belongs(cell, comment)]
+    tables = {name: as_numbers(read_csv(sheets[name])[1] if name in sheets else [], KEYS[name]) for name in KEYS}
+    if used:
+        _against_cells(folder, sheets, comment, used, outcome)
+    else:
+        _against_itself(folder, sheets, comment, tables, outcome)
     plots = sorted(file.name for file in folder.glob("*.png"))
     if plots:
         outcome.notes.append(f"{folder}: {', '.join(plots)} are drawings, and not looked at")
+
+
+def _all_models(folder: Path, comment: Sequence[str], cells: Sequence[Cell], outcome: Outcome) -> None:
+    """The table over several models, in its three formats."""
+    groups: dict[str, list[Cell]] = {}
+    for cell in cells:
+        name, frames, dtype, times = setting(cell)
+        title = f"{name}, {frames} frames, {dtype}" + (f", {times} times" if times != "processor" else "")
+        groups.setdefault(title, []).append(cell)
+    expected = {title: recount.recount(arrange(group)[0]) for title, group in groups.items()}
+    every = {key[0] for tables in expected.values() for key in tables["benchmarks"]}
+    shown = [(folder / "accuracy.csv", read_csv(folder / "accuracy.csv")[1], plain)]
+    shown += [(folder / "README.md", rows, markdown_text) for _, rows in read_markdown(folder / "README.md")]
+    shown += [(folder / "accuracy.tex", read_latex(folder / "accuracy.tex"), latex_text)]
+    for file, rows, written in shown:
+        left = {(title, *key) for title, tables in expected.items() for key in tables["accuracy"]}
+        for row in rows:
+            of = next((title for title in expected if written(title) == row["model"]), None)
+            if of is None:
+                cannot(outcome, file, len(row), f"{made_by(chr(10).join(comment))} ({row['model']})")
+                continue
+            tables = expected[of]
+            values = shown_line(tables, "accuracy", row, "", written)
+            if {key[0] for key in tables["benchmarks"]} != every:
+                values |= {"average": None, layout.SHARE: None}
+            values = dict.fromkeys(every) | values
+            hold_line(outcome, file, row, {written(column): value for column, value in values.items()}, 0.0)
+            left -= {key for key in left if (written(key[0]), written(key[2])) == (row["model"], row[""])}
+        for key in sorted(left):
+            outcome.differ.append(Finding(str(file), ", ".join(key), "nothing", "a finished cell"))
 
 
 def sources(comment: Sequence[str], folder: Path) -> list[Path]:
@@ -315,13 +197,12 @@ def _against_cells(
     if "published" in sheets:
         expected["published"] = _published(as_numbers(read_csv(sheets["published"])[1], KEYS["published"]), expected)
     origin = layout.origin(used, made_by("\n".join(comment)))
-    texts = {file: read_csv(file)[0] for file in sheets.values()}
-    shown = [*folder.glob("*.tex"), *folder.glob("README.md")]
-    texts |= {file: [line[2:] for line in file.read_text(encoding="utf-8").splitlines()[:8]] for file in shown}
-    for file, lines in texts.items():
-        for should in origin[1:]:
-            name = should.partition(":")[0]
-            says = next((line for line in lines if line.startswith(f"{name}: ")), "nothing")
+    for file in [*sheets.values(), *sorted(folder.glob("*.tex")), *folder.glob("README.md")]:
+        lines = [line[2:] for line in file.read_text(encoding="utf-8").split("\n")[:8]]
+        for line in origin[1:]:
+            name = line.partition(":")[0]
+            should: str = markdown_items([line])[2:] if file.suffix == ".md" else plain(line)
+            says = next((one for one in lines if one.startswith(f"{name}: ")), "nothing")
             what = "where it comes from: " + ("device, and when its cells ran" if name == "device" else name)
             outcome.hold(file, what, says, should)
     for name, file in sheets.items():
