@@ -1,6 +1,7 @@
 """`tango verify` on runs whose numbers were reckoned by hand, whole and with one thing changed at a time."""
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from made_up import made_up, write_sweep
 from tango.cli import main
 from tango.results import ResultsError, report
 from tango.results.claims import Outcome
-from tango.results.recount import drawn_again, times, tokens
+from tango.results.recount import drawn_again, ends, times, tokens
 from tango.results.verify import verify
 from tango.runs.provenance import code_fingerprint
 from tango.runs.summary import TITLES
@@ -146,20 +147,31 @@ def test_all_agrees(results: Path) -> None:
 
 def test_arithmetic_by_hand() -> None:
     records = [record(i, i, "t", 0.1) for i in range(8)]
-    assert times(records) == pytest.approx(TIMES | COUNTS)
+    found = times(records)
+    assert all(sd < 1e-9 for sd in found.pop("spread").values())
+    assert found == pytest.approx(TIMES | COUNTS)
+    for one, seconds in zip(records[1:4], (0.1, 0.2, 0.3), strict=True):
+        one["timing"]["vit_s"] = seconds
+    spread = times(records[1:4])["spread"]  # of three numbers a tenth of a second apart, over two
+    assert spread["Avg_ViT_Time"] == spread["Avg_Total_TTFT"] == pytest.approx(100)
+    assert times(records[:1])["spread"]["Avg_ViT_Time"] is None
     assert tokens(records)["share_kept"] == 0.1
     failed = records[1] | {"failure": "it broke", "timing": None, "tokens": {}, "wall_s": 5.0}
     assert times([records[0], failed])["Total_runtime"] == 5.25  # time that was lost counts
     assert times([records[0], failed])["Avg_ViT_Time"] == 1000  # without another one the cold sample is all there is
     nothing = dict.fromkeys((*TITLES, *COUNTS), None) | dict.fromkeys(COUNTS, 0)
-    assert times([]) == nothing | {"Total_runtime": 0.0, "Total_GPU_runtime": 0.0}
+    empty = times([])
+    assert set(empty.pop("spread").values()) == {None} and empty == nothing | {
+        "Total_runtime": 0.0,
+        "Total_GPU_runtime": 0.0,
+    }
 
 
 def test_the_second_draw_is_a_paired_bootstrap() -> None:
     rng = np.random.default_rng(2)
     other = (rng.random(900) < 0.7).astype(float)
     one = np.where(rng.random(900) < 0.1, 1 - other, other)
-    differences, shares = drawn_again([(one, other)])
+    differences, shares = drawn_again([(one, other)])  # four corners of half a question say little beside 900
     assert differences.std() == pytest.approx(100 * (one - other).std() / 30, rel=0.08)
     assert shares.mean() == pytest.approx(100 * one.mean() / other.mean(), rel=0.005)
 
@@ -178,7 +190,10 @@ def test_a_changed_sample(results: Path) -> None:
     assert ("cell.json", "sample q4: score", "0.0", "1.0") in found
     assert ("1_results.json", "motionqa: accuracy", "50.0", "62.5") in found
     assert ("accuracy.csv", "lmms-eval, Tango 10 %: MotionQA", "50.0000", "62.5000") in found
-    assert ("README.md", "Tango 10 %, lmms-eval: accuracy (%)", "50.0", "62.5000") in found
+    shown = [
+        (says[:6], gives[:9]) for name, what, says, gives in found if what == "Tango 10 %, lmms-eval: accuracy (%)"
+    ]
+    assert shown == [("50.0 [", "62.5000 [")] * 2  # in README.md and accuracy.tex
 
 
 def test_a_changed_reply_choice_or_time(results: Path) -> None:
@@ -327,7 +342,6 @@ def test_a_bootstrap_that_is_wrong_is_seen(results: Path, monkeypatch: pytest.Mo
         return Interval(-25.0, -25.1, -24.9), Interval(66.7, 66.6, 66.8)
 
     monkeypatch.setattr(recount, "bootstrap", narrow)
-    assert not verify([results]).differ  # the tables are held against the second draw
     monkeypatch.setattr("tango.results.tables.bootstrap", narrow)
     report([results / "sweep"], results / "tables")
     found = differing(verify([results]))
@@ -398,6 +412,92 @@ def test_without_samples_nothing_is_called_right(results: Path, tmp_path: Path) 
     bare = verify([tmp_path / "bare", tmp_path / "of_bare"])
     assert not bare.differ and sum("no records of a run" in one.gives for one in bare.unchecked) == 2
     shutil.rmtree(tmp_path / "bare")
+
+
+def test_wilsons_ends_by_their_equation() -> None:
+    assert ends(100, 6) == pytest.approx((61.0, 100.0), abs=0.05) and ends(0, 6) == pytest.approx((0, 39.0), abs=0.05)
+    for percent, n in ((37.5, 8), (90.0, 720)):
+        for end in ends(percent, n):
+            share, p = percent / 100, end / 100
+            assert abs(share - p) == pytest.approx(1.959964 * math.sqrt(p * (1 - p) / n), rel=1e-6)
+
+
+def test_the_table_over_several_models(results: Path) -> None:
+    for framework in ("lmms-eval", "VLMEvalKit"):
+        for ratio in (None, 0.1):
+            place = write_cell(results / "second", framework, ratio)
+            for file in (place / "cell.json", place / "run/tiny/1_efficiency.json"):
+                change(file, '"dtype": "float32"', '"dtype": "bfloat16"')
+    shutil.rmtree(results / "tables")
+    report([results / "sweep", results / "second"], results / "tables")
+    assert not verify([results / "tables"]).differ
+    for name, old, new in (
+        ("README.md", "50.0", "50.1"),
+        ("accuracy.csv", "66.7 [", "66.8 ["),
+        ("accuracy.tex", "10.0", "11.0"),
+    ):
+        file = results / "tables" / name
+        before = file.read_text()
+        change(file, old, new)
+        found = verify([results])
+        assert [Path(one.file) for one in found.differ] == [file] and "tiny, 8 frames, bfloat16" in found.differ[0].what
+        file.write_text(before)
+    lines = (results / "tables" / "accuracy.csv").read_text().splitlines(keepends=True)
+    (results / "tables" / "accuracy.csv").write_text("".join(lines[:-1]))
+    assert [one.gives for one in verify([results]).differ] == ["a finished cell"]
+    shutil.rmtree(results / "second")
+    gone = verify([results])
+    assert {Path(one.file).name for one in gone.unchecked} >= {"README.md", "accuracy.csv", "accuracy.tex"}
+
+
+def test_runs_by_hand_are_followed(results: Path) -> None:
+    for folder in (LMMS, VLM):
+        shutil.copytree(results / folder / "run", results / "by_hand" / Path(folder).name)
+    outcome = verify([results / "by_hand"])
+    assert not outcome.differ and not outcome.unchecked and outcome.agree > 400
+    report([results / "by_hand"], results / "of_by_hand")
+    assert not verify([results / "of_by_hand"]).differ
+    change(results / "by_hand" / Path(LMMS).name / "tiny/1_samples_motionqa.jsonl", '"score": 0.0', '"score": 1.0')
+    assert ("1_samples_motionqa.jsonl", "sample q4: score", "1.0", "0.0") in differing(verify([results / "by_hand"]))
+
+
+def test_failed_samples_have_no_row(results: Path) -> None:
+    place = results / LMMS
+    run = json.loads((place / "run/tiny/1_efficiency.json").read_text())
+    run["samples"][7] |= {"failure": "ValueError: odd", "response": None, "timing": None, "tokens": {}, "videos": []}
+    run |= {"n_failed": 1, "failed": [{"task": "motionqa", "doc_id": 7, "reason": "ValueError: odd", "tries": 2}]}
+    run["efficiency"] |= times(run["samples"])
+    run["tokens"] |= tokens(run["samples"])
+    (place / "run/tiny/1_efficiency.json").write_text(json.dumps(run))
+    lines = [json.dumps({"key": str(i), **one}) + "\n" for i, one in enumerate(run["samples"])]
+    (place / "run/journal/run0.1-rank0.jsonl").write_text("".join(lines))
+    drop_line(place / "run/tiny/1_samples_motionqa.jsonl", 7)
+    (place / "run/tiny/1_results.json").write_text(json.dumps({"results": {"motionqa": {"accuracy,none": 4 / 7}}}))
+    what = json.loads((place / "cell.json").read_text())["cell"]
+    cell = {"identity": "identity 0.1", "cell": what, **lmms_cells.collect(place / "run")}
+    (place / "cell.json").write_text(json.dumps(cell))
+    assert not verify([results / "sweep"]).differ
+    change_json(place / "run/tiny/1_efficiency.json", lambda content: content.update(n_failed=0))
+    assert [what for _, what, *_ in differing(verify([results / "sweep"]))] == ["n_failed", "provenance: n_failed"]
+
+
+def test_names_that_look_like_markup(results: Path) -> None:
+    for framework in ("lmms-eval", "VLMEvalKit"):
+        for ratio in (None, 0.1):
+            place = results / "sweep/cells" / f"{framework}-{'vanilla' if ratio is None else 'tango'}"
+            if framework == "lmms-eval":
+                log = place / "run/tiny/1_samples_motionqa.jsonl"
+                log.write_text(log.read_text().replace('"kind": "colour"', '"kind": "a|b & <c>_d #1"'))
+            else:
+                sheet = pd.read_excel(place / "run/tiny/1_score.xlsx")
+                sheet["kind"] = sheet["kind"].replace("colour", "a|b & <c>_d #1")
+                sheet.to_excel(place / "run/tiny/1_score.xlsx", index=False)
+            change_json(place / "cell.json", lambda cell: [row.update(kind="a|b & <c>_d #1") for row in cell["samples"]
+                                                           if row["kind"] == "colour"])  # fmt: skip
+    shutil.rmtree(results / "tables")
+    report([results / "sweep"], results / "tables")
+    found = verify([results])
+    assert not found.differ and not found.unchecked
 
 
 def test_what_cannot_be_read_is_a_difference(results: Path) -> None:

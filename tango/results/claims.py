@@ -207,11 +207,12 @@ def hold_line(
 ) -> None:
     """Hold a line of a shown table against values by its columns."""
     names = (row.get("model"), row.get(""), row.get("framework"), row.get("benchmark") or benchmark)
-    where = ", ".join(filter(None, names))
+    where = ", ".join(filter(None, names)).replace("\\", "")
     for column, text in row.items():
         if column in values:
             alone = not column.startswith(("share kept", "difference"))  # these never stand without their intervals
-            outcome.hold_text(file, f"{where}: {column}", text, values[column], slack, alone)
+            name = column.replace("\\", "")  # for people, without the marks of an escape
+            outcome.hold_text(file, f"{where}: {name}", text, values[column], slack, alone)
         elif column not in TEXT:
             outcome.unchecked.append(Finding(str(file), f"{where}: {column}", text, "no finished cell gives it"))
 
