@@ -16,6 +16,7 @@ from tango.sweeps.estimate import (
     PUBLISHED,
     READING,
     READING_S,
+    SAMPLE_KB,
     VISION_RATE,
     Model,
     model_of,
@@ -72,6 +73,18 @@ def lines() -> Iterator[str]:
         f"Of the accuracy runs, {sum(reading.values()):.0f} hours are reading videos: were it twice as slow, that much "
         f"more; were MVBench's clips as slow as long videos, {clips:.0f} hours more."
     )
+    yield ""
+    yield "| table | runs | GPU hours | of these in generate() | operations, 10**18 | results, GB |"
+    yield "|---|---|---|---|---|---|"
+    accuracy = {f"accuracy, {name}": (model, tuple(QUESTIONS)) for name, model in MODELS.items()}
+    for name, (model, names) in {**accuracy, "efficiency": (MODELS["LLaVA-OneVision-7B"], ("Video-MME",))}.items():
+        count = len(RATIOS) * sum(QUESTIONS[benchmark] for benchmark in names)
+        held = GPUS * sum(hours(model, benchmark, ratio) for benchmark in names for ratio in RATIOS)
+        asked = sum(QUESTIONS[benchmark] for benchmark in names)
+        busy = asked * sum(model.gpu_seconds(ratio, PREFILL_RATE) for ratio in RATIOS) / 3600
+        work = asked * sum(model.vision + model.decoder.prefill(model.prompt(ratio)) for ratio in RATIOS) / 1e18
+        cells = [name, str(len(RATIOS) * len(names)), f"{held:.0f}", f"{busy:.0f}", f"{work:.1f}"]
+        yield f"| {' | '.join(cells)} | {count * SAMPLE_KB / 1e6:.1f} |"
     yield ""
     yield "| GPU memory, unpruned, GB | weights | keys and values | widest layer | together |"
     yield "|---|---|---|---|---|"

@@ -39,7 +39,7 @@ while kill -0 $sweep 2> /dev/null; do # a signal ends wait before the sweep, whi
     wait $sweep
     status=$?
 done
-task=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}_$SLURM_ARRAY_TASK_ID
+task=${SLURM_ARRAY_JOB_ID:-${SLURM_JOB_ID:-}}_$SLURM_ARRAY_TASK_ID
 # A task that is cancelled, or that SLURM itself queues again after pre-emption, is not running any more.
 if [ -n "$stopped" ] && [ $status -ne 0 ] && [ "$(squeue -h -j "$task" -o %T)" = RUNNING ]; then
     echo "slurm.sh: cell $SLURM_ARRAY_TASK_ID was stopped and is queued again" >&2
