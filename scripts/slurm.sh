@@ -1,6 +1,5 @@
 #!/bin/bash
 # A sweep as a SLURM job array: each task runs one cell of a grid, as many at a time as the cluster gives. From the root:
-#   mkdir -p build/slurm
 #   sbatch --array=1-16 scripts/slurm.sh configs/sweeps/llava_onevision.yaml [flags of `tango sweep`]
 # Cells are numbered as `tango sweep GRID --dry-run` lists them, one a line: --array=1-$(tango sweep GRID --dry-run | wc -l).
 # Two minutes before its time is over, or when it is pre-empted, a task stops its cell, whose finished samples stay in the
@@ -17,7 +16,6 @@
 #SBATCH --signal=B:TERM@120
 #SBATCH --requeue
 #SBATCH --open-mode=append
-#SBATCH --output=build/slurm/%A_%a.log
 set -uo pipefail
 
 cd "${SLURM_SUBMIT_DIR:-$PWD}" || exit 2
