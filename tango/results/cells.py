@@ -96,8 +96,8 @@ def read_folders(folders: Iterable[str | Path]) -> tuple[list[Cell], list[str]]:
                 cells.append(cell)
         if not found:
             raise ResultsError(
-                f"no finished cells below {str(folder)!r}; a sweep's folder holds cells/<name>/cell.json, and that of "
-                "a framework's own run *_efficiency.json and its scores" + "".join(f"\n  {reason}" for reason in broken)
+                f"no finished cells below {str(folder)!r}; a framework's own run has *_efficiency.json and scores, and "
+                "a sweep's folder holds cells/<name>/cell.json" + "".join(f"\n  {reason}" for reason in broken)
             )
         remarks += [reason for reason in broken if reason not in remarks]
     return cells, remarks

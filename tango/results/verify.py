@@ -159,11 +159,9 @@ def _all_models(folder: Path, comment: Sequence[str], cells: Sequence[Cell], out
                 values |= {"average": None, layout.SHARE: None}
             values = dict.fromkeys(every) | values
             hold_line(outcome, file, row, {written(column): value for column, value in values.items()}, 0.0)
-            wanted = (of, row.get("framework"), row.get(""))
+            within = row.get("framework")  # not named where there is one only
             left -= {
-                key
-                for key in left
-                if wanted in ((key[0], within, written(key[2])) for within in (None, written(key[1])))
+                key for key in left if (key[0], written(key[2])) == (of, row[""]) and within in (None, written(key[1]))
             }
         for key in sorted(left):
             outcome.differ.append(Finding(str(file), ", ".join(key), "nothing", "a finished cell"))
