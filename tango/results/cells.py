@@ -82,11 +82,11 @@ def read_folders(folders: Iterable[str | Path]) -> tuple[list[Cell], list[str]]:
         if not folder.is_dir():
             raise ResultsError(f"there is no folder {str(folder)!r}")
         broken: list[str] = []
-        by_hand = _run_by_hand(folder, broken)
+        by_hand = run_by_hand(folder, broken)
         cells += [cell for file, cell in by_hand if file.resolve() not in seen]
         seen.update(file.resolve() for file, _ in by_hand)
         found = len(by_hand)
-        for place in _places(folder, broken):
+        for place in cell_folders(folder, broken):
             try:
                 if not (place / "cell.json").is_file():
                     raise ResultsError(f"{place}: not finished, or failed")
@@ -107,7 +107,7 @@ def read_folders(folders: Iterable[str | Path]) -> tuple[list[Cell], list[str]]:
     return cells, remarks
 
 
-def _run_by_hand(folder: Path, broken: list[str]) -> list[tuple[Path, Cell]]:
+def run_by_hand(folder: Path, broken: list[str]) -> list[tuple[Path, Cell]]:
     """What was run in a folder by a framework's own command line, with its file; why a run is left out goes to
     `broken`.
     """
@@ -128,7 +128,7 @@ def _run_by_hand(folder: Path, broken: list[str]) -> list[tuple[Path, Cell]]:
     return cells
 
 
-def _places(folder: Path, broken: list[str]) -> list[Path]:
+def cell_folders(folder: Path, broken: list[str]) -> list[Path]:
     """The folders <sweep>/cells/<name> in and below a folder, each once, whichever links lead there; what cannot be
     read is added to `broken`.
     """
