@@ -258,8 +258,10 @@ def test_wrapped_while_attached(family):
 
 
 @pytest.mark.parametrize("method", [name for name in REGISTRY if name not in INSIDE])
-def test_gradients_are_those_of_what_is_merged(family, method, tmp_path):
+def test_gradients_reach_projector_and_tower(family, method, tmp_path):
+    """With a decoder that is not trained; what they are is in tests/pruners/test_every_method.py."""
     model, inputs = family.build(tmp_path), example(family)
+    model.model.language_model.requires_grad_(False)
     weights = family.projector(model), next(family.tower(model).parameters())
     labels = inputs["input_ids"].clone()
     labels[:, :-3] = -100
@@ -380,30 +382,88 @@ def test_lora(family, method, tmp_path):
     assert beside.shape != plain.shape or (beside - plain).abs().max() > 0.01
 
 
-def test_linear_layers_of_another_kind(family, tmp_path):
-    """As 8-bit layers are: their `weight` is not what they compute with."""
+class EightBits(nn.Linear):
+    """As bitsandbytes has it: int8 of the right shape, and a scale of each row elsewhere."""
 
-    class Scaled(nn.Module):
-        def __init__(self, linear):
-            super().__init__()
-            self.weight = nn.Parameter((linear.weight * 64).round().to(torch.int8), requires_grad=False)
-            self.bias, self.in_features, self.out_features = linear.bias, linear.in_features, linear.out_features
+    def __init__(self, linear):
+        super().__init__(linear.in_features, linear.out_features)
+        weight = linear.weight.detach()
+        self.scale = weight.abs().amax(1, keepdim=True) / 127
+        self.weight, self.bias = self.packed((weight / self.scale).round()), linear.bias
 
-        def forward(self, x):
-            return nn.functional.linear(x, self.weight.to(x) / 64, self.bias)
+    def packed(self, codes):
+        return nn.Parameter(codes.to(torch.int8), requires_grad=False)
 
+    def codes(self):
+        return self.weight
+
+    def plain(self):
+        return self.codes() * self.scale
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.plain().to(x), self.bias)
+
+
+class FourBits(EightBits):
+    """As bitsandbytes has it: two codes a byte, in one column of another length."""
+
+    def packed(self, codes):
+        self.shape, codes = codes.shape, (codes / 18.2).round() + 8
+        codes = codes.to(torch.uint8).flatten()
+        return nn.Parameter((codes[::2] * 16 + codes[1::2])[:, None], requires_grad=False)
+
+    def codes(self):
+        pairs = torch.cat((self.weight // 16, self.weight % 16), 1)
+        return (pairs.view(self.shape).float() - 8) * 18.2
+
+
+@pytest.mark.parametrize("kind", [EightBits, FourBits])
+def test_linear_layers_of_another_kind(family, kind, tmp_path):
+    """Their `weight` is not what they compute with: as with plain layers of what it stands for."""
     model, inputs = family.build(tmp_path), example(family)
     plain = copy.deepcopy(model)
-    for module, other in zip(model.modules(), plain.modules(), strict=True):
+    changed = 0
+    for module, other in zip(list(model.modules()), list(plain.modules()), strict=True):
         for name, child in list(module.named_children()):
-            if isinstance(child, nn.Linear) and name in ("q_proj", "k_proj", "qkv"):
-                setattr(module, name, Scaled(child))
-                getattr(other, name).weight.data = (child.weight * 64).round() / 64
+            if type(child) is nn.Linear and name != "lm_head":
+                setattr(module, name, layer := kind(child))
+                getattr(other, name).weight.data = layer.plain()
+                changed += 1
+    assert changed > 20
     with torch.no_grad():
-        for method in ("visionzip", "tango", "fastv"):
+        for method in ("visionzip", "tango", "fastv", "fastvid", "holitom"):
             with attach(model, make_pruner(method, 0.5)) as one, attach(plain, make_pruner(method, 0.5)) as two:
                 torch.testing.assert_close(model(**inputs).logits, plain(**inputs).logits, atol=1e-4, rtol=1e-4)
                 assert torch.equal(one.videos[0].indices, two.videos[0].indices)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_bitsandbytes(family, bits, tmp_path):
+    """Layers of its own: the same tokens as with plain layers of what it makes of the weights, and they are pruned."""
+    bitsandbytes = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    model, inputs = family.build(tmp_path), example(family)
+    plain = copy.deepcopy(model)
+    for module, other in zip(list(model.modules()), list(plain.modules()), strict=True):
+        for name, child in list(module.named_children()):
+            if type(child) is not nn.Linear or name == "lm_head":
+                continue
+            size, bias = (child.in_features, child.out_features), child.bias is not None
+            if bits == 8:
+                layer = bitsandbytes.nn.Linear8bitLt(*size, bias, has_fp16_weights=False)
+            else:
+                layer = bitsandbytes.nn.Linear4bit(*size, bias, compute_dtype=torch.float32, quant_type="nf4")
+            layer.load_state_dict(child.state_dict())
+            setattr(module, name, layer.to("cpu"))
+            with torch.no_grad():
+                own = layer(torch.eye(size[0])).T
+            getattr(other, name).weight.data = own if child.bias is None else own - child.bias[:, None]
+    with torch.no_grad():
+        for method in ("visionzip", "tango", "fastv"):
+            with attach(model, make_pruner(method, 0.5)) as one, attach(plain, make_pruner(method, 0.5)) as two:
+                logits = model(**inputs).logits
+                assert logits.shape == plain(**inputs).logits.shape
+                shared = set(one.videos[0].indices.tolist()) & set(two.videos[0].indices.tolist())
+                assert len(shared) >= 0.9 * len(two.videos[0].indices)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -418,6 +478,9 @@ def test_shift_labels_follow_their_tokens(family, side):
             with attach(model, pruner):
                 expected = model(**inputs, labels=labels).loss
                 assert torch.equal(model(**inputs, labels=labels, shift_labels=shifted).loss, expected)
+                for name in ("labels", "shift_labels"):
+                    with pytest.raises(ValueError, match=rf"^{name} has shape \(2, 7\); the prompt .* has \(2, "):
+                        model(**inputs, **{name: labels[:, :7]})
         with attach(model, make_pruner("fastv", 0.5)), pytest.raises(ValueError, match="shift_labels do not work"):
             model(**inputs, shift_labels=shifted)
 
