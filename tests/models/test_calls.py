@@ -341,7 +341,7 @@ def test_static_cache_of_several_rows(family, method):
 
 
 @pytest.mark.parametrize("method", ["tango", "fastv", "visionzip"])
-@pytest.mark.parametrize("where", ["cpu", "disk"])
+@pytest.mark.parametrize("where", ["cpu", "disk", "device_map", "device_map in parts"])
 def test_offloaded(family, method, where, tmp_path):
     model, inputs = family.build(tmp_path), example(family)
     with torch.no_grad():
@@ -349,9 +349,17 @@ def test_offloaded(family, method, where, tmp_path):
             expected, ids = model(**inputs).logits, model.generate(**inputs, max_new_tokens=3, do_sample=False)
         if where == "cpu":
             accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
+        elif where.startswith("device_map"):
+            model.save_pretrained(tmp_path / "saved")
+            children = [f"model.{name}" for name, _ in model.model.named_children()]
+            devices = dict.fromkeys(children, "disk") | {"model.image_newline": "cpu", "lm_head": "cpu"}
+            devices = devices if "parts" in where else {"": "disk"}
+            folder = str(tmp_path / "weights")
+            model = type(model).from_pretrained(tmp_path / "saved", device_map=devices, offload_folder=folder).eval()
+            model.config._name_or_path = str(tmp_path)
         else:
             accelerate.disk_offload(model, str(tmp_path / "weights"), execution_device=torch.device("cpu"))
-        assert next(model.parameters()).is_meta
+        assert any(weight.is_meta for weight in model.parameters())
         with attach(model, make_pruner(method, 0.5)):
             assert torch.equal(model(**inputs).logits, expected)
             assert torch.equal(model.generate(**inputs, max_new_tokens=3, do_sample=False), ids)

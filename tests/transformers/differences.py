@@ -9,7 +9,9 @@ ROWS = "a row has as many newlines as rows of its frames have tokens left, so th
 LABELS = "with pruning inside the decoder labels are refused, for their tokens may be dropped there"
 CHECKPOINTS = "gradient checkpointing that computes hooks again is refused with pruning inside the decoder"
 
+CHECKPOINTED = "test_enable_input_require_grads_with_gradient_checkpointing"
 LABELLED = (
+    CHECKPOINTED,
     "test_causal_lm_loss_honors_shift_labels",
     "test_model_outputs_equivalence",
     "test_training",
@@ -17,7 +19,6 @@ LABELLED = (
     "test_training_gradient_checkpointing_use_reentrant_false",
     "test_training_gradient_checkpointing_use_reentrant_true",
 )
-CHECKPOINTED = ("test_enable_input_require_grads_with_gradient_checkpointing",)
 # (modes, or families and modes; tests; reason)
 DIFFERENCES = [
     (("half",), ("test_attention_outputs", "test_hidden_states_output"), SHORTER),
@@ -25,7 +26,7 @@ DIFFERENCES = [
     (("llava_video half",), ("test_batching_equivalence",), ROWS),
 ]
 if "__call__" in vars(GradientCheckpointingLayer):
-    DIFFERENCES.append((("inside",), CHECKPOINTED, CHECKPOINTS))
+    DIFFERENCES.append((("llava_video inside",), (CHECKPOINTED,), CHECKPOINTS))
 
 
 def reason(family: str, mode: str, test: str) -> str | None:
