@@ -122,7 +122,7 @@ class DecoderPruner:
         if self._prompt is not None and checkpointing and hooks_again and torch.is_grad_enabled():
             raise ValueError(
                 f"transformers {transformers.__version__} computes hooks again with gradient checkpointing, which does "
-                "not work with pruning inside the language model: install a newer version, call "
+                "not work with pruning inside the language model: install 5.23 or newer, call "
                 "gradient_checkpointing_disable(), or unset pruned_layer"
             )
         features = kwargs.get("deepstack_visual_embeds")

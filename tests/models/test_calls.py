@@ -22,7 +22,7 @@ QUESTION = [7, 8, 9]
 PLACEHOLDERS = [IMAGE, VIDEO, START, END]  # as an answer they would be taken for another video
 GREEDY = {"suppress_tokens": PLACEHOLDERS, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
 INSIDE = ("fastv",)  # methods that prune inside the language model
-HOOKS_AGAIN = "__call__" in vars(GradientCheckpointingLayer)  # before transformers 5.2x, with checkpointing
+HOOKS_AGAIN = "__call__" in vars(GradientCheckpointingLayer)  # before transformers 5.23, with checkpointing
 
 
 def example(family, rows=1):
