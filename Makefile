@@ -4,6 +4,8 @@
 # make test-oldest: the models' and methods' tests with the oldest transformers that pyproject.toml allows.
 # make test-transformers: transformers' own modelling tests with pruners attached, from the source distribution of the
 # version that is installed; OLDER=yes takes the oldest.
+# make fuzz: ten minutes of made-up videos, texts, settings and files against what reads them, seeded; make test has
+# a few seconds of it. TANGO_FUZZ_SECONDS sets another time.
 # make vllm: an environment of its own for serving with vLLM on a CPU, in build/vllm. make test-vllm: the plugin's tests in it,
 # against transformers (minutes). make serve: a server with tango-tiny, and a request to try; docs/serving.md.
 # make coverage: which lines of tango/ the tests run, into docs/coverage.md; TESTS=tests/pruners measures a part.
@@ -17,7 +19,7 @@ VLLM := build/vllm
 
 TESTS ?= tests
 
-.PHONY: demo benchmark test test-oldest test-transformers vllm test-vllm serve format coverage docs package setup data clean
+.PHONY: demo benchmark test fuzz test-oldest test-transformers vllm test-vllm serve format coverage docs package setup data clean
 
 demo: setup
 	$(BIN)/python scripts/demo.py
@@ -32,6 +34,9 @@ test: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+fuzz: setup
+	TANGO_FUZZ_SECONDS=$${TANGO_FUZZ_SECONDS:-600} $(BIN)/python -m pytest tests/fuzz
 
 test-oldest: $(OLDEST)/installed
 	$(OLDEST)/bin/python -m pytest tests/models tests/pruners

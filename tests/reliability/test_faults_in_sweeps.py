@@ -326,13 +326,28 @@ def test_a_damaged_journal(tmp_path: Path, seen: Seen) -> None:
     assert sweep_of(tmp_path, cell(tmp_path, "a")).run() == {}
     (tmp_path / "cells/a/cell.json").unlink()
     journal = tmp_path / "cells/a/run/journal/r-rank0.jsonl"
-    first, _, third = journal.read_text().splitlines()
+    first, _, third = journal.read_text().split("\n")[:3]
     damage(journal, f'{first}\n{{"key": "1", "resp\n{third}\n')
-    sweep = sweep_of(tmp_path, cell(tmp_path, "a"), cell(tmp_path, "b"))
+    again = sweep_of(tmp_path, cell(tmp_path, "a"), cell(tmp_path, "b"))
+    assert again.run() == {} and [result["resumed"] for result in again.results()] == [2, 0]
+    line = next(line for line in (tmp_path / "cells/a/log.txt").read_text().split("\n") if "set aside" in line)
+    assert "line 2, is set aside and its sample computed anew" in line
+    seen(line, "all samples but the damaged one, and its line as it is")
+
+
+@pytest.mark.fault("a file in the place of a journal", "a text file with the journal's name, and a link to one")
+def test_a_file_that_is_no_journal(tmp_path: Path, seen: Seen) -> None:
+    sweep = sweep_of(tmp_path, cell(tmp_path, "a"))
+    assert sweep.run() == {}
+    (tmp_path / "cells/a/cell.json").unlink()
+    journal, notes = tmp_path / "cells/a/run/journal/r-rank0.jsonl", tmp_path / "notes.txt"
+    damage(journal, "precious")
     failures = sweep.run()
-    assert list(failures) == ["a"] and "line 2, is not an entry" in failures["a"]
-    assert len(journal.read_text().splitlines()) == 3 and len(sweep.results()) == 1
-    seen(f"tango: a failed: {failures['a']}", "the other cells; the journal is left to the user, whole lines and all")
+    assert "is no journal of ours" in failures["a"] and journal.read_text() == "precious"
+    journal.rename(notes)
+    journal.symlink_to(notes)
+    assert "is a link" in sweep.run()["a"] and notes.read_text() == "precious"
+    seen(f"tango: a failed: {failures['a']}", "the file and what the link points to, as they are; the other cells")
 
 
 @pytest.mark.fault("a journal torn at its end", "the last bytes cut off, as a kill or a power failure does")

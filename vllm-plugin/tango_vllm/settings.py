@@ -63,7 +63,7 @@ def check(pruner: Pruner, layers: int, saliencies: Collection[str], *, gapless: 
         raise SettingsError(f"saliency={pruner.saliency!r}: this model has {', '.join(saliencies)}")
     if pruner.keep_positions and gapless:
         raise SettingsError(
-            "keep_positions=True: vLLM numbers tokens of this model's prompts without gaps: set keep_positions=false"
+            "keep_positions=True: vLLM numbers this model's tokens without gaps; set keep_positions=false"
         )
     if pruner.positions != "trained" and not gapless:
         raise SettingsError(f"positions={pruner.positions!r}: vLLM has those that the model was trained with")
