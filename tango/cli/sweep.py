@@ -159,7 +159,8 @@ def run(expanded: Expanded, grid: Grid, as_json: bool, part: bool = False) -> in
             if grid.ray is not None:
                 machine = stack.enter_context(RayCluster(grid.ray, 1 if grid.gpus is None else grid.gpus))
             for model, cells in expanded.cells.items():
-                one = Sweep(Path(grid.output) / model, cells, grid.jobs, Console(stderr=True), machine, part)
+                progress = Console(stderr=True, markup=False, emoji=False)
+                one = Sweep(Path(grid.output) / model, cells, grid.jobs, progress, machine, part)
                 failures |= {f"{model}/{name}": reason for name, reason in one.run().items()}
                 results = one.results()
                 finished += [short(result) for result in results]

@@ -21,7 +21,8 @@ from tango.sweeps.sweep import CellError
 LABELS = {
     VANILLA: "unpruned", "tango": "Tango", "topk": "top-k saliency", "visionzip": "VisionZip", "fastvid": "FastVID",
     "holitom": "HoliTom", "vidcom2": "VidCom2", "flashvid": "FlashVID", "dycoke": "DyCoke", "divprune": "DivPrune",
-    "prunevid": "PruneVid", "fastv": "FastV",
+    "prunevid": "PruneVid", "fastv": "FastV", "evs": "EVS", "vcast": "V-CAST", "stop_visionzip": "SToP on VisionZip",
+    "stop_fastvid": "SToP on FastVID", "stop_holitom": "SToP on HoliTom",
 }  # fmt: skip
 
 # What tables need of a cell.json (tango/sweeps/cells.py writes more). Fields are values here, not types to mypy.
@@ -53,6 +54,9 @@ CELL_FILE: Any = _of(
     reported=(float | None, None),
     samples=Annotated[list[ROW], Field(min_length=1)],
 )  # fmt: skip
+
+COLUMNS = {"", "framework", "name", "method", "variant", "retention_ratio", "tokens_kept", "average", "share_kept",
+           "difference", "questions", "n", "share kept (%)", "difference (points)", "tokens kept (%)"}  # fmt: skip
 
 Cell = Mapping[str, Any]
 
@@ -172,8 +176,17 @@ def check_cell(cell: Any, file: Path) -> Cell:
             raise ResultsError(
                 f"{file}: it kept {row['tokens_after']} of {row['tokens_before']} tokens; run its sweep again"
             )
-    read: Cell = cell
+    read: Cell = _whole_characters(cell)
     return read
+
+
+def _whole_characters(value: Any) -> Any:
+    """The same with halves of characters, which replies may end in, as their escapes: data frames take none."""
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()
+    if isinstance(value, dict):
+        return {_whole_characters(key): _whole_characters(inner) for key, inner in value.items()}
+    return [_whole_characters(inner) for inner in value] if isinstance(value, list) else value
 
 
 def label(cell: Cell) -> str:
@@ -185,8 +198,11 @@ def label(cell: Cell) -> str:
 
 
 def benchmark(cell: Cell) -> str:
-    """The benchmark's own name, whatever the framework calls it; the number of frames is named elsewhere."""
-    return benchmark_name(cell["cell"]["benchmark"])
+    """The benchmark's own name, whatever the framework calls it; the number of frames is named elsewhere. One that is
+    called like another column of the tables is marked.
+    """
+    name = benchmark_name(cell["cell"]["benchmark"])
+    return f"benchmark {name}" if name in COLUMNS or name.endswith(("_low", "_high")) else name
 
 
 def setting(cell: Cell) -> tuple[str, int, str, str]:

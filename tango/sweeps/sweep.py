@@ -250,7 +250,7 @@ class Sweep:
         except Exception as error:  # whatever is wrong with a cell's files, the other cells go on
             what = str(error) if isinstance(error, CellError) else f"its files are damaged: {error!r}"
             self.failures[cell.name] = f"{ended or what} (log: {folder / 'log.txt'})"
-            self.console.print(f"[red]{cell.name} failed[/]")
+            self.console.print(f"{cell.name} failed", style="red", markup=False)
             return
         write_json(folder / "cell.json", result)
         if failed:
@@ -258,7 +258,8 @@ class Sweep:
                 f"{len(failed)} of its {len(failed) + len(result['samples'])} samples failed and are not in its "
                 f"result, the first: {failed[0]['reason']}; the next start tries them again (log: {folder / 'log.txt'})"
             )
-        self.console.print(f"{cell.name} finished" + (f", without {len(failed)} samples that failed" if failed else ""))
+        without = f", without {len(failed)} samples that failed" if failed else ""
+        self.console.print(f"{cell.name} finished{without}", markup=False)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -269,9 +270,12 @@ class Sweep:
             yield
 
     def _progress(self) -> Progress:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
         return Progress(
-            *columns, TextColumn("{task.fields[cells]}"), TextColumn("{task.fields[left]}"), console=self.console
+            *columns,
+            TextColumn("{task.fields[cells]}", markup=False),
+            TextColumn("{task.fields[left]}", markup=False),
+            console=self.console,
         )
 
 
