@@ -185,7 +185,7 @@ def read_again(file: Path, content: bytes) -> None:
         grid = read_grid(file, {})
     except ValueError as error:
         refused = str(error)
-        assert len(refused) < 3000 and (file.name in refused or refused.startswith(("gpus = ", "jobs = ")))  # noqa: PT017
+        assert len(refused) < 3000 and (file.name in refused or refused.startswith(("gpus = ", "jobs = ")))
         return
     assert isinstance(grid, Grid) and all(0 < ratio <= 1 for ratio in grid.ratios) and grid.frames >= 1
 
