@@ -7,8 +7,8 @@ import torch
 from videos import made_up
 
 from tango.pruners import Random, TopK, Uniform
-from tango.pruners.base import Pruned, token_budget
-from tango.pruners.budget import apportion, fit
+from tango.pruners.base import Pruned
+from tango.pruners.budget import apportion, fit, token_budget
 
 
 def plain(frames, tokens, dim=4):

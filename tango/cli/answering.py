@@ -61,6 +61,14 @@ def check_video(video: str | None) -> str:
     return path
 
 
+def check_model(model: str | None) -> None:
+    """Turn away a model's name that is neither a folder nor a hub id; InputError."""
+    from tango.inference.names import check_pretrained
+
+    with input_errors():
+        check_pretrained(shipped(MODEL) if model is None else model)
+
+
 def check_question(question: str | None) -> None:
     """Turn away a question that a shell passed on as bytes that are no text; InputError."""
     from tango.inference.prompt import check_text
@@ -125,6 +133,7 @@ def start(
         InputError: any of them cannot be, or they do not fit each other.
     """
     step("starting up")
+    check_model(model)
     path = check_video(video)
     check_question(question)
     pruners = choose_pruners(methods, ratio, config, fields or [])

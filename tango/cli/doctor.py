@@ -22,7 +22,8 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from tango.cli.common import FAILED, OK, Json, console, print_json, stdout_for_json, steps
+from tango.cli.answering import check_model
+from tango.cli.common import BAD_INPUT, FAILED, OK, Json, console, print_json, stdout_for_json, steps
 from tango.motionqa.shipped import DATA, MODEL, checkout
 from tango.sweeps.frameworks import FRAMEWORKS, QUESTIONS
 
@@ -61,8 +62,11 @@ def doctor(
 ) -> int:
     """Look at what is installed, at models, data sets, memory and disk, and say what to do about what is not well.
 
-    Lines marked * are what the shipped model and commands need: exit code 1 if one of them is not ok.
+    Lines marked * are what the shipped model and commands need, and models that are named: exit code 1 if one of them
+    is not ok, 2 if a model that was named is missing.
     """
+    for model in models or []:
+        check_model(model)
     with stdout_for_json(as_json), steps(4) as step:
         findings: list[Finding] = []
         for name, look in (
@@ -72,9 +76,11 @@ def doctor(
             step(name)
             findings += look()
     well = all(finding.status == WELL for finding in findings if finding.needed)
+    lacking = any(finding.name in (models or []) and finding.status == MISSING for finding in findings)
+    status = OK if well else BAD_INPUT if lacking else FAILED
     if as_json:
         print_json({"ok": well, "findings": [asdict(finding) for finding in findings]})
-        return OK if well else FAILED
+        return status
     screen = console()
     shown = Table(show_header=False, box=None)
     for _ in range(4):
@@ -84,11 +90,12 @@ def doctor(
         if one.group != group:
             group = one.group
             shown.add_row("", Text(f"\n{group}", style="bold"))
-        status = Text(one.status, style=COLOURS[one.status])
-        shown.add_row(status, ("* " if one.needed else "  ") + one.name, one.found, Text(one.advice, style="cyan"))
+        coloured = Text(one.status, style=COLOURS[one.status])
+        shown.add_row(coloured, ("* " if one.needed else "  ") + one.name, one.found, Text(one.advice, style="cyan"))
     screen.print(shown)
-    screen.print("\nThe shipped model and commands work here." if well else "\nWhat is marked * has to be ok.")
-    return OK if well else FAILED
+    works = "These models work here." if models else "The shipped model and commands work here."
+    screen.print(f"\n{works}" if well else "\nWhat is marked * has to be ok.")
+    return status
 
 
 def packages() -> Iterator[Finding]:
@@ -218,7 +225,7 @@ def resources(models: Iterable[str]) -> Iterator[Finding]:
     if not chosen:
         chosen = [str(root / MODEL) if root is not None else MODEL, *PUBLISHED, DEFAULT_ID]
     for model in chosen:
-        needed = model.endswith(MODEL)
+        needed = model.endswith(MODEL) or bool(models)
         problem = missing_checkpoint(model)
         size = PUBLISHED.get(model, 0) * 1e9 * PUBLISHED_BYTES / GIB if problem else weights(model)[1]
         if problem is None:
@@ -237,7 +244,14 @@ def resources(models: Iterable[str]) -> Iterator[Finding]:
         need = size * ROOM
         advice = "" if need <= there else f"use a smaller model, or a machine with {amount(need)} of free {where}"
         found = f"{count / 1e6:,.0f} million parameters need about {amount(need)}; {amount(there)} of {where} free"
-        yield Finding("Memory", model, WELL if need <= there else LITTLE, found, advice, needed=model.endswith(MODEL))
+        yield Finding(
+            "Memory",
+            model,
+            WELL if need <= there else LITTLE,
+            found,
+            advice,
+            needed=model.endswith(MODEL) or bool(models),
+        )
 
 
 def amount(gib: float) -> str:

@@ -38,7 +38,7 @@ def by_hand(
                          "positions move; pass a number of last positions")  # fmt: skip
     for name, padding in (("labels", -100), ("token_type_ids", 0), ("mm_token_type_ids", 0)):
         if inputs.get(name) is not None:
-            call[name] = prompt.align(inputs[name], padding)
+            call[name] = inputs[name] if prompt.unchanged else take(inputs[name], prompt.source, padding)
     if inputs.get("shift_labels") is not None and not prompt.unchanged:
         call["shift_labels"] = shifted(inputs["shift_labels"], prompt.source)
     return call | {name: getattr(prompt, name) for name in ("inputs_embeds", "attention_mask", "position_ids")}

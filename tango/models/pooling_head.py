@@ -139,9 +139,13 @@ def download(repository: str, file: str, tried: list[str]) -> Path | None:
 def weight_map(index: Path) -> dict[str, str]:
     """Tensor name -> file name, from the index of a sharded checkpoint."""
     try:
-        return dict(json.loads(index.read_text())["weight_map"])
-    except (ValueError, KeyError) as error:
+        names = dict(json.loads(index.read_text())["weight_map"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{index} is not the index of a sharded safetensors checkpoint: {error!r}") from error
+    for file in names.values():
+        if not isinstance(file, str) or Path(file).name != file or not file.endswith(".safetensors"):
+            raise ValueError(f"{index} names {file!r}: only .safetensors files beside it are read")
+    return names
 
 
 def files_of(file: Path) -> dict[str, Path]:

@@ -186,8 +186,10 @@ class QwenVL(Family):
         pixels, grids = inputs["pixel_values"], inputs.get("image_grid_thw")
         return self._tokens(self.core.get_image_features(pixels, grids, return_dict=True))
 
-    def positions(self, inputs: Mapping[str, Any], source: Tensor, attended: Tensor) -> Tensor:
-        """Temporal, row and column positions (3, B, W), as the model gives them to the unpruned prompt.
+    def positions(
+        self, inputs: Mapping[str, Any], source: Tensor, attended: Tensor, unchanged: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Temporal, row and column positions (3, B, W), as the model gives them to the unpruned prompt, and the next.
 
         Where the caller gave positions, tokens keep those; of four rows, the first (a count of tokens, by which the
         model tells packed prompts apart) is left out. Also sets what the model adds to the number of tokens in a cache
@@ -201,9 +203,9 @@ class QwenVL(Family):
         else:
             positions = positions.expand(3, *positions.shape)
         positions = positions.expand(-1, source.shape[0], -1)
-        self.next = after = positions.amax((0, 2)) + 1
+        after = positions.amax((0, 2)) + 1
         self.core.rope_deltas = (after - attended.sum(1).to(after.device))[:, None]
-        return take(positions.permute(1, 2, 0), source).permute(2, 0, 1)
+        return take(positions.permute(1, 2, 0), source).permute(2, 0, 1), after.expand(3, -1)
 
     def _whole_positions(self, inputs: Mapping[str, Any]) -> Tensor:
         """(3, B, N) of the unpruned prompt; as in the model itself, without ids or their types text's: one a token."""
