@@ -91,7 +91,7 @@ def collect(run: Path) -> dict[str, Any]:
     for samples in logged:
         task = samples.stem.removeprefix(f"{start}_samples_")
         name = ""
-        for line in samples.read_text(encoding="utf-8").splitlines():
+        for line in filter(None, samples.read_bytes().split(b"\n")):
             sample = json.loads(line)
             name = next((name for name in METRICS if isinstance(sample.get(name), dict)), "")
             if not name:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import shutil
 import signal
@@ -25,6 +24,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from tango.runs.journal import write_json
+from tango.runs.reading import read_json
 from tango.sweeps.machines import Job, Machine, ThisMachine
 from tango.sweeps.machines import SweepError as SweepError
 
@@ -72,15 +72,15 @@ class JournalCounter:
 
     def count(self) -> int:
         """How many answers there are by now."""
-        for file in self.folder.glob("*.jsonl"):
+        for file in filter(Path.is_file, self.folder.glob("*.jsonl")):  # a pipe would wait for its writer
             with file.open("rb") as lines:
                 lines.seek(self._read.get(file, 0))
                 new = lines.read()
             whole = new[: new.rfind(b"\n") + 1]
             self._read[file] = self._read.get(file, 0) + len(whole)
-            for line in whole.splitlines():
+            for line in whole.split(b"\n"):
                 with contextlib.suppress(ValueError, TypeError, KeyError):  # the cell itself says that it is damaged
-                    self._keys.add(json.loads(line)["key"])
+                    self._keys.add(read_json(line)["key"])
         return len(self._keys)
 
 
@@ -123,7 +123,7 @@ class Sweep:
         if not file.is_file():
             return None
         try:
-            result: dict[str, Any] = json.loads(file.read_bytes())
+            result: dict[str, Any] = read_json(file.read_bytes())
             return result if result["identity"] == cell.identity else None
         except (ValueError, TypeError, KeyError) as error:
             self.console.print(f"{file} is damaged ({error}): the cell is run again", markup=False, soft_wrap=True)
