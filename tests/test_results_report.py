@@ -111,6 +111,18 @@ def test_times_of_a_busy_machine_are_told(tmp_path: Path, cells: list[dict[str, 
     assert made.remarks[0] in (tmp_path / "README.md").read_text()
 
 
+def test_frameworks_whose_times_are_far_apart_are_told(tmp_path: Path) -> None:
+    cells = [made_up("tango", 0.1, [1], ttft=1792.0), made_up("tango", 0.1, [1], framework="VLMEvalKit", ttft=367.0)]
+    assert write_results(cells, tmp_path, "x").remarks == [
+        "Tango 10 % on MotionQA: lmms-eval took 1792 ms to the first token, VLMEvalKit 367 ms on the same machine, so "
+        "one of them was disturbed or did something else"
+    ]
+    cells[1]["provenance"]["device"]["name"] = "Another"  # times of different machines say nothing
+    assert not write_results(cells, tmp_path, "x").remarks
+    cells[1] = made_up("tango", 0.1, [1], framework="VLMEvalKit", ttft=1500.0)
+    assert not write_results(cells, tmp_path, "x").remarks
+
+
 def test_numbers_stand_beside_every_interval(tmp_path: Path, cells: list[dict[str, Any]]) -> None:
     for cell in cells:
         cell["samples"] = [row | {"score": 1.0} for row in cell["samples"][:6]]

@@ -220,7 +220,7 @@ def test_a_sweep_on_a_full_disk(tmp_path: Path, seen: Seen, capsys: pytest.Captu
     big = replace(cell(tmp_path, "b"), collect=lambda run: collect(run) | {"samples": "x" * 300_000})
     cells = [cell(tmp_path, "a"), big]
     sweep = sweep_of(tmp_path, *cells)
-    with room_for(200_000), pytest.raises(SweepError, match="File too large: .*; what was finished") as error:
+    with room_for(200_000), pytest.raises(SweepError, match=r"File too large: .*; what was finished") as error:
         sweep.run()
     assert [result["identity"] for result in sweep.results()] == ["identity of a"] and answers(tmp_path, "b") == 3
     again = sweep_of(tmp_path, *cells)
