@@ -158,7 +158,10 @@ def test_a_folder_of_several_models_and_benchmarks(tmp_path: Path, cells: list[d
     )
     made = report([tmp_path / "in"], tmp_path / "out")
     folders = {file.parent.name for file in made.files}
-    assert folders == {"tiny_8frame_float32", "llava-onevision-qwen2-7b-ov_32frame_float32"} and not made.remarks
+    assert folders == {"out", "tiny_8frame_float32", "llava-onevision-qwen2-7b-ov_32frame_float32"} and not made.remarks
+    every = (tmp_path / "out" / "README.md").read_text()
+    (unpruned,) = [line for line in every.splitlines() if line.startswith("| llava") and "unpruned" in line]
+    assert [cell.strip() for cell in unpruned.split("|")[-8:-1]] == ["90.0"] * 4 + ["-", "-", ""], unpruned
     folder = tmp_path / "out" / "llava-onevision-qwen2-7b-ov_32frame_float32"
     found = read(folder / "accuracy.csv").set_index("name")
     assert found.columns.tolist()[5:10] == ["Video-MME", "MVBench", "LongVideoBench", "MLVU", "average"]

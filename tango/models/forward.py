@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tango.models.cache import held_by, next_tokens
 from tango.models.family import Family
 from tango.models.in_llm import DecoderPruner
-from tango.models.prompt import OURS, Prompt, take, without
+from tango.models.prompt import OURS, Prompt, take, without, written
 
 
 def by_hand(
@@ -30,6 +30,10 @@ def by_hand(
     if decoder_pruner is not None and labels:
         raise ValueError(f"{labels[0]} do not work with pruning inside the language model: their tokens may be dropped "
                          "there; compute the loss from the logits, or unset pruned_layer")  # fmt: skip
+    shape = written(inputs).shape[:2]
+    if wrong := [name for name in labels if inputs[name].shape != shape]:
+        raise ValueError(f"{wrong[0]} has shape {tuple(inputs[wrong[0]].shape)}; the prompt before pruning has "
+                         f"{tuple(shape)}")  # fmt: skip
     prompt = prune(inputs, side=None)
     call = without(inputs, (*OURS, *family.inputs, "input_ids"))
     whole = prompt.unchanged and decoder_pruner is None

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 from safetensors import SafetensorError, safe_open
@@ -23,6 +24,8 @@ DEFAULT_ID = "google/siglip-so400m-patch14-384"
 DEFAULT_DIMENSIONS = {
     "hidden_size": 1152, "intermediate_size": 4304, "num_attention_heads": 16, "patch_size": 14, "image_size": 384,
 }  # fmt: skip
+
+PLAIN = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # others are quantized, float8 too
 
 # Tensors of the pooling head by the names they have below the vision model.
 ATTENTION_TENSORS = (
@@ -62,7 +65,7 @@ def own_head(tower: Any, names: Sequence[str]) -> dict[str, Tensor]:
     Raises ValueError where quantization or an adapter has changed what a weight is.
     """
     plain = dict(tower.named_parameters())
-    if changed := [name for name in names if name not in plain or not plain[name].is_floating_point()]:
+    if changed := [name for name in names if name not in plain or plain[name].dtype not in PLAIN]:
         raise ValueError(
             f"the tower's own pooling head is quantized or has an adapter ({changed[0]}), so its weights are not "
             "what it computes with: pass saliency_weights, or load the head as it was"

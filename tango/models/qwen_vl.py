@@ -6,6 +6,7 @@ t, its tokens are the merger's output, h / 2 x w / 2, and patches lie in the ord
 """
 
 import contextlib
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -108,13 +109,14 @@ class QwenVL(Family):
         if grids is None:
             raise ValueError("pixel_values_videos needs video_grid_thw, the patches t, h, w of each video")
         grids = torch.as_tensor(grids)
+        shown = reprlib.repr(grids.tolist())
         if grids.dim() != 2 or grids.shape[1] != 3 or len(grids) == 0 or bool((grids < 1).any()):
-            raise ValueError(f"video_grid_thw must be t, h, w of each video, shape (videos, 3), got {grids.tolist()}")
+            raise ValueError(f"video_grid_thw must be t, h, w of each video, shape (videos, 3), got {shown}")
         if bool((grids[:, 1:] % self.merge).any()):
-            raise ValueError(f"video_grid_thw {grids.tolist()}: h and w must be multiples of {self.merge}")
+            raise ValueError(f"video_grid_thw {shown}: h and w must be multiples of {self.merge}")
         if pixels.dim() != 2 or len(pixels) != int(grids.prod(1).sum()):
             raise ValueError(
-                f"pixel_values_videos has shape {tuple(pixels.shape)}; video_grid_thw {grids.tolist()} needs "
+                f"pixel_values_videos has shape {tuple(pixels.shape)}; video_grid_thw {shown} needs "
                 f"{int(grids.prod(1).sum())} rows, one a patch"
             )
         return grids

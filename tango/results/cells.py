@@ -16,6 +16,7 @@ from tango.runs.reading import missing, read_json, sentence
 from tango.runs.settings import VANILLA
 from tango.runs.summary import TITLES
 from tango.sweeps.frameworks import MOTIONQA, QUESTIONS, benchmark_name
+from tango.sweeps.sweep import CellError
 
 LABELS = {
     VANILLA: "unpruned", "tango": "Tango", "topk": "top-k saliency", "visionzip": "VisionZip", "fastvid": "FastVID",
@@ -68,7 +69,8 @@ def read_folders(folders: Iterable[str | Path]) -> tuple[list[Cell], list[str]]:
     """All finished cells of the sweeps in some folders, and what was left out there, each with its reason.
 
     Args:
-        folders: of sweeps, which hold cells/<name>/cell.json, or of folders of such; links to folders are followed.
+        folders: of sweeps, which hold cells/<name>/cell.json, of what a framework's own command line wrote, or of
+            such folders; links to folders are followed.
 
     Raises:
         ResultsError: a folder is not there, or holds no finished cell.
@@ -80,8 +82,11 @@ def read_folders(folders: Iterable[str | Path]) -> tuple[list[Cell], list[str]]:
         if not folder.is_dir():
             raise ResultsError(f"there is no folder {str(folder)!r}")
         broken: list[str] = []
-        found = 0
-        for place in _places(folder, broken):
+        by_hand = run_by_hand(folder, broken)
+        cells += [cell for file, cell in by_hand if file.resolve() not in seen]
+        seen.update(file.resolve() for file, _ in by_hand)
+        found = len(by_hand)
+        for place in cell_folders(folder, broken):
             try:
                 if not (place / "cell.json").is_file():
                     raise ResultsError(f"{place}: not finished, or failed")
@@ -95,14 +100,35 @@ def read_folders(folders: Iterable[str | Path]) -> tuple[list[Cell], list[str]]:
                 cells.append(cell)
         if not found:
             raise ResultsError(
-                f"no finished cells below {str(folder)!r}; a sweep's folder holds cells/<name>/cell.json"
-                + "".join(f"\n  {reason}" for reason in broken)
+                f"no finished cells below {str(folder)!r}; a framework's own run has *_efficiency.json and scores, and "
+                "a sweep's folder holds cells/<name>/cell.json" + "".join(f"\n  {reason}" for reason in broken)
             )
         remarks += [reason for reason in broken if reason not in remarks]
     return cells, remarks
 
 
-def _places(folder: Path, broken: list[str]) -> list[Path]:
+def run_by_hand(folder: Path, broken: list[str]) -> list[tuple[Path, Cell]]:
+    """What was run in a folder by a framework's own command line, with its file; why a run is left out goes to
+    `broken`.
+    """
+    cells: list[tuple[Path, Cell]] = []
+    for file in sorted(folder.glob("**/*_efficiency.json")):
+        if "cells" in file.relative_to(folder).parts or "cells" in folder.parts[-1:]:
+            continue
+        from tango.sweeps import lmms_cells, vlmeval_cells
+
+        of_lmms = file.with_name(file.name.replace("_efficiency.json", "_results.json")).is_file()
+        try:
+            read = lmms_cells.collect_by_hand(file) if of_lmms else vlmeval_cells.collect_by_hand(file)
+            cells += [(file, check_cell(cell, file)) for cell in read]
+        except (CellError, ResultsError) as error:
+            broken.append(str(error) if str(file) in str(error) else f"{file}: {error}")
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            broken.append(f"{file}: not the files of a whole run ({error!r})")
+    return cells
+
+
+def cell_folders(folder: Path, broken: list[str]) -> list[Path]:
     """The folders <sweep>/cells/<name> in and below a folder, each once, whichever links lead there; what cannot be
     read is added to `broken`.
     """
@@ -129,6 +155,15 @@ def read_cell(file: Path) -> Cell:
         cell = read_json(file.read_bytes())
     except (OSError, ValueError) as error:
         raise ResultsError(f"{file}: damaged ({error}); delete it and run its sweep again") from error
+    return check_cell(cell, file)
+
+
+def check_cell(cell: Any, file: Path) -> Cell:
+    """What a file says of a cell, if it is one.
+
+    Raises:
+        ResultsError: it is something else.
+    """
     try:
         CELL_FILE.model_validate(cell, strict=True)
     except ValidationError as error:

@@ -79,7 +79,10 @@ def latex(frame: pd.DataFrame, lines: Sequence[str]) -> str:
 
 
 def _alignment(frame: pd.DataFrame) -> list[str]:
-    return ["left" if name in ("", "framework", "benchmark", "kind", "quantity") else "right" for name in frame.columns]
+    return [
+        "left" if name in ("", "model", "framework", "benchmark", "kind", "quantity") else "right"
+        for name in frame.columns
+    ]
 
 
 def shown_accuracy(rows: Sequence[Row], frame: pd.DataFrame, narrow: bool = False) -> pd.DataFrame:
@@ -97,6 +100,29 @@ def shown_accuracy(rows: Sequence[Row], frame: pd.DataFrame, narrow: bool = Fals
         shown[SHARE] = _intervals(frame, "share_kept", where=compared)
         shown[DIFFERENCE] = _intervals(frame, "difference", signed=True, where=compared)
     return pd.DataFrame(shown)
+
+
+def shown_models(models: Sequence[tuple[str, Sequence[Row], pd.DataFrame]]) -> pd.DataFrame:
+    """accuracy_table() of several models as one table of text, as the paper has it.
+
+    Args:
+        models: of each its title, its lines and their accuracy_table().
+    """
+    everything = [row for _, rows, _ in models for row in rows]
+    names = benchmarks(everything)
+    tables = []
+    for title, rows, frame in models:
+        shown = {"model": [title] * len(frame), "": list(frame["name"])}
+        shown |= {"framework": list(frame["framework"])} if len(frameworks(everything)) > 1 else {}
+        shown |= {"tokens kept (%)": _rounded(frame["tokens_kept"]), "n": [str(count) for count in frame["questions"]]}
+        shown |= {name: _rounded(frame[name]) if name in frame else ["-"] * len(frame) for name in names}
+        whole = len(benchmarks(rows)) == len(names)
+        shown |= {"average": _rounded(frame["average"]) if whole else ["-"] * len(frame)}
+        compared = frame["method"] != VANILLA
+        share = whole and "share_kept" in frame
+        shown |= {SHARE: _intervals(frame, "share_kept", where=compared) if share else [""] * len(frame)}
+        tables.append(pd.DataFrame(shown))
+    return pd.concat(tables, ignore_index=True)
 
 
 def shown_kinds(rows: Sequence[Row], scores: pd.DataFrame, kinds: pd.DataFrame, name: str) -> pd.DataFrame:

@@ -50,7 +50,8 @@ def report(folders: Iterable[str | Path], output: str | Path) -> Report:
 
     Args:
         folders: of sweeps, or folders of such folders.
-        output: gets a folder for each model, number of frames and number format, with the files of write_results().
+        output: gets a folder for each model, number of frames and number format, with the files of write_results(), and
+            one accuracy table over them if they are several: README.md, accuracy.csv and accuracy.tex.
 
     Raises:
         ResultsError: a folder is not there or has no finished cell.
@@ -62,6 +63,7 @@ def report(folders: Iterable[str | Path], output: str | Path) -> Report:
     for cell in cells:
         groups.setdefault(setting(cell), []).append(cell)
     made = Report(remarks=list(unread))
+    models: list[tuple[str, list[Row], pd.DataFrame]] = []
     for (model, frames, dtype, times), group in sorted(groups.items()):
         name, title = f"{model}_{frames}frame_{dtype}", f"{model}, {frames} frames, {dtype}"
         if times != "processor":
@@ -73,7 +75,23 @@ def report(folders: Iterable[str | Path], output: str | Path) -> Report:
         made.files += one.files
         made.remarks += [remark for remark in one.remarks if remark not in made.remarks]
         made.summaries += one.summaries
+        rows, _ = arrange(group)
+        models.append((title, rows, tables.accuracy_table(rows)))
+    if len(models) > 1:
+        shown = layout.shown_models(models)
+        lines = layout.origin(cells, command)
+        parts = ["# All models", "\n".join(f"- {line}" for line in lines), layout.markdown(shown)]
+        texts = {"README.md": "\n\n".join([*parts, ""]), "accuracy.csv": layout.csv(shown, lines)}
+        for name, text in (texts | {"accuracy.tex": layout.latex(shown, lines)}).items():
+            (Path(output) / name).write_text(text, encoding="utf-8")
+            made.files.append(Path(output) / name)
+        made.summaries.append(layout.accuracy_summary(shown.drop(columns=layout.SHARE).assign(**{"": _named(shown)})))
     return made
+
+
+def _named(shown: pd.DataFrame) -> list[str]:
+    """Lines of a table of several models by one name each."""
+    return [f"{model}: {name}" for model, name in zip(shown["model"], shown[""], strict=True)]
 
 
 def folder_name(name: str) -> str:
