@@ -55,16 +55,16 @@ def main() -> int:
     parser.add_argument("--work", type=Path, default=Path("build/sweeps/motionqa"), help="folder of the sweep")
     parser.add_argument("--output", type=Path, default=Path("results/motionqa"), help="folder of tables and plot")
     args = parser.parse_args()
-    console = Console()
+    console = Console(markup=False, emoji=False)
     if (problem := wrong(args)) is not None:
-        console.print(f"[red]{problem}[/]", soft_wrap=True)
+        console.print(problem, style="red", soft_wrap=True)
         return 2
     cells = cells_of(args, possible(grid_of(args), console))
     sweep = Sweep(args.work, cells, args.jobs, console)
     try:
         failures = sweep.run()
     except SweepError as error:
-        console.print(f"[red]{error}[/]")
+        console.print(str(error), style="red")
         return 2
     except KeyboardInterrupt:
         console.print("stopped; the same command goes on from here")
@@ -75,7 +75,7 @@ def main() -> int:
         command = shlex.join(["python", *sys.argv])
         write_results(results, args.output, command, missing, args.title).show(console)
     for name, reason in failures.items():
-        console.print(f"[red]{name}[/]: {reason}", soft_wrap=True)
+        console.print(f"{name}: {reason}", style="red", soft_wrap=True)
     return 1 if failures else 0
 
 

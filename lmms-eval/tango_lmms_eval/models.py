@@ -22,7 +22,8 @@ from lmms_eval.api.model import lmms
 from tqdm import tqdm
 
 from tango.inference.chat import TIMES, Answer, Chat, PixelLimits, generation_settings
-from tango.inference.checkpoints import CheckpointError, check_pretrained, load
+from tango.inference.checkpoints import CheckpointError, load
+from tango.inference.names import check_pretrained
 from tango.inference.video import Sampling
 from tango.models.llava_video import FRAMES
 from tango.runs.provenance import files_fingerprint

@@ -6,6 +6,7 @@ Nothing heavy is imported until a command needs it, so that `tango --help` answe
 from __future__ import annotations
 
 import inspect
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ import typer
 from typer.exceptions import TyperException
 
 from tango import __version__
-from tango.cli import ask, demo, doctor, methods, profile, results, sweep, visualize
+from tango.cli import ask, demo, doctor, methods, profile, results, sweep, verify, visualize
 from tango.cli.common import (
     BAD_INPUT,
     EXIT_CODES,
@@ -28,6 +29,8 @@ from tango.cli.common import (
 )
 from tango.motionqa.shipped import NotShipped
 
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS", "NUMEXPR_MAX_THREADS")  # read at imports
+GOES_ON = ("sweep", "demo")  # from what they had finished
 CODES = "; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items())
 
 app = typer.Typer(
@@ -53,10 +56,13 @@ def show_version(asked: bool) -> None:
 def root(
     version: bool = typer.Option(False, "--version", callback=show_version, is_eager=True, help="Print the version."),
 ) -> None:
-    """Only there for --version."""
+    """Options before a command, and what has to be right for any of them."""
+    for name in THREADS:
+        if (text := os.environ.get(name, "").strip()) and (not text.isdecimal() or int(text) < 1):
+            raise InputError(f"{name}={text!r}: give a number of threads of at least 1, or unset it")
 
 
-for module in (ask, profile, visualize, demo, sweep, results, methods, doctor):
+for module in (ask, profile, visualize, demo, sweep, results, verify, methods, doctor):
     name = module.__name__.rpartition(".")[2]
     command = getattr(module, name)
     text = "\n\n".join(" ".join(part.split()) for part in inspect.cleandoc(command.__doc__ or "").split("\n\n"))
@@ -66,6 +72,7 @@ for module in (ask, profile, visualize, demo, sweep, results, methods, doctor):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line (by default this process's) and return its exit code, see EXIT_CODES."""
+    open_standard_streams()
     words = list(sys.argv[1:] if arguments is None else arguments)
     as_json = "--json" in words
     try:
@@ -87,8 +94,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:  # a full disk, a folder that may not be written, a reader of stdout that has gone
         return tell(str(error), FAILED, stdout_works() and as_json)
     if status == INTERRUPTED:
-        return tell("interrupted", INTERRUPTED, as_json)
+        again = "goes on from what is finished" if words[0] in GOES_ON else "starts anew: nothing was finished"
+        return tell(f"interrupted; the same command {again}", INTERRUPTED, as_json)
     return int(status or 0)
+
+
+def open_standard_streams() -> None:
+    """Streams that the caller closed are as /dev/null, and text that is no Unicode is written with escapes.
+
+    Else the next file that is opened would get the number of a closed one, and with it what libraries print.
+    """
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:  # the lowest that is free comes first
+        os.set_inheritable(number, True)
+    os.close(number)
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115 (for good)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def stdout_works() -> bool:

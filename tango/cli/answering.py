@@ -61,6 +61,22 @@ def check_video(video: str | None) -> str:
     return path
 
 
+def check_model(model: str | None) -> None:
+    """Turn away a model's name that is neither a folder nor a hub id; InputError."""
+    from tango.inference.names import check_pretrained
+
+    with input_errors():
+        check_pretrained(shipped(MODEL) if model is None else model)
+
+
+def check_question(question: str | None) -> None:
+    """Turn away a question that a shell passed on as bytes that are no text; InputError."""
+    from tango.inference.prompt import check_text
+
+    with input_errors():
+        check_text(question or "")
+
+
 @contextlib.contextmanager
 def input_errors() -> Iterator[None]:
     """Turn errors of reading a video, and of settings that cannot be or do not fit a model, into an InputError."""
@@ -101,6 +117,7 @@ def load(model: str | None, device: str | None, dtype: str) -> Checkpoint:
 def start(
     step: Callable[[str], None],
     video: str | None,
+    question: str | None,
     model: str | None,
     methods: Sequence[str],
     ratio: float,
@@ -109,14 +126,16 @@ def start(
     device: str | None,
     dtype: str,
 ) -> tuple[str, Checkpoint, list[Pruner]]:
-    """The video, the model and the methods that options of `tango ask` and `tango profile` name, in two steps: first
-    all that can be known without the model.
+    """The video, the model and the methods that `tango ask` and `tango profile` are given, in two steps: first all that
+    can be known without the model.
 
     Raises:
         InputError: any of them cannot be, or they do not fit each other.
     """
     step("starting up")
+    check_model(model)
     path = check_video(video)
+    check_question(question)
     pruners = choose_pruners(methods, ratio, config, fields or [])
     step("loading the model")
     checkpoint = load(model, device, dtype)

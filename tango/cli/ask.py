@@ -44,24 +44,40 @@ def ask(
     if video is not None and question is None:
         raise InputError(f"a question about {video!r} is missing: tango ask VIDEO QUESTION")
     answers: dict[str, Answer] = {}
+    left_out: dict[str, str] = {}
     with stdout_for_json(as_json), steps(2 + 2 * (1 + len(set(method)))) as step:
-        path, checkpoint, pruners = start(step, video, model, method, ratio, config, fields, device, dtype)
+        path, checkpoint, pruners = start(step, video, question, model, method, ratio, config, fields, device, dtype)
         question = shipped_question(path) if question is None else question
+        from tango.inference.prompt import PromptTooLong
+
+        messages = conversation(path, question)
         for pruner in (None, *pruners):
-            with attached(checkpoint, pruner, frames_for(frames, model)) as chat:
-                messages = conversation(path, question)
-                step(f"{label(pruner)}: warming up")
-                chat.generate(messages, {"max_new_tokens": min(2, max_new_tokens)}, path)
-                step(f"{label(pruner)}: answering")
-                answers[label(pruner)] = chat.generate(messages, {"max_new_tokens": max_new_tokens}, path)
+            name = label(pruner)
+            try:
+                with attached(checkpoint, pruner, frames_for(frames, model)) as chat:
+                    step(f"{name}: warming up")
+                    chat.generate(messages, {"max_new_tokens": min(2, max_new_tokens)}, path)
+                    step(f"{name}: answering")
+                    answers[name] = chat.generate(messages, {"max_new_tokens": max_new_tokens}, path)
+            except InputError as error:
+                if not isinstance(error.__cause__, PromptTooLong):
+                    raise
+                left_out[name] = str(error)
+        if not answers:
+            raise InputError(next(iter(left_out.values())))
     if as_json:
         settings = {label(pruner): pruner.settings() for pruner in pruners}
         ways = [{"name": name, "settings": settings.get(name), **as_dict(answer)} for name, answer in answers.items()]
-        print_json({"video": path, "question": question, "model": checkpoint.described, "answers": ways})
+        print_json(
+            {"video": path, "question": question, "model": checkpoint.described, "answers": ways, "left_out": left_out}
+        )
         return
     screen = console()
-    screen.print(f"[bold]{path}[/]\n{question}\n", highlight=False)
+    screen.print(path, style="bold", highlight=False)
+    screen.print(f"{question}\n", highlight=False)
     screen.print(table(answers))
+    for name, reason in left_out.items():
+        screen.print(f"left out: {name}: {reason}", soft_wrap=True, highlight=False)
 
 
 def shipped_question(video: str) -> str:

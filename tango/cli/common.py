@@ -17,8 +17,8 @@ from tango.motionqa.shipped import FRAMES, MODEL
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 EXIT_CODES = {
     OK: "all is well",
-    FAILED: "something failed or, for doctor, is not well",
-    BAD_INPUT: "bad input, or something it needs is missing",
+    FAILED: "something failed or, for doctor, is not well or, for verify, cannot be checked",
+    BAD_INPUT: "bad input, something it needs is missing or, for verify, a number differs",
     INTERRUPTED: "interrupted",
 }
 
@@ -71,13 +71,17 @@ def epilog(*examples: str) -> str:
 
 
 def console() -> Console:
-    """For tables on stdout; wide where nobody looks, so that files and pipes get whole lines."""
-    return Console(width=None if sys.stdout.isatty() else 200)
+    """For tables on stdout; wide where nobody looks, so that files and pipes get whole lines.
+
+    What is printed is text, brackets and colons included: questions, answers and names of files are no markup.
+    """
+    return Console(width=None if sys.stdout.isatty() else 200, markup=False, emoji=False)
 
 
 def print_json(content: Any) -> None:
-    """Print content as JSON; what JSON lacks becomes text."""
-    print(json.dumps(content, indent=1, ensure_ascii=False, default=str))
+    """Print content as JSON; what JSON lacks becomes text, and half characters of names of files their escapes."""
+    text = json.dumps(content, indent=1, ensure_ascii=False, default=str)
+    print(text.encode(errors="backslashreplace").decode())
 
 
 @contextlib.contextmanager
@@ -91,7 +95,7 @@ def stdout_for_json(asked: bool) -> Iterator[None]:
 def progress() -> Iterator[Callable[[str, int, int], None]]:
     """A bar on stderr, if that is a terminal; call what it gives with a step's name, how many are done, of how many."""
     screen = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     # Drawn once a second, so that drawing does not weigh on what is being timed.
     options: dict[str, Any] = {"transient": True, "refresh_per_second": 1, "disable": not screen.is_terminal}
     with Progress(*columns, console=screen, **options) as bar:

@@ -22,7 +22,8 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from tango.cli.common import FAILED, OK, Json, console, print_json, stdout_for_json, steps
+from tango.cli.answering import check_model
+from tango.cli.common import BAD_INPUT, FAILED, OK, Json, console, print_json, stdout_for_json, steps
 from tango.motionqa.shipped import DATA, MODEL, checkout
 from tango.sweeps.frameworks import FRAMEWORKS, QUESTIONS
 
@@ -61,8 +62,11 @@ def doctor(
 ) -> int:
     """Look at what is installed, at models, data sets, memory and disk, and say what to do about what is not well.
 
-    Lines marked * are what the shipped model and commands need: exit code 1 if one of them is not ok.
+    Lines marked * are what the shipped model and commands need, and models that are named: exit code 1 if one of them
+    is not ok, 2 if a model that was named is missing.
     """
+    for model in models or []:
+        check_model(model)
     with stdout_for_json(as_json), steps(4) as step:
         findings: list[Finding] = []
         for name, look in (
@@ -72,9 +76,11 @@ def doctor(
             step(name)
             findings += look()
     well = all(finding.status == WELL for finding in findings if finding.needed)
+    lacking = any(finding.name in (models or []) and finding.status == MISSING for finding in findings)
+    status = OK if well else BAD_INPUT if lacking else FAILED
     if as_json:
         print_json({"ok": well, "findings": [asdict(finding) for finding in findings]})
-        return OK if well else FAILED
+        return status
     screen = console()
     shown = Table(show_header=False, box=None)
     for _ in range(4):
@@ -84,11 +90,12 @@ def doctor(
         if one.group != group:
             group = one.group
             shown.add_row("", Text(f"\n{group}", style="bold"))
-        status = Text(one.status, style=COLOURS[one.status])
-        shown.add_row(status, ("* " if one.needed else "  ") + one.name, one.found, Text(one.advice, style="cyan"))
+        coloured = Text(one.status, style=COLOURS[one.status])
+        shown.add_row(coloured, ("* " if one.needed else "  ") + one.name, one.found, Text(one.advice, style="cyan"))
     screen.print(shown)
-    screen.print("\nThe shipped model and commands work here." if well else "\n[red]What is marked * has to be ok.[/]")
-    return OK if well else FAILED
+    works = "These models work here." if models else "The shipped model and commands work here."
+    screen.print(f"\n{works}" if well else "\nWhat is marked * has to be ok.")
+    return status
 
 
 def packages() -> Iterator[Finding]:
@@ -172,8 +179,9 @@ def benchmarks() -> Iterator[Finding]:
         ("vlmeval", "ms-vlmeval"), ("tango_vlmeval", "tango-vlmeval"),
     ):  # fmt: skip
         yield importable(group, module, name, setup)
-    group = "Data sets"
     root = checkout()
+    yield serving(root)
+    group = "Data sets"
     questions = None if root is None else root / DATA / "test.json"
     if questions is not None and questions.is_file():
         count = len(list((questions.parent / "videos").glob("*.mp4")))
@@ -190,6 +198,17 @@ def benchmarks() -> Iterator[Finding]:
                 found = f"{one.repository}, {count} questions"
                 advice = (problem or "").partition("; ")[2]
                 yield Finding(group, f"{name} in {framework.name}", MISSING if problem else WELL, found, advice)
+
+
+def serving(root: Path | None) -> Finding:
+    """Whether vLLM and its plugin are in an environment of their own, as make vllm makes it, or in this one."""
+    from importlib.util import find_spec
+
+    if find_spec("vllm") is not None and find_spec("tango_vllm") is not None:
+        return Finding("Serving", "vLLM and tango-vllm", WELL, "installed")
+    made = root is not None and (root / "build" / "vllm" / "installed").is_file()
+    found, advice = ("in build/vllm", "") if made else ("not installed", "in a checkout: make vllm (docs/serving.md)")
+    return Finding("Serving", "vLLM and tango-vllm", WELL if made else MISSING, found, advice)
 
 
 def resources(models: Iterable[str]) -> Iterator[Finding]:
@@ -218,7 +237,7 @@ def resources(models: Iterable[str]) -> Iterator[Finding]:
     if not chosen:
         chosen = [str(root / MODEL) if root is not None else MODEL, *PUBLISHED, DEFAULT_ID]
     for model in chosen:
-        needed = model.endswith(MODEL)
+        needed = model.endswith(MODEL) or bool(models)
         problem = missing_checkpoint(model)
         size = PUBLISHED.get(model, 0) * 1e9 * PUBLISHED_BYTES / GIB if problem else weights(model)[1]
         if problem is None:
@@ -237,7 +256,14 @@ def resources(models: Iterable[str]) -> Iterator[Finding]:
         need = size * ROOM
         advice = "" if need <= there else f"use a smaller model, or a machine with {amount(need)} of free {where}"
         found = f"{count / 1e6:,.0f} million parameters need about {amount(need)}; {amount(there)} of {where} free"
-        yield Finding("Memory", model, WELL if need <= there else LITTLE, found, advice, needed=model.endswith(MODEL))
+        yield Finding(
+            "Memory",
+            model,
+            WELL if need <= there else LITTLE,
+            found,
+            advice,
+            needed=model.endswith(MODEL) or bool(models),
+        )
 
 
 def amount(gib: float) -> str:

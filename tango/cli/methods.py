@@ -36,9 +36,10 @@ def methods(
         return
     screen = console()
     if name is not None:
-        screen.print(f"[bold]{name}[/]  {rows[0]['acts']}; needs {', '.join(rows[0]['needs'])}\n", highlight=False)
-        screen.print(rows[0]["description"], markup=False, highlight=False)
-        screen.print("\nDefaults: " + settings_text(rows[0]["settings"]), markup=False, highlight=False)
+        screen.print(name, style="bold", end="  ")
+        screen.print(f"{rows[0]['acts']}; needs {', '.join(rows[0]['needs'])}\n", highlight=False)
+        screen.print(rows[0]["description"], highlight=False)
+        screen.print("\nDefaults: " + settings_text(rows[0]["settings"]), highlight=False)
         return
     shown = Table(caption="tango methods NAME describes one. Settings of all: " + settings_text(shared()))
     for column in ("name", "paper", "acts", "needs", "its own settings and their defaults"):

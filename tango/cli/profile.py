@@ -62,7 +62,7 @@ def profile(
     series: dict[str, dict[str, list[float]]] = {}
     tokens: dict[str, dict[str, float]] = {}
     with stdout_for_json(as_json), steps(2 + (1 + len(set(method))) * (warmup + repeats)) as step:
-        path, checkpoint, pruners = start(step, video, model, method, ratio, config, fields, device, dtype)
+        path, checkpoint, pruners = start(step, video, question, model, method, ratio, config, fields, device, dtype)
         for turn in range(warmup + repeats):
             for pruner in (None, *pruners):
                 name = label(pruner)
@@ -85,7 +85,7 @@ def profile(
     title = f"{path}, {repeats} runs: " + ("median (least to most)" if few else "median, in ms")
     screen.print(table(series, tokens, title) if few else comparison(series, tokens, title))
     if output is not None:
-        screen.print(f"written: {output}", soft_wrap=True, markup=False, highlight=False)
+        screen.print(f"written: {output}", soft_wrap=True, highlight=False)
 
 
 def run(

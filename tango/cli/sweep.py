@@ -28,6 +28,7 @@ EXAMPLES = (
     "tango sweep --framework VLMEvalKit --model lmms-lab/llava-onevision-qwen2-7b-ov --frames 32 --benchmark Video-MME "
     "--config configs/llava_onevision.yaml",
     "tango sweep configs/sweeps/llava_video.yaml --ray auto --gpus 2",
+    "tango sweep configs/sweeps/llava_onevision.yaml --dry-run --estimate --tflops 300",
 )
 
 
@@ -60,15 +61,28 @@ def sweep(
         int | None, typer.Option(min=0, help="With --ray: GPUs, and so processes, of each cell.", show_default="1")
     ] = None,
     output: Annotated[str | None, typer.Option(help="Folder; each model has its own in it.")] = None,
+    cell: Annotated[
+        int | None, typer.Option(min=1, help="Only the cell of this number, counted as --dry-run lists them.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print each command and what is missing.")] = False,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="With --dry-run: GPU hours, memory and disk in place of the commands.")
+    ] = False,
+    tflops: Annotated[
+        float | None,
+        typer.Option(min=0.001, help="For --estimate: what a GPU sustains in prefill.", show_default="127, of an A800"),
+    ] = None,
     as_json: common.Json = False,
 ) -> int:
     """Evaluate a grid of (model, framework, benchmark, method, ratio), each with the unpruned model beside it.
 
     --model, --framework, --benchmark, --method and --ratio may be repeated. What is missing is named before anything
     starts. Stopped and started again it goes on where it was; what failed is kept apart from what is finished. A cell
-    has NPROC processes, by default one a GPU; with --ray, cells run side by side on the nodes of a cluster.
+    has NPROC processes, by default one a GPU; with --ray, cells run side by side on the nodes of a cluster. With
+    --cell, several of these may work in one folder, each at a cell of its own: the tasks of a job array.
     """
+    if (estimate and not dry_run) or (tflops is not None and not estimate):
+        raise InputError("--estimate goes with --dry-run, which starts nothing, and --tflops with --estimate")
     options = {
         "models": models, "frameworks": frameworks, "benchmarks": benchmarks, "methods": methods, "ratios": ratios,
         "frames": frames, "config": config, "limit": limit, "jobs": jobs, "ray": ray, "gpus": gpus, "output": output,
@@ -81,6 +95,8 @@ def sweep(
 
         chosen = read_grid(grid, {name: value for name, value in options.items() if value not in (None, [])})
         expanded = expand.expand(chosen)
+        if cell is not None:
+            expanded.cells = one_cell(expanded, cell)
     for line in expanded.left_out:
         print(f"tango: left out: {line}", file=sys.stderr)
     for line in expanded.notes:
@@ -88,11 +104,25 @@ def sweep(
     if dry_run:
         for line in expanded.missing:
             print(f"missing: {line}", file=sys.stderr)
-        show_commands(expanded, as_json)
+        if estimate:
+            from tango.cli.estimates import show_estimates
+
+            show_estimates(expanded, chosen, tflops, as_json)
+        else:
+            show_commands(expanded, as_json)
         return BAD_INPUT if expanded.missing else OK
     if expanded.missing:
         raise InputError(f"nothing was started: {'; '.join(expanded.missing)}")
-    return run(expanded, chosen, as_json)
+    return run(expanded, chosen, as_json, part=cell is not None)
+
+
+def one_cell(expanded: Expanded, number: int) -> dict[str, list[Cell]]:
+    """The cell of a number from 1 on, in the order of the grid, below its model."""
+    every = [(model, cell) for model, cells in expanded.cells.items() for cell in cells]
+    if number > len(every):
+        raise InputError(f"--cell {number}: this grid has cells 1 to {len(every)}; --dry-run lists them, one a line")
+    model, cell = every[number - 1]
+    return {model: [cell]}
 
 
 def shell_line(cell: Cell) -> str:
@@ -115,8 +145,8 @@ def show_commands(expanded: Expanded, as_json: bool) -> None:
         print(shell_line(cell))
 
 
-def run(expanded: Expanded, grid: Grid, as_json: bool) -> int:
-    """Run each model's sweep, then print tables; 1 if a cell failed."""
+def run(expanded: Expanded, grid: Grid, as_json: bool, part: bool = False) -> int:
+    """Run each model's sweep, or a part of it beside others, then print tables; 1 if a cell failed."""
     from tango.results import summaries
     from tango.sweeps.machines import RayCluster
     from tango.sweeps.sweep import Sweep, SweepError
@@ -129,7 +159,8 @@ def run(expanded: Expanded, grid: Grid, as_json: bool) -> int:
             if grid.ray is not None:
                 machine = stack.enter_context(RayCluster(grid.ray, 1 if grid.gpus is None else grid.gpus))
             for model, cells in expanded.cells.items():
-                one = Sweep(Path(grid.output) / model, cells, grid.jobs, Console(stderr=True), machine)
+                progress = Console(stderr=True, markup=False, emoji=False)
+                one = Sweep(Path(grid.output) / model, cells, grid.jobs, progress, machine, part)
                 failures |= {f"{model}/{name}": reason for name, reason in one.run().items()}
                 results = one.results()
                 finished += [short(result) for result in results]

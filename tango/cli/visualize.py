@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from tango.cli import common
-from tango.cli.answering import check_video, choose_pruners, frames_for, input_errors, load
+from tango.cli.answering import check_model, check_question, check_video, choose_pruners, frames_for, input_errors, load
 from tango.cli.common import check_ratio, console, print_json, progress, stdout_for_json
 from tango.motionqa.shipped import VIDEO
 
@@ -35,9 +35,11 @@ def visualize(
     """Draw which tokens of a video each method keeps, drops and merges: a page with sliders and a contact sheet."""
     with stdout_for_json(as_json), progress() as show:
         show("starting up", 0, 1)
+        check_model(model)
         from tango.visualize import visualize as draw
 
         path = check_video(video)
+        check_question(question)
         choose_pruners(method, ratio[0], None, [])  # unknown ones are named with the option
         show("loading the model", 0, 1)
         with input_errors():

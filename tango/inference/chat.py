@@ -23,12 +23,12 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from tango.inference.checkpoints import Checkpoint
 from tango.inference.picture import Picture
+from tango.inference.prompt import Message, check_length, check_text, least_seen, spell_out, spelled, written
 from tango.inference.timing import GenerationTimer, StopAt
 from tango.inference.video import Clip, Sampling, read_video
 from tango.models import attach, family_of
 from tango.pruners.base import Pruner
 
-Message = Mapping[str, Any]
 # What a request may set; anything else would silently be without effect.
 SAMPLING = ("temperature", "top_p", "top_k")
 PASSED_ON = (
@@ -182,6 +182,10 @@ class Chat:
             self._timer = stack.enter_context(
                 GenerationTimer(model, family.vision_modules(model), family.language_model(model))
             )
+            # Before the language model computes anything; what pruning leaves is known no sooner.
+            decoder = family.language_model(model)
+            look = decoder.register_forward_pre_hook(self._check_seen, with_kwargs=True)
+            stack.callback(look.remove)
             try:
                 yield self
             finally:
@@ -228,7 +232,8 @@ class Chat:
         """
         model, tokenizer = self.checkpoint.model, self.checkpoint.processor.tokenizer
         inputs, extra = self._prepare(messages)
-        reply = tokenizer(continuation, add_special_tokens=False, return_tensors="pt").input_ids.to(inputs["input_ids"])
+        check_text(continuation)
+        reply = inputs["input_ids"].new_tensor([spelled(continuation, tokenizer)])
         if reply.numel() == 0:
             raise ValueError(f"the continuation {continuation!r} has no tokens")
         width, count = inputs["input_ids"].shape[1], reply.shape[1]
@@ -264,7 +269,7 @@ class Chat:
                     sentence = instruct(clips[-1].duration, since, spaces=self.time_spaces)
                     parts.append({"type": "text", "text": sentence + "\n"})
             shown.append({"role": message["role"], "content": parts})
-        text = self.checkpoint.processor.apply_chat_template(shown, tokenize=False, add_generation_prompt=True)
+        text, spelled_texts = written(shown, self.checkpoint.processor)
         media: dict[str, Any] = {}
         if images:
             media["images"] = images
@@ -278,20 +283,30 @@ class Chat:
             if None not in ends.values():  # the processor takes both or neither
                 media["images_kwargs"] = ends
         batch = self.checkpoint.processor(text=[text], return_tensors="pt", **media)
+        spell_out(batch, spelled_texts)
         inputs = dict(batch.to(self.checkpoint.device, self.checkpoint.model.dtype))
+        check_length(least_seen(inputs, self.checkpoint.model, self.pruner), self.checkpoint.model)
         extra = {}
         if clips and self.pruner is not None:
-            extra = {"video_timestamps": [torch.tensor(clip.timestamps) for clip in clips], "video_keys": keys}
+            extra = {
+                "video_timestamps": [torch.tensor(clip.timestamps, dtype=torch.float64) for clip in clips],
+                "video_keys": keys,
+            }
         if self.times == "published" and "video_grid_thw" in inputs:
             if "second_per_grid_ts" in inputs:
-                inputs["second_per_grid_ts"] = torch.ones(len(clips))
+                inputs["second_per_grid_ts"] = torch.ones(len(clips), dtype=torch.float32)
             if extra:
                 frames = inputs["video_grid_thw"][:, 0].tolist()
                 extra["video_timestamps"] = [
-                    torch.linspace(clip.timestamps[0], clip.timestamps[-1], count)
+                    torch.linspace(clip.timestamps[0], clip.timestamps[-1], count, dtype=torch.float64)
                     for clip, count in zip(clips, frames, strict=True)
                 ]
         return inputs, extra
+
+    def _check_seen(self, _: Any, __: Any, inputs: Mapping[str, Any]) -> None:
+        """Called with what the language model is called with."""
+        if (embeddings := inputs.get("inputs_embeds")) is not None:
+            check_length(embeddings.shape[1], self.checkpoint.model)
 
     def _read(self, part: Mapping[str, Any]) -> Clip:
         """A video's frames; the last video is remembered, since benchmarks ask several questions in a row about one."""

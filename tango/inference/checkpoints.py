@@ -5,35 +5,29 @@ Both formats are read: transformers' own, and that of the `llava` package (`lmms
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import logging
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from huggingface_hub.errors import StrictDataclassError
-from jinja2 import TemplateError
-from safetensors import SafetensorError
 from transformers import AutoProcessor
 
+from tango.inference import checks
+from tango.inference.checks import in_one_line
+from tango.inference.names import EXAMPLES, check_pretrained
+from tango.inference.names import CheckpointError as CheckpointError
 from tango.models import FAMILIES
 from tango.models.original import is_original, load_original, original_class, read_config
-from tango.models.pooling_head import INDEX, WEIGHTS
 
 log = logging.getLogger(__name__)
 
-EXAMPLES = "lmms-lab/llava-onevision-qwen2-7b-ov, llava-hf/llava-onevision-qwen2-7b-ov-hf"
 DTYPES = {name: getattr(torch, name) for name in ("float32", "float16", "bfloat16")}
 SHORT = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "half": "float16", "float": "float32"}
-
-
-class CheckpointError(ValueError):
-    """A checkpoint or a way of loading it that cannot be; the message says what can."""
 
 
 @dataclass(frozen=True)
@@ -44,19 +38,6 @@ class Checkpoint:
     processor: Any
     device: torch.device
     described: dict[str, Any]
-
-
-def check_pretrained(pretrained: str) -> None:
-    """Turn away what is neither a folder nor looks like a hub id, before anything is loaded.
-
-    Raises:
-        CheckpointError: says what to pass.
-    """
-    if not isinstance(pretrained, str) or not pretrained:
-        raise CheckpointError(f"pretrained={pretrained!r}: pass a folder or a hub id, for example {EXAMPLES}")
-    looks_local = pretrained.startswith(("/", "./", "../", "~")) or pretrained.count("/") != 1
-    if looks_local and not Path(pretrained).expanduser().is_dir():
-        raise CheckpointError(f"pretrained={pretrained!r}: no such folder, and not a hub id of the form owner/name")
 
 
 def parse_dtype(dtype: str | torch.dtype) -> torch.dtype | str:
@@ -118,22 +99,33 @@ def load(
     how: dict[str, Any] = {"revision": revision, "dtype": resolved, "attn_implementation": attention}
     how["device_map"] = device_map or device  # straight to its place, without a copy of all of it in main memory
     processor: Any
-    with _in_one_line(pretrained):
-        if is_original(raw):
+    checks.check_files(pretrained)
+    if is_original(raw):
+        with in_one_line(pretrained, "its files"):
             model, processor = load_original(pretrained, **how)
-        else:
-            check_weights(pretrained)
+    else:
+        with in_one_line(pretrained, "its config.json"):
+            checks.check_weights(pretrained)
+            config = cls.config_class.from_pretrained(pretrained, revision=revision)
+            config._attn_implementation = "eager"  # not one that this machine may lack
+            with torch.device("meta"):
+                outline = cls(config)
+            if raw.get("quantization_config") is None:  # whose numbers are packed
+                checks.check_size(outline, pretrained)
+        with in_one_line(pretrained, "its weights or generation_config.json"):
             model, report = cls.from_pretrained(
                 pretrained, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **how
             )
-            check_report(report, pretrained)
+            checks.check_report(report, pretrained)
+        with in_one_line(pretrained, "the files of its processor and tokenizer"):
             processor = AutoProcessor.from_pretrained(  # type: ignore[no-untyped-call]
                 pretrained, revision=revision, trust_remote_code=False
             )
+    checks.check_generation(model.generation_config.to_dict(), pretrained)
     if chat_template is not None:
         file = Path(chat_template)
         processor.chat_template = file.read_text(encoding="utf-8") if file.is_file() else chat_template
-    check_processor(processor, model, pretrained)
+    checks.check_processor(processor, model, pretrained)
     described = {
         "pretrained": pretrained,
         "revision": revision,
@@ -168,67 +160,9 @@ def class_name(pretrained: str, revision: str = "main") -> str:
     return name
 
 
-def check_weights(pretrained: str) -> None:
-    """Turn away a folder without safetensors.
-
-    Raises:
-        CheckpointError: says what is there instead.
-    """
-    folder = Path(pretrained).expanduser()
-    if not folder.is_dir() or any((folder / name).is_file() for name in (INDEX, WEIGHTS)):
-        return
-    pickled = sorted(file.name for kind in ("*.bin", "*.pt", "*.pth", "*.ckpt") for file in folder.glob(kind))
-    there = f"only {', '.join(pickled)}: pickled weights can run code and are not read" if pickled else "no weights"
-    raise CheckpointError(f"{pretrained!r} holds {there}; put {WEIGHTS} there (or {INDEX} and its files)")
-
-
-def check_report(report: Mapping[str, Any], pretrained: str) -> None:
-    """Turn away weights that do not fit their config.json; transformers would make up what is missing.
-
-    Raises:
-        CheckpointError: names tensors that are missing, of another shape, or of layers that the model does not have.
-    """
-    # A SigLIP tower may bring its head and last layer, which no model uses.
-    strange = [n for n in report["unexpected_keys"] if "vision" not in n and not n.endswith(".rotary_emb.inv_freq")]
-    kinds = {"missing": report["missing_keys"], "of another shape": [name for name, *_ in report["mismatched_keys"]]}
-    for kind, names in (kinds | {"of no use to it": strange}).items():
-        if names:
-            listed = ", ".join(sorted(names)[:3]) + (", .." if len(names) > 3 else "")
-            raise CheckpointError(
-                f"{pretrained!r}: the weights are not those of its config.json; {len(names)} tensors are {kind}: "
-                f"{listed}"
-            )
-
-
-def check_processor(processor: Any, model: Any, pretrained: str) -> None:
-    """Turn away a processor that would put something else into the prompt than the model knows.
-
-    Raises:
-        CheckpointError: says what is missing.
-    """
-    if not processor.chat_template:
-        raise CheckpointError(f"{pretrained!r} has no chat template; pass chat_template=<file>")
-    message = {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "?"}]}
-    try:
-        processor.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
-    except TemplateError as error:
-        raise CheckpointError(
-            f"{pretrained!r}: its chat template cannot be used: {error}; pass chat_template=<file>"
-        ) from error
-    tokenizer = processor.tokenizer
-    if not tokenizer.encode("A", add_special_tokens=False):
-        raise CheckpointError(f"{pretrained!r}: its tokenizer knows no letters; its tokenizer.json is missing")
-    known = tokenizer.convert_tokens_to_ids(processor.video_token)
-    if known != model.config.video_token_id:
-        raise CheckpointError(
-            f"{pretrained!r}: its tokenizer has {processor.video_token} as token {known}, its config.json says "
-            f"{model.config.video_token_id}; tokenizer files are missing, or of another checkpoint"
-        )
-
-
 def _config(pretrained: str, revision: str) -> dict[str, Any]:
     """Its config.json. Raises CheckpointError if there is none, or it is something else."""
-    with _in_one_line(pretrained):
+    with in_one_line(pretrained, "its config.json"):
         try:
             config: Any = read_config(pretrained, revision)
         except TypeError:  # before 5.24 transformers itself stumbles over a list
@@ -237,22 +171,8 @@ def _config(pretrained: str, revision: str) -> dict[str, Any]:
         raise CheckpointError(f"{pretrained!r}: its config.json holds no mapping")
     if not config:
         raise CheckpointError(f"{pretrained!r}: the folder has no config.json")
+    checks.check_config(config, pretrained)
     return config
-
-
-@contextlib.contextmanager
-def _in_one_line(pretrained: str) -> Iterator[None]:
-    """Turn what libraries say against a checkpoint's files into one line that names it."""
-    try:
-        yield
-    except CheckpointError:
-        raise
-    except (OSError, ValueError, SafetensorError, StrictDataclassError) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        what = lines[0] if lines else type(error).__name__
-        if "custom code" in what:
-            what = f"{pretrained!r} needs code that it brings along, which is not run"
-        raise CheckpointError(what if pretrained in what else f"{pretrained!r} cannot be loaded: {what}") from error
 
 
 def _model_class(config: Mapping[str, Any], pretrained: str) -> Any:

@@ -28,7 +28,7 @@ def received_saliency(query: Tensor, key: Tensor, scaling: float, group: int) ->
     FlashVID (arXiv 2602.08024). Arguments as in mean_query_saliency().
     """
     frames, patches, heads, _ = query.shape
-    received = torch.zeros(frames, patches, device=query.device)
+    received = torch.zeros(frames, patches, dtype=torch.float32, device=query.device)
     for own, queries, keys in zip(received, query.transpose(1, 2), key.permute(0, 2, 3, 1), strict=True):
         for part in torch.split(queries, max(1, MAP_BYTES // (4 * heads * patches)), dim=1):
             own += (part @ keys * scaling).softmax(-1).sum((0, 1))

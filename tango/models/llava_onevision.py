@@ -70,11 +70,10 @@ class LlavaOnevision(Family):
 
     @classmethod
     def sizes(cls, config: Any, inputs: Mapping[str, Any]) -> list[tuple[int, int]]:
-        pixels = inputs.get("pixel_values_videos")
-        if pixels is None:
+        if (pixels := inputs.get("pixel_values_videos")) is None:
             return []
-        videos, frames = pixels.shape[:2]
-        return [(frames, cls.layout(config, frames)[0] ** 2)] * videos
+        count, frames = pixels.shape[:2]
+        return [(frames, cls.layout(config, frames)[0] ** 2)] * count
 
     def placeholders(self, inputs: Mapping[str, Any]) -> tuple[list[int], str]:
         pixels: Tensor = inputs["pixel_values_videos"]
@@ -114,29 +113,25 @@ class LlavaOnevision(Family):
         parts = {"features": core.apply_pooling(core.multi_modal_projector(selected))}
 
         with full_precision(pixels.device):
+            of_patches: dict[str, Tensor] = {}
             if self.parts:
-                queries, keys = outputs["queries"], outputs["keys"]
-                found = from_attention(self.parts, queries, keys, attention.num_heads, attention.head_dim**-0.5)
-                if "saliency" in found:
-                    parts["saliency"] = core.apply_pooling(found["saliency"][..., None]).squeeze(-1)
-                if "keys" in found:
-                    parts["keys"] = core.apply_pooling(found["keys"])
+                projected = outputs["queries"], outputs["keys"]
+                of_patches = from_attention(self.parts, *projected, attention.num_heads, attention.head_dim**-0.5)
             if self.head is not None:
                 normed, weights = self.head.attention(outputs[last])
                 if self.head_saliency:
-                    parts["saliency"] = core.apply_pooling(weights.mean(1)[..., None]).squeeze(-1)
+                    of_patches["saliency"] = weights.mean(1)
                 if self.vectors:
                     parts |= dict.fromkeys(self.vectors, self.head.pooled(normed, weights))
+            for name, values in of_patches.items():  # (F, P), or (F, P, width)
+                pooled = core.apply_pooling(values.flatten(2) if values.dim() > 2 else values[..., None])
+                parts[name] = pooled.view(*pooled.shape[:2], *values.shape[2:])
         return parts
 
     def image_features(self, inputs: Mapping[str, Any]) -> Tensor:
-        options = ("vision_feature_layer", "vision_feature_select_strategy", "batch_num_images")
-        images = self.core.get_image_features(
-            inputs["pixel_values"],
-            inputs.get("image_sizes"),
-            return_dict=True,
-            **{name: inputs.get(name) for name in options},
-        )
+        names = ("image_sizes", "vision_feature_layer", "vision_feature_select_strategy", "batch_num_images")
+        options = {name: inputs.get(name) for name in names}
+        images = self.core.get_image_features(inputs["pixel_values"], return_dict=True, **options)
         return torch.cat(images.pooler_output)
 
     def lay_out(self, video: PlacedVideo, pruned: Pruned) -> Edit:

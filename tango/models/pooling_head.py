@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 from safetensors import SafetensorError, safe_open
@@ -23,6 +24,8 @@ DEFAULT_ID = "google/siglip-so400m-patch14-384"
 DEFAULT_DIMENSIONS = {
     "hidden_size": 1152, "intermediate_size": 4304, "num_attention_heads": 16, "patch_size": 14, "image_size": 384,
 }  # fmt: skip
+
+PLAIN = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # others are quantized, float8 too
 
 # Tensors of the pooling head by the names they have below the vision model.
 ATTENTION_TENSORS = (
@@ -62,7 +65,7 @@ def own_head(tower: Any, names: Sequence[str]) -> dict[str, Tensor]:
     Raises ValueError where quantization or an adapter has changed what a weight is.
     """
     plain = dict(tower.named_parameters())
-    if changed := [name for name in names if name not in plain or not plain[name].is_floating_point()]:
+    if changed := [name for name in names if name not in plain or plain[name].dtype not in PLAIN]:
         raise ValueError(
             f"the tower's own pooling head is quantized or has an adapter ({changed[0]}), so its weights are not "
             "what it computes with: pass saliency_weights, or load the head as it was"
@@ -139,9 +142,13 @@ def download(repository: str, file: str, tried: list[str]) -> Path | None:
 def weight_map(index: Path) -> dict[str, str]:
     """Tensor name -> file name, from the index of a sharded checkpoint."""
     try:
-        return dict(json.loads(index.read_text())["weight_map"])
-    except (ValueError, KeyError) as error:
+        names = dict(json.loads(index.read_text())["weight_map"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{index} is not the index of a sharded safetensors checkpoint: {error!r}") from error
+    for file in names.values():
+        if not isinstance(file, str) or Path(file).name != file or not file.endswith(".safetensors"):
+            raise ValueError(f"{index} names {file!r}: only .safetensors files beside it are read")
+    return names
 
 
 def files_of(file: Path) -> dict[str, Path]:

@@ -57,7 +57,7 @@ class Qwen2_5_VL(QwenVL):
         """The temporal positions from one frame of each video to the next: fp32, as they were in training."""
         rate = self.core.config.vision_config.tokens_per_second
         if intervals is None:
-            return itertools.repeat(torch.tensor(float(rate)))
+            return itertools.repeat(torch.tensor(float(rate), dtype=torch.float32))
         return iter(torch.as_tensor(intervals, dtype=torch.float32, device="cpu") * rate)
 
     def _order(self, height: int, width: int) -> Tensor:

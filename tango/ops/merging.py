@@ -33,13 +33,13 @@ def merge(
     """
     sums = segment_sums(tables, rows, labels, len(anchors), memory_limit)
     sizes = torch.bincount(labels, minlength=len(anchors))[: len(anchors), None]
-    weight = (1.0 / sizes).clamp(min=anchor_weight)
+    weight = (1.0 / sizes.float()).clamp(min=anchor_weight)
     return weight * take(tables, rows[anchors]) + (1.0 - weight) * (sums / sizes)
 
 
 def take(tables: Sequence[Tensor], rows: Tensor) -> Tensor:
     """Rows (n,) of tables (T, D) that are thought of as lying one behind the other: (n, D) fp32."""
-    values, start = torch.empty(len(rows), tables[0].shape[1], device=rows.device), 0
+    values, start = torch.empty(len(rows), tables[0].shape[1], dtype=torch.float32, device=rows.device), 0
     for table in tables:
         here = (rows >= start) & (rows < start + len(table))
         values[here] = table[rows[here] - start].float()
@@ -64,9 +64,9 @@ def segment_sums(
     segments, order = segments.sort(stable=True)
     edges = torch.searchsorted(segments, torch.arange(count + 1, device=device))
     rows = rows[order]
-    sums = torch.empty(count, width, device=device)
+    sums = torch.empty(count, width, dtype=torch.float32, device=device)
     # Slices of columns: each column's sum is the same whatever the slice, so the memory limit cannot change a bit.
-    block = int(min(memory_limit, 8 if device.type == "cpu" else math.inf) * 2**20)  # larger ones only leave the cache
+    block = int(min(memory_limit, 2 if device.type == "cpu" else math.inf) * 2**20)  # larger ones only leave the cache
     step = max(1, block // (4 * max(1, sum(map(len, tables)))))
     for start in range(0, width, step):
         part = torch.cat([table[:, start : start + step].float() for table in tables])

@@ -60,7 +60,7 @@ def rotate_rows(
 ) -> Tensor:
     """rotate() of the rows (..) int64 of a table (T, D) at positions (T, 3), as (.., D), a block at a time."""
     flat, width = rows.flatten(), table.shape[1]
-    vectors = torch.empty(len(flat), width, device=table.device)
+    vectors = torch.empty(len(flat), width, dtype=torch.float32, device=table.device)
     for start in range(0, len(flat), step := max(1, block_bytes // (16 * width))):
         part = flat[start : start + step]
         vectors[start : start + step] = rotate(table[part], positions[part], time_base, space_base)

@@ -12,7 +12,7 @@ from torch import Tensor
 CUTS = 7  # fastvid cuts at the seven least similar places at least
 
 
-def neighbour_similarity(features: Tensor, block_bytes: int = 32 << 20) -> Tensor:
+def neighbour_similarity(features: Tensor, block_bytes: int = 8 << 20) -> Tensor:
     """Cosine between each token and the token at its place in the next frame; with a zero token it is 0.
 
     Args:
@@ -23,7 +23,7 @@ def neighbour_similarity(features: Tensor, block_bytes: int = 32 << 20) -> Tenso
         (F - 1, L) fp32, within [-1, 1].
     """
     frames, tokens, dim = features.shape
-    similarity = torch.empty(frames - 1, tokens, device=features.device)
+    similarity = torch.empty(frames - 1, tokens, dtype=torch.float32, device=features.device)
     step = max(1, block_bytes // (16 * tokens * dim))
     for start in range(0, frames - 1, step):
         units = torch.nn.functional.normalize(features[start : start + step + 1].float(), dim=-1)
@@ -103,11 +103,8 @@ def fastvid(frame_vectors: Tensor, threshold: float, cuts: int = CUTS) -> Tensor
     Returns:
         (S,) int64 on the CPU, frames in each segment.
     """
-    frames = frame_vectors.shape[0]
-    if frames == 1:
-        return torch.ones(1, dtype=torch.int64)
     similarity = neighbour_similarity(frame_vectors[:, None])[:, 0].cpu()
     cut = similarity < threshold
     cut[similarity.sort(stable=True).indices[:cuts]] = True
-    ends = torch.cat([cut.nonzero()[:, 0] + 1, torch.tensor([frames])])
+    ends = torch.cat([cut.nonzero()[:, 0] + 1, torch.tensor([len(frame_vectors)])])
     return torch.diff(ends, prepend=torch.zeros(1, dtype=torch.int64))

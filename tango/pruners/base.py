@@ -6,7 +6,6 @@ and `with method(model):` attaches it to a model. Nothing here, or in any method
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -49,6 +48,7 @@ class Pruner(ABC):
     """
 
     name: ClassVar[str]
+    reads_times: ClassVar[bool] = False  # whether it matters when frames are
 
     retention_ratio: PositiveShare = 0.1
     saliency: Saliency | None = None
@@ -161,11 +161,6 @@ def zero_sinks(saliency: Tensor, sink_tokens: Sequence[int] | None) -> Tensor:
     if max(sink_tokens) >= saliency.shape[1]:
         raise ValueError(f"sink_tokens {tuple(sink_tokens)}: a frame has positions 0 to {saliency.shape[1] - 1} only")
     return saliency.index_fill(1, torch.tensor(sink_tokens, device=saliency.device), 0.0)
-
-
-def token_budget(count: int, ratio: float) -> int:
-    """Tokens a trivial baseline keeps of `count`: min(count, max(1, ceil(count * ratio - 1e-9)))."""
-    return min(count, max(1, math.ceil(count * ratio - 1e-9)))
 
 
 def keep(features: Tensor, indices: Tensor) -> Pruned:

@@ -79,7 +79,7 @@ class DyCoke(Pruner):
             count = int(kind.sum())
             if count:
                 given = min(left, count * tokens)
-                budgets[kind] = apportion(torch.ones(count), torch.full((count,), tokens), given)
+                budgets[kind] = apportion(torch.ones(count, dtype=torch.float64), torch.full((count,), tokens), given)
                 left -= given
         return budgets
 

@@ -14,7 +14,7 @@ from tango.ops.merging import segment_sums
 from tango.ops.segmentation import fastvid
 from tango.pruners import trace
 from tango.pruners.base import Pruner, full_precision, keep
-from tango.pruners.in_llm import LayerPruning, check_layer, prefill_ratio
+from tango.pruners.in_llm import LayerPruning, before_layer, prefill_ratio
 from tango.pruners.settings import Cosine, Count, OneOf, Positive, PositiveShare, Saliency, Share, reject
 from tango.pruners.similarity import most_similar
 from tango.pruners.video import Pruned, VideoTokens
@@ -96,12 +96,8 @@ class FlashVID(Pruner):
 
     def in_llm(self, layers: int) -> LayerPruning | None:
         """See Pruner.in_llm; nothing is merged there, the count is rounded up, and newline embeddings stay."""
-        if self.pruning_layer is None:
-            return None
-        check_layer("FlashVID.pruning_layer", self.pruning_layer, layers)
-        if self.retention_ratio == 1 or self.llm_retention_ratio == 1:
-            return None
-        return LayerPruning(self.pruning_layer, self.llm_retention_ratio, rounding="up", newlines=False)
+        at = "FlashVID.pruning_layer", self.pruning_layer, layers
+        return before_layer(*at, self.retention_ratio, self.llm_retention_ratio, rounding="up", newlines=False)
 
     def before_llm(self, layers: int) -> Pruner:
         """See Pruner.before_llm."""
@@ -213,7 +209,7 @@ class FlashVID(Pruner):
             these each token is a part of, (N * L,), -1 for salient ones.
         """
         frames, tokens, dim = features.shape
-        similar = torch.full((frames, tokens), -1.0, device=features.device)
+        similar = torch.full((frames, tokens), -1.0, dtype=torch.float32, device=features.device)
         similar[1:] = cosines
         similar[salient] = -1.0
         absorbed = similar > self.temporal_threshold

@@ -103,7 +103,7 @@ class PruneVid(Pruner):
                 continue
             # Frames with as many tokens to keep are merged together.
             indices: list[Tensor] = [torch.empty(0, dtype=torch.int64, device=device)] * size
-            merged: list[Tensor] = [torch.empty(0, dim, device=device)] * size
+            merged: list[Tensor] = [torch.empty(0, dim, dtype=torch.float32, device=device)] * size
             for count in sorted(set(of_frames) - {0}):
                 chosen = [frame for frame in range(size) if of_frames[frame] == count]
                 those = torch.tensor(chosen, device=device)

@@ -8,7 +8,8 @@ from typing import Annotated, ClassVar
 
 import torch
 
-from tango.pruners.base import Pruner, keep, token_budget
+from tango.pruners.base import Pruner, keep
+from tango.pruners.budget import token_budget
 from tango.pruners.settings import Integer
 from tango.pruners.video import Pruned, VideoTokens
 

@@ -36,7 +36,7 @@ def most_similar(tokens: Tensor, centres: Tensor, allowed: Tensor | None = None)
     groups, size, dim = tokens.shape
     count = centres.shape[1]
     indices = torch.empty(groups, size, dtype=torch.int64, device=tokens.device)
-    cosines = torch.empty(groups, size, device=tokens.device)
+    cosines = torch.empty(groups, size, dtype=torch.float32, device=tokens.device)
     slack = 8 * math.sqrt(dim) * torch.finfo(torch.float32).eps
     rows = max(1, BLOCK_BYTES // (4 * (dim + count)))
     step = max(1, rows // (size + count))

@@ -22,7 +22,7 @@ from tango.ops.selection import select
 from tango.pruners import trace
 from tango.pruners.base import Pruner, full_precision, zero_sinks
 from tango.pruners.budget import apportion
-from tango.pruners.in_llm import LayerPruning, check_layer, prefill_ratio
+from tango.pruners.in_llm import LayerPruning, before_layer, prefill_ratio
 from tango.pruners.settings import Cosine, Count, Number, OneOf, Positive, PositiveShare, Share, TokenPositions, reject
 from tango.pruners.video import Pruned, VideoTokens
 
@@ -89,6 +89,7 @@ class Tango(Pruner):
     """
 
     name: ClassVar[str] = "tango"
+    reads_times: ClassVar[bool] = True
 
     context_ratio: Share = 0.4
     similarity_threshold: Cosine | None = None
@@ -116,12 +117,8 @@ class Tango(Pruner):
 
     def in_llm(self, layers: int) -> LayerPruning | None:
         """See Pruner.in_llm; merges by the mean, as the paper's code does."""
-        if self.pruned_layer is None:
-            return None
-        check_layer("Tango.pruned_layer", self.pruned_layer, layers)
-        if self.retention_ratio == 1 or self.llm_retention == 1:
-            return None
-        return LayerPruning(self.pruned_layer, self.llm_retention, merging="mean", causal=self.causal)
+        at, ratios = ("Tango.pruned_layer", self.pruned_layer, layers), (self.retention_ratio, self.llm_retention)
+        return before_layer(*at, *ratios, merging="mean", causal=self.causal)
 
     def before_llm(self, layers: int) -> Pruner:
         """See Pruner.before_llm; the similarity threshold stays that of the ratio that was asked for."""
@@ -141,7 +138,9 @@ class Tango(Pruner):
         saliency, grid = zero_sinks(video.required("saliency"), self.sink_tokens), video.required("grid")
         features, device = video.features, video.features.device
         rope_sections(width := features.shape[2])  # refuses an odd width
-        axes = video.required("timestamps"), *(torch.arange(float(length), device=device) for length in grid)
+        times = video.required("timestamps")
+        lines = (torch.arange(length, dtype=torch.float32, device=device) for length in grid)
+        axes = (times - times[0]).float(), *lines  # before rounding, so that a clock's zero changes nothing
         settings = self.num_neighbors, self.memory_limit
         with full_precision(device, gradients=True):
             # Segmentation. From here on the host knows every shape, and need not ask a GPU for one.
@@ -245,9 +244,8 @@ class Tango(Pruner):
         return lambda places: rotate_rows(table, positions, sets.home(places), self.time_base, self.space_base, block)
 
     def _threshold(self) -> float:
-        if self.similarity_threshold is not None:
-            return self.similarity_threshold
-        return holitom_threshold(self.retention_ratio)
+        given = self.similarity_threshold
+        return holitom_threshold(self.retention_ratio) if given is None else given
 
 
 def _trace(sets: Sets, salient: Tensor, rest: Tensor, stand: Tensor, labels: Tensor) -> None:

@@ -7,7 +7,8 @@ from typing import ClassVar
 
 import torch
 
-from tango.pruners.base import Pruner, keep, token_budget
+from tango.pruners.base import Pruner, keep
+from tango.pruners.budget import token_budget
 from tango.pruners.video import Pruned, VideoTokens
 
 

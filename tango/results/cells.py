@@ -21,7 +21,8 @@ from tango.sweeps.sweep import CellError
 LABELS = {
     VANILLA: "unpruned", "tango": "Tango", "topk": "top-k saliency", "visionzip": "VisionZip", "fastvid": "FastVID",
     "holitom": "HoliTom", "vidcom2": "VidCom2", "flashvid": "FlashVID", "dycoke": "DyCoke", "divprune": "DivPrune",
-    "prunevid": "PruneVid", "fastv": "FastV",
+    "prunevid": "PruneVid", "fastv": "FastV", "evs": "EVS", "vcast": "V-CAST", "stop_visionzip": "SToP on VisionZip",
+    "stop_fastvid": "SToP on FastVID", "stop_holitom": "SToP on HoliTom",
 }  # fmt: skip
 
 # What tables need of a cell.json (tango/sweeps/cells.py writes more). Fields are values here, not types to mypy.
@@ -54,6 +55,9 @@ CELL_FILE: Any = _of(
     samples=Annotated[list[ROW], Field(min_length=1)],
 )  # fmt: skip
 
+COLUMNS = {"", "framework", "name", "method", "variant", "retention_ratio", "tokens_kept", "average", "share_kept",
+           "difference", "questions", "n", "share kept (%)", "difference (points)", "tokens kept (%)"}  # fmt: skip
+
 Cell = Mapping[str, Any]
 
 
@@ -78,11 +82,11 @@ def read_folders(folders: Iterable[str | Path]) -> tuple[list[Cell], list[str]]:
         if not folder.is_dir():
             raise ResultsError(f"there is no folder {str(folder)!r}")
         broken: list[str] = []
-        by_hand = _run_by_hand(folder, broken)
+        by_hand = run_by_hand(folder, broken)
         cells += [cell for file, cell in by_hand if file.resolve() not in seen]
         seen.update(file.resolve() for file, _ in by_hand)
         found = len(by_hand)
-        for place in _places(folder, broken):
+        for place in cell_folders(folder, broken):
             try:
                 if not (place / "cell.json").is_file():
                     raise ResultsError(f"{place}: not finished, or failed")
@@ -103,7 +107,7 @@ def read_folders(folders: Iterable[str | Path]) -> tuple[list[Cell], list[str]]:
     return cells, remarks
 
 
-def _run_by_hand(folder: Path, broken: list[str]) -> list[tuple[Path, Cell]]:
+def run_by_hand(folder: Path, broken: list[str]) -> list[tuple[Path, Cell]]:
     """What was run in a folder by a framework's own command line, with its file; why a run is left out goes to
     `broken`.
     """
@@ -124,7 +128,7 @@ def _run_by_hand(folder: Path, broken: list[str]) -> list[tuple[Path, Cell]]:
     return cells
 
 
-def _places(folder: Path, broken: list[str]) -> list[Path]:
+def cell_folders(folder: Path, broken: list[str]) -> list[Path]:
     """The folders <sweep>/cells/<name> in and below a folder, each once, whichever links lead there; what cannot be
     read is added to `broken`.
     """
@@ -172,8 +176,17 @@ def check_cell(cell: Any, file: Path) -> Cell:
             raise ResultsError(
                 f"{file}: it kept {row['tokens_after']} of {row['tokens_before']} tokens; run its sweep again"
             )
-    read: Cell = cell
+    read: Cell = _whole_characters(cell)
     return read
+
+
+def _whole_characters(value: Any) -> Any:
+    """The same with halves of characters, which replies may end in, as their escapes: data frames take none."""
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()
+    if isinstance(value, dict):
+        return {_whole_characters(key): _whole_characters(inner) for key, inner in value.items()}
+    return [_whole_characters(inner) for inner in value] if isinstance(value, list) else value
 
 
 def label(cell: Cell) -> str:
@@ -185,8 +198,11 @@ def label(cell: Cell) -> str:
 
 
 def benchmark(cell: Cell) -> str:
-    """The benchmark's own name, whatever the framework calls it; the number of frames is named elsewhere."""
-    return benchmark_name(cell["cell"]["benchmark"])
+    """The benchmark's own name, whatever the framework calls it; the number of frames is named elsewhere. One that is
+    called like another column of the tables is marked.
+    """
+    name = benchmark_name(cell["cell"]["benchmark"])
+    return f"benchmark {name}" if name in COLUMNS or name.endswith(("_low", "_high")) else name
 
 
 def setting(cell: Cell) -> tuple[str, int, str, str]:

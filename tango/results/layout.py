@@ -200,7 +200,7 @@ def efficiency_summary(rows: Sequence[Row]) -> RichTable:
     times = {}
     for name, row, cell in each_cell(rows):
         where = [text for text, needed in zip((name, f"in {row.framework}"), several, strict=True) if needed]
-        times[", ".join([row.name, *where])] = cell["efficiency"]
+        times[plain(", ".join([row.name, *where]))] = cell["efficiency"]
     return efficiency_of(times)
 
 

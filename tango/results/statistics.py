@@ -86,5 +86,8 @@ def bootstrap(pairs: Sequence[tuple[Scores, Scores]], draws: int = DRAWS, seed: 
 
 
 def _interval(values: Scores) -> Interval:
-    low, high = np.percentile(values[1:], [2.5, 97.5]) if np.isfinite(values[0]) else (np.nan, np.nan)
-    return Interval(100 * float(values[0]), 100 * float(low), 100 * float(high))
+    value = float(values[0])
+    if not np.isfinite(value):
+        return Interval(value, np.nan, np.nan)
+    low, high = np.percentile(values[1:], [2.5, 97.5])  # at an edge no draw is as far out as the value
+    return Interval(100 * value, 100 * min(value, float(low)), 100 * max(value, float(high)))

@@ -14,8 +14,9 @@ from typing import Any
 
 import torch.distributed as dist
 
-from tango.inference.chat import Answer, Chat, Message
+from tango.inference.chat import Answer, Chat
 from tango.inference.checkpoints import class_name
+from tango.inference.prompt import Message
 from tango.runs import provenance
 from tango.runs.journal import Journal
 from tango.runs.load import Load

@@ -9,7 +9,6 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -126,7 +125,7 @@ def token_summary(records: Iterable[Record]) -> dict[str, Any]:
 
 def report(summary: Mapping[str, Any]) -> None:
     """Print a summary: method, tokens, the efficiency table, and every failed sample."""
-    console = Console(width=None if Console().is_terminal else 160)
+    console = Console(width=None if Console().is_terminal else 160, markup=False, emoji=False)
     tokens, load = summary["tokens"], summary.get("load")
     kept = (
         "no video tokens"
@@ -143,9 +142,7 @@ def report(summary: Mapping[str, Any]) -> None:
         )
     if summary["n_failed"]:
         console.print(
-            f"[bold red]{summary['n_failed']} of {summary['n_samples']} samples failed and were not scored:[/]"
+            f"{summary['n_failed']} of {summary['n_samples']} samples failed and were not scored:", style="bold red"
         )
         for failure in summary["failed"]:
-            console.print(
-                escape(f"  {failure['task']} {failure['doc_id']}: {failure['reason']} ({failure['tries']} tries)")
-            )
+            console.print(f"  {failure['task']} {failure['doc_id']}: {failure['reason']} ({failure['tries']} tries)")

@@ -160,8 +160,8 @@ def framework_cell(
     samples = evaluation.samples
     if evaluation.limit is not None:
         samples = tasks * min(evaluation.limit, samples // tasks)
-    identity = evaluation.identity(framework, asked)
-    return Cell(name, identity, command, evaluation.environment, samples, lambda run: {"cell": what, **collect(run)})
+    identity, environment = evaluation.identity(framework, asked), evaluation.environment
+    return Cell(name, identity, command, environment, samples, lambda run: {"cell": what, **collect(run)}, what)
 
 
 def read_summary(run: Path) -> tuple[dict[str, Any], Path]:

@@ -17,7 +17,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -49,6 +49,7 @@ class Cell:
     samples: how many it will answer, for the progress display.
     collect: reads what the command wrote and returns the content of cell.json; raises CellError if that is no result.
         Its "provenance" may list samples that have no answer, under "failed".
+    what: framework, benchmark, method, ratio .., as cell.json has them.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Cell:
     environment: dict[str, str]
     samples: int
     collect: Callable[[Path], dict[str, Any]] = field(repr=False)
+    what: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -105,6 +107,7 @@ class Sweep:
         cells: the grid, in the order it is to be run.
         jobs: how many run at a time on this machine; the cores are divided among them.
         machine: where else to run them.
+        part: others may work in the folder meanwhile, as parts of the same sweep, but at none of these cells.
 
     Raises:
         SweepError: no jobs, or two cells of one name.
@@ -117,13 +120,14 @@ class Sweep:
         jobs: int = 1,
         console: Console | None = None,
         machine: Machine | None = None,
+        part: bool = False,
     ) -> None:
         names = [cell.name for cell in cells]
         if twice := {name for name in names if names.count(name) > 1}:
             raise SweepError(f"two cells of the name {', '.join(sorted(twice))}")
         self.folder, self.cells = Path(folder), list(cells)
         self.machine: Machine = machine or ThisMachine(jobs)
-        self.console = console or Console()
+        self.console, self.part = console or Console(), part
         self.failures: dict[str, str] = {}
 
     def path(self, cell: Cell) -> Path:
@@ -246,7 +250,7 @@ class Sweep:
         except Exception as error:  # whatever is wrong with a cell's files, the other cells go on
             what = str(error) if isinstance(error, CellError) else f"its files are damaged: {error!r}"
             self.failures[cell.name] = f"{ended or what} (log: {folder / 'log.txt'})"
-            self.console.print(f"[red]{cell.name} failed[/]")
+            self.console.print(f"{cell.name} failed", style="red", markup=False)
             return
         write_json(folder / "cell.json", result)
         if failed:
@@ -254,30 +258,44 @@ class Sweep:
                 f"{len(failed)} of its {len(failed) + len(result['samples'])} samples failed and are not in its "
                 f"result, the first: {failed[0]['reason']}; the next start tries them again (log: {folder / 'log.txt'})"
             )
-        self.console.print(f"{cell.name} finished" + (f", without {len(failed)} samples that failed" if failed else ""))
+        without = f", without {len(failed)} samples that failed" if failed else ""
+        self.console.print(f"{cell.name} finished{without}", markup=False)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "lock").open("a+", encoding="utf-8") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                lock.seek(0)
-                raise SweepError(
-                    f"another sweep (process {lock.read().strip()}) works in {str(self.folder)!r}; "
-                    "wait for it or stop it"
-                ) from error
-            lock.truncate(0)
-            lock.write(str(os.getpid()))
-            lock.flush()
+        with contextlib.ExitStack() as locks:
+            locks.enter_context(locked(self.folder, shared=self.part))
+            for cell in self.cells if self.part else []:
+                locks.enter_context(locked(self.path(cell)))
             yield
 
     def _progress(self) -> Progress:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
         return Progress(
-            *columns, TextColumn("{task.fields[cells]}"), TextColumn("{task.fields[left]}"), console=self.console
+            *columns,
+            TextColumn("{task.fields[cells]}", markup=False),
+            TextColumn("{task.fields[left]}", markup=False),
+            console=self.console,
         )
+
+
+@contextlib.contextmanager
+def locked(folder: Path, shared: bool = False) -> Iterator[None]:
+    """Hold a folder's lock, alone or with others who share it; SweepError if others hold it who do not."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("a+", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            lock.seek(0)
+            raise SweepError(
+                f"another sweep (process {lock.read().strip() or 'unknown'}) works in {str(folder)!r}; "
+                "wait for it or stop it"
+            ) from error
+        lock.truncate(0)
+        lock.write("" if shared else str(os.getpid()))
+        lock.flush()
+        yield
 
 
 def failed_samples(result: dict[str, Any]) -> list[dict[str, Any]]:

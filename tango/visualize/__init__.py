@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch
 
-from tango.inference.checkpoints import Checkpoint, check_pretrained, load
+from tango.inference.checkpoints import Checkpoint, load
+from tango.inference.names import check_pretrained
 from tango.inference.video import read_video
 from tango.pruners import Pruner
 from tango.visualize.page import write_page

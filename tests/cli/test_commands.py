@@ -236,6 +236,15 @@ def test_a_mistyped_model_is_told_at_once(capsys: Captured) -> None:
         assert near in capsys.readouterr().err
 
 
+def test_sweep_of_one_cell_by_its_number(capsys: Captured) -> None:
+    words = ["sweep", "configs/sweeps/tango_tiny.yaml", "--dry-run"]
+    every = told(capsys, *words)["cells"]
+    assert [told(capsys, *words, "--cell", str(n))["cells"] for n in (1, 9)] == [[every[0]], [every[8]]]
+    assert main([*words, "--cell", str(len(every) + 1)]) == 2
+    assert f"--cell {len(every) + 1}: this grid has cells 1 to {len(every)}" in capsys.readouterr().err
+    assert main([*words, "--cell", "0"]) == 2
+
+
 def test_sweep_names_what_is_missing(capsys: Captured) -> None:
     words = ["sweep", "--framework", "VLMEvalKit", "--benchmark", "MVBench", "--model", "owner/name", "--dry-run"]
     found = told(capsys, *words, code=2)

@@ -164,6 +164,40 @@ def test_times_and_keys(family):
             model(**inputs, video_timestamps=[[0, 1, 2]] * 3)
 
 
+def test_a_clocks_zero_changes_nothing(family):
+    model, inputs = family.model(), example(family, [9, *family.video(), 8])
+    pruner = make_pruner("tango", 0.3, segmentation="none")
+    times = [0.0, 0.25, 0.5, 1.0]
+    with torch.no_grad(), attach(model, pruner) as session:
+        expected, spans = model(**inputs, video_timestamps=[times]).logits, []
+        for offset in (0.0, 1e5, 1.7e9):
+            late = [time + offset for time in times]
+            for given in (late, torch.tensor(late, dtype=torch.float64)):
+                assert torch.equal(model(**inputs, video_timestamps=[given]).logits, expected)
+            rate = [{"fps": 4.0, "frames_indices": [round(4 * time) for time in late]}]
+            assert torch.equal(model(**inputs, video_metadata=rate).logits, expected)
+            spans.append(session.videos[0].indices.tolist())
+    assert spans[0] == spans[1] == spans[2]
+
+
+@pytest.mark.parametrize(
+    "method", ["tango", "fastvid", "flashvid", "holitom", "prunevid", "visionzip", "fastv", "dycoke"]
+)
+def test_another_default_dtype_changes_nothing(family, method):
+    model, inputs = family.model(), example(family, [9, *family.video(), 8])
+    pruner = make_pruner(method, 0.6)
+    with torch.no_grad(), attach(model, pruner) as session:
+        expected, kept = model(**inputs).logits, session.videos[0].indices
+        for default in (torch.float64, torch.bfloat16):
+            torch.set_default_dtype(default)
+            try:
+                found = model(**inputs).logits
+            finally:
+                torch.set_default_dtype(torch.float32)
+            assert torch.equal(session.videos[0].indices, kept)
+            torch.testing.assert_close(found, expected)
+
+
 @pytest.mark.parametrize("frames", [1, 2, 3])
 @pytest.mark.parametrize("method", ["random", "uniform", "topk", "tango"])
 def test_few_frames_and_small_budgets(family, method, frames):

@@ -141,3 +141,52 @@ def test_another_default_device_changes_nothing(name):
     assert torch.equal(found.indices, expected.indices)
     assert torch.equal(found.features, expected.features)
     assert torch.equal(found.segment_sizes, expected.segment_sizes)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_another_default_dtype_changes_nothing(name, dtype):
+    features, saliency, grid, times = made_up(8, (6, 6), 32, seed=2, dtype=dtype)
+    parts = {"segment_features": features.mean(1), "frame_vectors": features.mean(1), "keys": features[..., :6]}
+    given = features, saliency, grid, times.tolist()
+    for exact in (False, True):
+        method = METHODS[name](retention_ratio=0.3, exact_budget=exact)
+        expected = method.prune(*given, **parts)
+        for default in (torch.float64, torch.float16, torch.bfloat16):
+            torch.set_default_dtype(default)
+            try:
+                found = method.prune(*given, **parts)
+            finally:
+                torch.set_default_dtype(torch.float32)
+            assert torch.equal(found.indices, expected.indices)
+            assert torch.equal(found.features, expected.features) and found.features.dtype == dtype
+
+
+@pytest.mark.parametrize("offset", [-3.0, 1e3, 1e6, 1.7e9, 1.7e12])
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_a_clocks_zero_changes_nothing(name, offset):
+    features, saliency, grid, _ = made_up(12, (6, 6), 32, seed=3)
+    parts = {"segment_features": features.mean(1), "frame_vectors": features.mean(1), "keys": features[..., :6]}
+    times = torch.arange(12, dtype=torch.float64) * 0.25
+    method = METHODS[name](retention_ratio=0.2)
+    expected = method.prune(features, saliency, grid, times, **parts)
+    for late in (times + offset, (times + offset).tolist(), (times + offset).numpy()):
+        found = method.prune(features, saliency, grid, late, **parts)
+        assert torch.equal(found.indices, expected.indices) and torch.equal(found.features, expected.features)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_gradients_are_those_of_a_weighted_sum(name, exact):
+    """Each token carries its own number as a one-hot vector, so that what comes out tells its weights: P = W X."""
+    for seed in range(3):
+        features, *rest = made_up(6, (4, 5), 16, seed=seed)
+        frames, tokens, dim = features.shape
+        numbers = 0.01 * torch.eye(frames * tokens).view(frames, tokens, -1)
+        features = torch.cat((features, numbers), -1).requires_grad_()
+        pruned = prune(METHODS[name](retention_ratio=0.3, exact_budget=exact), (features, *rest)).features
+        weights = pruned[:, dim:].detach() / 0.01
+        torch.testing.assert_close(weights @ features.detach().flatten(0, 1), pruned.detach(), atol=1e-4, rtol=1e-4)
+        upstream = torch.randn(pruned.shape, generator=torch.Generator().manual_seed(seed))
+        (pruned * upstream).sum().backward()
+        torch.testing.assert_close(features.grad.flatten(0, 1), weights.T @ upstream, atol=1e-4, rtol=1e-4)

@@ -105,6 +105,35 @@ def remote_model(folder: Path) -> None:
     change(folder, "config.json", architectures=["Own"], auto_map={"AutoConfig": "own.Own", "AutoModel": "own.Own"})
 
 
+def config(part: str = "", **fields: Any) -> Callable[[Path], None]:
+    """A change of config.json, or of a part of it."""
+
+    def make(folder: Path) -> None:
+        held = json.loads((folder / "config.json").read_text())
+        change(folder, "config.json", **({part: held[part] | fields} if part else fields))
+
+    return make
+
+
+def elsewhere(name: str) -> Callable[[Path], None]:
+    """An index that names the whole weights, but in a file beside the folder, or one that is pickled."""
+
+    def make(folder: Path) -> None:
+        write(folder, name, (WHOLE / WEIGHTS).read_bytes())
+        names = dict.fromkeys(load_file(folder / WEIGHTS), name)
+        (folder / WEIGHTS).unlink()
+        write(folder, INDEX, json.dumps({"metadata": {}, "weight_map": names}))
+
+    return make
+
+
+def template(text: str) -> Callable[[Path], None]:
+    return lambda folder: write(folder, "chat_template.jinja", text)
+
+
+LOOPS = "".join(f"{{% for {name} in range(99999) %}}" for name in "abc") + 3 * "{% endfor %}"
+
+
 def no_letters(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
 
@@ -132,7 +161,7 @@ FAULTS = [
           "embeddings of 8 columns"),
     fault(layer_less, "tensors are of no use", "more layers than its config.json", "config.json with one layer less"),
     fault(shard_gone, "model-00002-of-2.safetensors", "a shard missing", "an index that names an absent file"),
-    fault(lambda folder: (write(folder, INDEX, "{"), (folder / WEIGHTS).unlink()), "cannot be loaded", "torn index",
+    fault(lambda folder: (write(folder, INDEX, "{"), (folder / WEIGHTS).unlink()), "is not the index of", "torn index",
           "model.safetensors.index.json of one byte"),
     fault(pickled, "pickled weights can run code and are not read", "pickled weights",
           "pytorch_model.bin in place of model.safetensors"),
@@ -145,6 +174,50 @@ FAULTS = [
     fault(lambda folder: write(folder, "tokenizer.json", "{"), "cannot be loaded", "torn tokenizer", "its first byte"),
     fault(lambda folder: write(folder, "chat_template.jinja", "{% for x in y %}"), "chat template cannot be used",
           "broken chat template", "a loop without an end"),
+    fault(template("{{ 1 / 0 }}"), "division by zero", "chat template that divides by zero", "`{{ 1 / 0 }}`"),
+    fault(template(LOOPS), "did not end within 3 s", "endless chat template", "three nested loops of 99999 steps each"),
+    fault(template("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}"), "maximum recursion depth",
+          "chat template without an end", "a macro that calls itself"),
+    fault(template("{{ messages[0].content[1].text }}"), "a prompt with 0 <video>", "chat template without videos",
+          "one that writes the question alone"),
+    fault(config("text_config", num_attention_heads=0), "text_config.num_attention_heads = 0; expected a whole number",
+          "config.json: no heads", "`num_attention_heads` 0"),
+    fault(config("vision_config", patch_size=0), "vision_config.patch_size = 0; expected a whole number",
+          "config.json: no patch", "`patch_size` 0"),
+    fault(config("text_config", hidden_act="nope"), "text_config.hidden_act = 'nope'; expected an activation",
+          "config.json: unknown activation", "`hidden_act` nope"),
+    fault(config("text_config", rope_parameters={"rope_type": "nope"}), "rope_type = 'nope'; expected default or",
+          "config.json: unknown rotary embedding", "`rope_type` nope"),
+    fault(config(dtype="float8_e4m3fn"), "dtype = 'float8_e4m3fn'; expected one of float16",
+          "config.json: float8", "`dtype` float8_e4m3fn"),
+    fault(config(architectures=[5]), "architectures = [5]; expected a list of names", "config.json: a number as class",
+          "`architectures` [5]"),
+    fault(config("text_config", num_hidden_layers=10**7), "num_hidden_layers = 10000000; expected a whole",
+          "config.json: ten million layers", "`num_hidden_layers` 10**7"),
+    fault(config("vision_config", num_hidden_layers=10**7), "num_hidden_layers = 10000000; expected a whole",
+          "config.json: ten million layers of the tower", "the same of `vision_config`"),
+    fault(config(text_config=None), "describes 11,445,077,952 parameters; they hold", "config.json of another model",
+          "`text_config` null, which stands for a model of 7 billion parameters"),
+    fault(config(vision_feature_layer=99), "vision_feature_layer = 99; expected a layer of the 3",
+          "config.json: a layer that is not there", "`vision_feature_layer` 99"),
+    fault(config(quantization_config=5), "config.json: AttributeError: 'int' object", "config.json: odd quantization",
+          "`quantization_config` 5"),
+    fault(lambda folder: write(folder, "config.json", "[" * 99999), "config.json: RecursionError", "deep config.json",
+          "99999 open brackets"),
+    fault(lambda folder: change(folder, "processor_config.json", processor_class="Nope"), "gives a Qwen2Tokenizer",
+          "unknown processor", "`processor_class` Nope"),
+    fault(lambda folder: write(folder, "processor_config.json", "[1]"), "processor_config.json holds no mapping",
+          "odd processor", "a list in place of processor_config.json"),
+    fault(lambda folder: write(folder, "generation_config.json", "[1]"), "generation_config.json holds no mapping",
+          "odd generation_config.json", "a list in its place"),
+    fault(lambda folder: change(folder, "generation_config.json", num_beams=0), "num_beams = 0; expected a whole",
+          "generation_config.json: no beams", "`num_beams` 0"),
+    fault(lambda folder: change(folder, "generation_config.json", eos_token_id="x"), "eos_token_id = 'x'; expected a",
+          "generation_config.json: a word as token", "`eos_token_id` x"),
+    fault(elsewhere("../x.safetensors"), "names '../x.safetensors': only .safetensors files beside it",
+          "an index that leaves the folder", "weights in `../x.safetensors`"),
+    fault(elsewhere("pytorch_model.bin"), "names 'pytorch_model.bin': only .safetensors files beside it",
+          "an index of pickled weights", "weights in `pytorch_model.bin`"),
     fault(lambda folder: (folder / "chat_template.jinja").unlink(), "no chat template", "no chat template",
           "chat_template.jinja removed"),
 ]  # fmt: skip

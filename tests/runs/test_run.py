@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from tango.inference.chat import Answer, Chat, Message
+from tango.inference.chat import Answer, Chat
 from tango.inference.checkpoints import Checkpoint, load
+from tango.inference.prompt import Message
 from tango.runs.run import ArgumentError, EvaluationRun, check_model
 from tango.runs.settings import from_environment
 

@@ -242,3 +242,18 @@ def test_what_a_cell_of_lmms_eval_depends_on(tmp_path: Path, checkpoint: Path) -
     assert len({tango.identity, *(other.identity for other in others)}) == 7
     with pytest.raises(ValueError, match="needs a retention ratio"):
         made(method="tango")
+
+
+def test_parts_of_a_sweep_share_its_folder(tmp_path: Path) -> None:
+    cells = [cell(tmp_path, "a"), cell(tmp_path, "b")]
+    whole, one = Sweep(tmp_path, cells, console=quiet()), Sweep(tmp_path, cells[:1], console=quiet(), part=True)
+    other, again = (Sweep(tmp_path, found, console=quiet(), part=True) for found in (cells[1:], cells[:1]))
+    with one._locked():
+        assert other.run() == {} and other.results()[0]["resumed"] == 0  # another cell, at the same time
+        with pytest.raises(SweepError, match=r"another sweep \(process \d+\) works in '.*/cells/a'"):
+            again.run()
+        with pytest.raises(SweepError, match=r"another sweep \(process unknown\) works in"):
+            whole.run()
+    with whole._locked(), pytest.raises(SweepError, match=rf"process {os.getpid()}"):
+        one.run()
+    assert whole.run() == {} and len(whole.results()) == 2

@@ -1,0 +1,245 @@
+"""What of a checkpoint's files cannot be, told in a sentence before anything is computed with them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError, safe_open
+from transformers.activations import ACT2FN
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS as ROPES
+
+from tango.inference.names import CheckpointError
+from tango.models.pooling_head import INDEX, WEIGHTS, weight_map
+
+# Fields of config.json that count something, and the most that is believed: far beyond any model of today.
+COUNTS = dict.fromkeys(("hidden_size", "out_hidden_size", "intermediate_size", "vocab_size"), 2**24)
+COUNTS |= dict.fromkeys(("num_attention_heads", "num_key_value_heads", "num_heads", "head_dim"), 2**16)
+COUNTS |= {"num_hidden_layers": 1000, "depth": 1000, "image_size": 2**16, "patch_size": 2**16}
+STORED = ("float16", "bfloat16", "float32", "float64")
+# Files that hold a mapping; their names go on with .json.
+MAPPINGS = ("generation_config", "processor_config", "preprocessor_config", "video_preprocessor_config",
+            "tokenizer_config", "special_tokens_map", "added_tokens")  # fmt: skip
+# Fields of generation_config.json by what they hold.
+BEAMS = ("num_beams", "num_beam_groups", "num_return_sequences")
+NUMBERS = ("temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "length_penalty", "max_length",
+           "min_length", "max_new_tokens", "min_new_tokens", "no_repeat_ngram_size", "guidance_scale")  # fmt: skip
+TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "suppress_tokens", "begin_suppress_tokens")
+TEMPLATE_SECONDS = 3.0  # for one message, of which a template needs some milliseconds
+
+
+def check_config(config: Mapping[str, Any], pretrained: str) -> None:
+    """Turn away a config.json with a field that cannot be, by its name.
+
+    Raises:
+        CheckpointError: names the field, its value and what would be right.
+    """
+
+    def refuse(name: str, value: Any, right: str) -> None:
+        raise CheckpointError(f"{pretrained!r}: its config.json has {name} = {value!r}; expected {right}")
+
+    named = config.get("architectures")
+    if named is not None and not (isinstance(named, list) and all(isinstance(name, str) for name in named)):
+        refuse("architectures", named, "a list of names of classes")
+    for part in ("", "text_config", "vision_config"):
+        fields = config.get(part) if part else config
+        if not isinstance(fields, Mapping):
+            continue  # transformers says what is wrong with it, or takes a default
+        for field, value in fields.items():
+            name = f"{part}.{field}" if part else field
+            most = COUNTS.get(field)
+            if most and value is not None and not (type(value) is int and 1 <= value <= most):
+                refuse(name, value, f"a whole number from 1 to {most}")
+            if field.endswith("hidden_act") and value not in ACT2FN:
+                refuse(name, value, f"an activation that transformers has, one of {', '.join(ACT2FN)}")
+            kind = value.get("rope_type", value.get("type")) if isinstance(value, Mapping) else None
+            if field in ("rope_parameters", "rope_scaling") and kind not in (None, "default", "mrope", *ROPES):
+                refuse(f"{name}.rope_type", kind, f"default or one of {', '.join(ROPES)}")
+            stored = str(value).removeprefix("torch.")
+            if field in ("dtype", "torch_dtype") and value not in (None, "auto") and stored not in STORED:
+                refuse(name, value, f"one of {', '.join(STORED)}")
+    layers = (config.get("vision_config") or {}).get("num_hidden_layers")
+    chosen = config.get("vision_feature_layer")
+    for layer in chosen if isinstance(chosen, list) else [chosen]:
+        if isinstance(layer, int) and layers and not -layers - 1 <= layer <= layers:
+            refuse("vision_feature_layer", layer, f"a layer of the {layers} that the vision tower has")
+
+
+def check_files(pretrained: str) -> None:
+    """Turn away a folder of which a JSON file is something else than a mapping.
+
+    Raises:
+        CheckpointError: names the file.
+    """
+    for name in MAPPINGS:
+        file = Path(pretrained).expanduser() / f"{name}.json"
+        try:
+            content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        except (ValueError, RecursionError) as error:
+            raise CheckpointError(f"{pretrained!r}: its {file.name} cannot be read: {error}") from error
+        if not isinstance(content, dict):
+            raise CheckpointError(f"{pretrained!r}: its {file.name} holds no mapping")
+
+
+def check_size(model: Any, pretrained: str) -> None:
+    """Turn away a folder whose config.json describes more than twice what its weights hold, before room is made for it.
+
+    model: built as config.json says, on the device "meta".
+
+    Raises:
+        CheckpointError: says both numbers of parameters.
+    """
+    folder, held = Path(pretrained).expanduser(), 0
+    names = set(weight_map(folder / INDEX).values()) if (folder / INDEX).is_file() else {WEIGHTS}
+    for file in (folder / name for name in names):
+        if file.is_file():
+            with safe_open(file, "pt") as tensors:
+                held += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+    described = sum(parameter.numel() for parameter in model.parameters())
+    if held and described > 2 * held:
+        raise CheckpointError(
+            f"{pretrained!r}: the weights are not those of its config.json, which describes {described:,} parameters; "
+            f"they hold {held:,}"
+        )
+
+
+def check_generation(settings: Mapping[str, Any], pretrained: str) -> None:
+    """Turn away settings of a generation_config.json with which nothing could be generated.
+
+    Raises:
+        CheckpointError: names the field, its value and what would be right.
+    """
+    for field, value in settings.items():
+        right = None
+        if value is None:
+            continue
+        if field in BEAMS and not (type(value) is int and value >= 1):
+            right = "a whole number of at least 1"
+        if field in NUMBERS and not (isinstance(value, int | float) and not isinstance(value, bool)):
+            right = "a number"
+        every = value if isinstance(value, list) else [value]
+        if field in TOKENS and not all(type(token) is int for token in every):
+            right = "a token's number, or a list of them"
+        if field == "bad_words_ids" and not (isinstance(value, list) and value):
+            right = "a list of lists of tokens' numbers"
+        if right is not None:
+            raise CheckpointError(
+                f"{pretrained!r}: its generation_config.json has {field} = {value!r}; expected {right}"
+            )
+
+
+def check_weights(pretrained: str) -> None:
+    """Turn away a folder without safetensors.
+
+    Raises:
+        CheckpointError: says what is there instead.
+    """
+    folder = Path(pretrained).expanduser()
+    if (folder / INDEX).is_file():
+        weight_map(folder / INDEX)  # refuses files elsewhere, and of other kinds
+    if not folder.is_dir() or any((folder / name).is_file() for name in (INDEX, WEIGHTS)):
+        return
+    pickled = sorted(file.name for kind in ("*.bin", "*.pt", "*.pth", "*.ckpt") for file in folder.glob(kind))
+    there = f"only {', '.join(pickled)}: pickled weights can run code and are not read" if pickled else "no weights"
+    raise CheckpointError(f"{pretrained!r} holds {there}; put {WEIGHTS} there (or {INDEX} and its files)")
+
+
+def check_report(report: Mapping[str, Any], pretrained: str) -> None:
+    """Turn away weights that do not fit their config.json; transformers would make up what is missing.
+
+    Raises:
+        CheckpointError: names tensors that are missing, of another shape, or of layers that the model does not have.
+    """
+    # A SigLIP tower may bring its head and last layer, which no model uses.
+    strange = [n for n in report["unexpected_keys"] if "vision" not in n and not n.endswith(".rotary_emb.inv_freq")]
+    kinds = {"missing": report["missing_keys"], "of another shape": [name for name, *_ in report["mismatched_keys"]]}
+    for kind, names in (kinds | {"of no use to it": strange}).items():
+        if names:
+            listed = ", ".join(sorted(names)[:3]) + (", .." if len(names) > 3 else "")
+            raise CheckpointError(
+                f"{pretrained!r}: the weights are not those of its config.json; {len(names)} tensors are {kind}: "
+                f"{listed}"
+            )
+
+
+def check_processor(processor: Any, model: Any, pretrained: str) -> None:
+    """Turn away a processor that would put something else into the prompt than the model knows.
+
+    Raises:
+        CheckpointError: says what is missing.
+    """
+    if not hasattr(processor, "tokenizer") or not hasattr(processor, "video_processor"):
+        raise CheckpointError(
+            f"{pretrained!r}: its processor_config.json (processor_class) gives a {type(processor).__name__}, which is "
+            "no processor of videos and text"
+        )
+    if not processor.chat_template:
+        raise CheckpointError(f"{pretrained!r} has no chat template; pass chat_template=<file>")
+    message = {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "What?"}]}
+    try:
+        with limited(TEMPLATE_SECONDS):
+            prompt = processor.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
+        for wanted in (processor.video_token, "What?"):
+            if prompt.count(wanted) != 1:
+                raise ValueError(f"of a video and a question it makes a prompt with {prompt.count(wanted)} {wanted}")
+    except Exception as error:  # a template is a program, and may fail in any way
+        what = str(error) or type(error).__name__
+        raise CheckpointError(
+            f"{pretrained!r}: its chat template cannot be used: {what}; pass chat_template=<file>"
+        ) from error
+    tokenizer = processor.tokenizer
+    if not tokenizer.encode("A", add_special_tokens=False):
+        raise CheckpointError(f"{pretrained!r}: its tokenizer knows no letters; its tokenizer.json is missing")
+    known = tokenizer.convert_tokens_to_ids(processor.video_token)
+    if known != model.config.video_token_id:
+        raise CheckpointError(
+            f"{pretrained!r}: its tokenizer has {processor.video_token} as token {known}, its config.json says "
+            f"{model.config.video_token_id}; tokenizer files are missing, or of another checkpoint"
+        )
+
+
+@contextlib.contextmanager
+def limited(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError in Python code that runs for longer, whichever thread it is in."""
+    ends, before = time.monotonic() + seconds, sys.gettrace()
+
+    def look(*_: Any) -> Any:
+        if time.monotonic() > ends:
+            raise TimeoutError(f"it did not end within {seconds:g} s")
+        return look
+
+    sys.settrace(look)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
+
+
+@contextlib.contextmanager
+def in_one_line(pretrained: str, files: str) -> Iterator[None]:
+    """Turn what libraries say against a checkpoint's files into one line that names them."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except (OSError, ValueError, SafetensorError, StrictDataclassError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        what = " ".join(lines[:2] if isinstance(error, StrictDataclassError) else lines[:1]) or type(error).__name__
+        if "custom code" in what:
+            what = f"{pretrained!r} needs code that it brings along, which is not run"
+        if pretrained not in what:
+            what = f"{pretrained!r} cannot be loaded: {files}: {what}"
+        raise CheckpointError(what) from error
+    except Exception as error:  # what a field does not fit may fail in any way
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            raise
+        first = (str(error).strip().splitlines() or [""])[0]
+        raise CheckpointError(f"{pretrained!r} cannot be loaded: {files}: {type(error).__name__}: {first}") from error

@@ -1,0 +1,60 @@
+"""Names of checkpoints: a folder, or a hub id. Imports nothing heavy, so that a slip is told at once."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+EXAMPLES = "lmms-lab/llava-onevision-qwen2-7b-ov, llava-hf/llava-onevision-qwen2-7b-ov-hf"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint or a way of loading it that cannot be; the message says what can."""
+
+
+def check_pretrained(pretrained: str) -> None:
+    """Turn away what is neither a folder nor looks like a hub id, before anything is loaded.
+
+    Raises:
+        CheckpointError: says what to pass.
+    """
+    if not isinstance(pretrained, str) or not pretrained:
+        raise CheckpointError(f"pretrained={pretrained!r}: pass a folder or a hub id, for example {EXAMPLES}")
+    path = Path(pretrained).expanduser()
+    if path.is_dir():
+        return
+    near = nearest(path)
+    hint = f"; did you mean {str(near)!r}?" if near else ""
+    if pretrained.startswith(("/", "./", "../", "~")) or pretrained.count("/") != 1:
+        raise CheckpointError(
+            f"pretrained={pretrained!r}: no such folder, and not a hub id of the form owner/name{hint}"
+        )
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        cached = isinstance(try_to_load_from_cache(pretrained, "config.json"), str)
+    except HFValidationError as error:
+        raise CheckpointError(f"pretrained={pretrained!r}: no such folder, and not a hub id: {error}{hint}") from error
+    if not cached and (near or path.parent.is_dir()):  # a slip: asking the hub would take half a minute
+        where = f"no such folder in {str(path.parent)!r}" if path.parent.is_dir() else "no such folder"
+        raise CheckpointError(
+            f"pretrained={pretrained!r}: {where}{hint or f'; if it is a hub id: hf download {pretrained}'}"
+        )
+
+
+def nearest(path: Path) -> Path | None:
+    """The checkpoint whose folder has a name most like that of one that is not there; None if none has."""
+
+    def folders(of: Path) -> dict[str, Path]:
+        found = sorted(of.iterdir()) if of.is_dir() else []
+        return {folder.name: folder for folder in found if folder.is_dir()}
+
+    beside = {name: folder for name, folder in folders(path.parent).items() if (folder / "config.json").is_file()}
+    if close := difflib.get_close_matches(path.name, beside, 1):
+        return beside[close[0]]
+    # checkpoints/x for checkpoint/x, and for x alone.
+    around = folders(path.parent.parent)
+    likely = difflib.get_close_matches(path.parent.name, around, cutoff=0.8) if path.parent.name else list(around)
+    there = (around[name] / path.name for name in likely)
+    return next((folder for folder in there if (folder / "config.json").is_file()), None)
