@@ -141,6 +141,8 @@ class PrunedVideos:
             times = [frame_times(metadata, len(frames)) for frames, metadata in pairs]
             plain = [(frames, with_defaults(metadata, len(frames))) for frames, metadata in pairs]
             mm_items = type(mm_items)({**mm_items, "video": VideoProcessorItems(plain, [one for _, one in plain])})
+        elif videos is not None:
+            raise ValueError("a video that comes as embeddings cannot be pruned: send its frames or a URL")
         inputs = super()._get_hf_mm_inputs(mm_items, hf_kwargs)  # type: ignore[misc]
         if times:
             inputs.passthrough_data[TIMES] = times
