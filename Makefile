@@ -6,6 +6,8 @@
 # version that is installed; OLDER=yes takes the oldest.
 # make fuzz: ten minutes of made-up videos, texts, settings and files against what reads them, seeded; make test has
 # a few seconds of it. TANGO_FUZZ_SECONDS sets another time.
+# make vllm: an environment of its own for serving with vLLM on a CPU, in build/vllm. make test-vllm: the plugin's tests in it,
+# against transformers (minutes). make serve: a server with tango-tiny, and a request to try; docs/serving.md.
 # make coverage: which lines of tango/ the tests run, into docs/coverage.md; TESTS=tests/pruners measures a part.
 # make docs: the site of docs/, into build/site. make package: sdists and wheels, each tried in a fresh environment.
 
@@ -13,10 +15,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 TOOLS := build/tools
 OLDEST := build/oldest
+VLLM := build/vllm
 
 TESTS ?= tests
 
-.PHONY: demo benchmark test fuzz test-oldest test-transformers format coverage docs package setup data clean
+.PHONY: demo benchmark test fuzz test-oldest test-transformers vllm test-vllm serve format coverage docs package setup data clean
 
 demo: setup
 	$(BIN)/python scripts/demo.py
@@ -45,6 +48,14 @@ test-transformers: setup $(if $(OLDER),$(OLDEST)/installed)
 	$(TESTER)/bin/pip install --quiet --disable-pip-version-check parameterized
 	$(TESTER)/bin/python tests/transformers/fetch.py $(UPSTREAM)
 	TRANSFORMERS_TESTS=$(UPSTREAM) $(TESTER)/bin/python -m pytest tests/transformers
+
+vllm: $(VLLM)/installed
+
+test-vllm: $(VLLM)/installed
+	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest tests/serving
+
+serve: $(VLLM)/installed
+	PYTHON=$(VLLM)/bin/python bash vllm-plugin/serve.sh
 
 format: setup
 	$(BIN)/ruff check --fix-only .
@@ -77,6 +88,10 @@ $(OLDEST)/installed: .venv/installed
 	$(BIN)/python -c "import sysconfig; print('import site; site.addsitedir(%r)' % sysconfig.get_path('purelib'))" \
 	  > "$$($(OLDEST)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/setup.pth"
 	$(OLDEST)/bin/pip install --disable-pip-version-check --no-deps transformers==5.17.0
+	touch $@
+
+$(VLLM)/installed: vllm-plugin/install.sh vllm-plugin/requirements.txt vllm-plugin/pyproject.toml vllm-plugin/torchvision_operators.py
+	PYTHON=$(PYTHON) bash vllm-plugin/install.sh $(VLLM)
 	touch $@
 
 $(TOOLS)/installed: requirements-tools.txt

@@ -38,7 +38,9 @@ from tango.models import attach  # noqa: E402
 from tango.pruners import REGISTRY, VideoTokens  # noqa: E402
 
 OPTIONAL = ("timestamps", "segment_features", "frame_vectors", "keys")
-RECORDED = ("tango", "divprune", "dycoke", "fastvid", "flashvid", "holitom", "prunevid", "vidcom2", "visionzip")
+RECORDED = ("tango", "divprune", "dycoke", "evs", "fastvid", "flashvid", "holitom", "prunevid",
+            "stop_fastvid", "stop_holitom", "stop_visionzip", "vcast", "vidcom2", "visionzip")  # fmt: skip
+AS_RECORDED: dict[str, dict[str, Any]] = {"stop_visionzip": {"targets": "published"}}  # what is not ours by default
 Row = tuple[str, str, bool]
 
 
@@ -54,7 +56,8 @@ def golden(name: str, device: torch.device) -> Row:
         recorded, parameters, grid = read(file)
         tensors = on(device, recorded)
         known = {field.name for field in fields(REGISTRY[name])}
-        method = REGISTRY[name](**{key: value for key, value in parameters.items() if key in known})
+        settings = {key: value for key, value in parameters.items() if key in known}
+        method = REGISTRY[name](**settings, **AS_RECORDED.get(name, {}))
         given = {key: tensors[key] for key in OPTIONAL if key in tensors}
         pruned = method.prune(tensors["features"], tensors.get("saliency"), grid, **given)
         # Methods with an order of their own were recorded in it (output_*), some with features in ascending order.

@@ -130,7 +130,9 @@ def noted(source: str, tree: Path) -> list[Command]:
     values = " ".join(f'"${{{name}-}}"' for name in VARIABLES)
     note = f'note() {{ printf "%s\\0" "$PWD" {values} "$@" >>"$NOTES"; echo >>"$NOTES"; }}'
     names = [entry.name for entry in BIN.iterdir() if re.fullmatch(r"[\w.-]+", entry.name)]
-    stand_ins = [f'{name}() {{ note {name} "$@"; }}' for name in sorted({*names, "bash", "git", "make"} - {"activate"})]
+    stand_ins = [
+        f'{name}() {{ note {name} "$@"; }}' for name in sorted({*names, "bash", "git", "make", "sbatch"} - {"activate"})
+    ]
     notes.write_text("")
     script = "\n".join(["set -eu", note, 'command_not_found_handle() { note "$@"; }', *stand_ins, "PATH=", source])
     environment = {"NOTES": str(notes), "HOME": str(tree)}
@@ -176,6 +178,10 @@ def check(words: tuple[str, ...]) -> None:
         check_python(rest)
     elif name == "bash":
         check_script(rest)
+    elif name == "sbatch":  # its own flags are not known here; after the script come those of `tango sweep`
+        script = next(place for place, word in enumerate(rest) if not word.startswith("-"))
+        said(("bash", "-n", rest[script]))
+        check_tango(["sweep", *rest[script + 1 :]])
     else:
         split = next((i for i, word in enumerate(rest) if word.startswith("-") or "/" in word), len(rest))
         has_flags(rest[split:], said((name, *rest[:split], "--help")))

@@ -13,7 +13,7 @@ from videos import made_up, prune
 
 from tango import Tango
 from tango.pruners import REGISTRY
-from tango.pruners.base import token_budget
+from tango.pruners.budget import token_budget
 
 quick = settings(max_examples=150, deadline=None, derandomize=True)
 videos = {

@@ -7,8 +7,8 @@ import torch
 from videos import made_up
 
 from tango.pruners import Random, TopK, Uniform
-from tango.pruners.base import Pruned, token_budget
-from tango.pruners.budget import apportion, fit
+from tango.pruners.base import Pruned
+from tango.pruners.budget import apportion, fit, token_budget
 
 
 def plain(frames, tokens, dim=4):
@@ -108,6 +108,11 @@ def test_rows_are_the_inputs_own_bits(method, dtype):
         (lambda: Uniform(0.0), "Uniform.retention_ratio = 0.0"),
         (lambda: Uniform(exact_budget=1), "Uniform.exact_budget = 1: expected True or False"),
         (lambda: Uniform(keep_positions="yes"), "Uniform.keep_positions = 'yes': expected True or False"),
+        (
+            lambda: Uniform(torch.nn.Sequential(torch.nn.ReLU())),
+            "^Uniform.retention_ratio = <Sequential>: expected a fi",
+        ),
+        (lambda: TopK(sink_tokens=["x"] * 99), "^TopK.sink_tokens = <tuple>: expected token positions"),
     ],
 )
 def test_settings_out_of_range_are_named(make, message):

@@ -90,8 +90,14 @@ def save_checkpoint(folder: Path) -> None:
     save_file(head, folder / "pooling_head.safetensors")
 
 
-def save_qwen(folder: Path, new: bool = False) -> None:
-    """A Qwen2.5-VL, or `new` a Qwen3-VL, of random weights: 24 x 24 pixels are 3 x 3 tokens, two frames one."""
+def save_qwen(
+    folder: Path, new: bool = False, head: int = 16, scale: float = 1, pixels: int = 24 * 24, video: int = 1
+) -> None:
+    """A Qwen2.5-VL, or `new` a Qwen3-VL, of random weights: 24 x 24 pixels are 3 x 3 tokens, two frames one.
+
+    head: width of a head, of which there are two. scale: of all weights; large ones make answers depend on the video.
+    pixels: of an image or a frame; with `new` a whole video has `video` times as many.
+    """
     torch.manual_seed(0)
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|image_pad|>", "<|video_pad|>"]
     special += ["<|vision_start|>", "<|vision_end|>"]
@@ -104,13 +110,15 @@ def save_qwen(folder: Path, new: bool = False) -> None:
         additional_special_tokens=special[1:2] + special[3:],
     )
     text = {
-        "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-        "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 2, 2]},
+        "vocab_size": len(tokenizer), "hidden_size": 2 * head, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": head,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0,
+                            "mrope_section": [head // 4, head // 8, head // 8]}
+        | ({"mrope_interleaved": True} if new else {}),
     }  # fmt: skip
     vision = {
-        "depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "patch_size": PATCH,
-        "spatial_merge_size": 2, "temporal_patch_size": 2, "out_hidden_size": 32,
+        "depth": 2, "hidden_size": 2 * head, "intermediate_size": 48, "num_heads": 2, "patch_size": PATCH,
+        "spatial_merge_size": 2, "temporal_patch_size": 2, "out_hidden_size": 2 * head,
     }  # fmt: skip
     if new:
         vision |= {"num_position_embeddings": 36, "deepstack_visual_indexes": [0]}
@@ -120,14 +128,21 @@ def save_qwen(folder: Path, new: bool = False) -> None:
     ids = {"image_token_id": 3, "video_token_id": 4, "vision_start_token_id": 5, "vision_end_token_id": 6}
     config = (Qwen3VLConfig if new else Qwen2_5_VLConfig)(text_config=text, vision_config=vision, **ids)
     model = (Qwen3VLForConditionalGeneration if new else Qwen2_5_VLForConditionalGeneration)(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" not in name:
+                parameter.mul_(scale)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.save_pretrained(folder)
     sizes = {"patch_size": PATCH, "temporal_patch_size": 2, "merge_size": 2}
-    sizes["size"] = {"shortest_edge": 24 * 24, "longest_edge": 24 * 24}
+    sizes["size"] = {"shortest_edge": pixels, "longest_edge": pixels}
+    if new:  # as in published checkpoints; vLLM has one of them for both processors
+        sizes |= {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
     template = TEMPLATE.replace("<{{ p['type'] }}>\n", "<|vision_start|><|{{ p['type'] }}_pad|><|vision_end|>")
+    whole = dict.fromkeys(sizes["size"], pixels * video)
     (Qwen3VLProcessor if new else Qwen2_5_VLProcessor)(
         image_processor=Qwen2VLImageProcessor(**sizes),
-        video_processor=(Qwen3VLVideoProcessor if new else Qwen2VLVideoProcessor)(**sizes),
+        video_processor=(Qwen3VLVideoProcessor if new else Qwen2VLVideoProcessor)(**sizes | {"size": whole}),
         tokenizer=tokenizer,
         chat_template=template,
     ).save_pretrained(folder)

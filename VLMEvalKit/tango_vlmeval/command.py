@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tango.inference.checkpoints import CheckpointError
+from tango.runs.hooks import mask_output
 from tango.runs.settings import VANILLA, SettingsError, from_environment
 
 # Flag of the command line: field of the method.
@@ -23,6 +24,12 @@ FIELDS = {
     "base-space": ("space_base", "frequency base of ST-RoPE in space"),
     "num-neighbors": ("num_neighbors", "neighbours for the density"),
     "segment-type": ("segmentation", "how a video is cut into segments: holitom or fastvid"),
+}
+# How the models of --model are loaded, and what is said of it.
+HOW = {
+    "revision": "branch or commit of a hub id",
+    "dtype": "auto, float32, float16 or bfloat16",
+    "attn-implementation": "sdpa, eager or flash_attention_2",
 }
 BY_RULE = "exact_matching"
 
@@ -42,6 +49,16 @@ def own_parser() -> argparse.ArgumentParser:
     for flag, (field, meaning) in FIELDS.items():
         group.add_argument(f"--{flag}", dest=field, metavar=field.upper(), help=meaning)
     return parser
+
+
+def show_help(parser: argparse.ArgumentParser) -> None:
+    """Print the help of our flags; upstream's follows."""
+    group = parser.add_argument_group("how the models of --model are loaded")
+    for flag, meaning in HOW.items():
+        group.add_argument(f"--{flag}", help=meaning)
+    parser.print_help()
+    print("\nand of vlmeval.run:\n")
+    sys.stdout.flush()
 
 
 def merge(settings: Mapping[str, str], environ: Mapping[str, str]) -> str:
@@ -64,12 +81,11 @@ def merge(settings: Mapping[str, str], environ: Mapping[str, str]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, 1 if anything failed, 2 for a mistake in settings."""
+    mask_output()
     words = list(sys.argv[1:] if arguments is None else arguments)
     parser = own_parser()
     if {"-h", "--help"} & set(words):
-        parser.print_help()
-        print("\nand of vlmeval.run:\n")
-        sys.stdout.flush()
+        show_help(own_parser())
     own, rest = parser.parse_known_args(words)
     try:
         os.environ["TANGO_ARGS"] = merge(vars(own), os.environ)
@@ -82,6 +98,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def hand_over(words: Sequence[str]) -> int:
     """Register what this plugin has, and run vlmeval's command line."""
+    # Else upstream takes data sets from ModelScope, which need not be installed, and never looks at those of the hub.
+    os.environ.setdefault("VLMEVALKIT_USE_MODELSCOPE", "0")
     import vlmeval.run as upstream
 
     from tango_vlmeval import datasets, hooks, models
@@ -92,11 +110,14 @@ def hand_over(words: Sequence[str]) -> int:
     shared.add_argument("--judge")
     shared.add_argument("--work-dir", default="./outputs")
     shared.add_argument("--api-mode", action="store_true")
+    for name in HOW:
+        shared.add_argument(f"--{name}", dest=name.replace("-", "_"), default=argparse.SUPPRESS)
     known, rest = shared.parse_known_args(list(words))
     if known.limit is not None and known.limit < 1:
         raise SettingsError(f"--limit {known.limit}: ask at least one question")
     datasets.register()
-    names = models.register(known.model) if not known.api_mode else {name: name for name in known.model}
+    how = {name: getattr(known, name) for name in (name.replace("-", "_") for name in HOW) if name in known}
+    names = models.register(known.model, **how) if not known.api_mode else {name: name for name in known.model}
     # Upstream hands the group of its processes, and what it starts by name, to others by these words.
     words = [*rest, "--judge", known.judge or BY_RULE, "--work-dir", known.work_dir]
     words += ["--model", *(names[name] for name in known.model)] if known.model else []

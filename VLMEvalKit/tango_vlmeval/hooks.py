@@ -1,10 +1,12 @@
 """Where vlmeval.run has no extension point and this plugin needs one. Nothing on disk is touched.
 
 - Inference with one of our models: finished samples come from a journal that knows the method and its settings, which
-  upstream's own intermediate files do not; a summary is written beside the predictions; failed samples are an error.
+  upstream's own intermediate files do not; a summary is written beside the predictions; failed samples are left out of
+  scoring and are an error.
 - `<name>_<N>frame` data sets are built without the command line's arguments, which upstream passes and none of them
   takes; --limit holds for video data sets too.
 - Several processes without a GPU are connected by gloo.
+- Data sets look for the hub's files where huggingface_hub has them, whatever variable says where that is.
 - Data sets that log in to the hub before they look whether they are there do so only with a token to log in with.
 - VLMEvalKit reports errors and exits with status 0: they are kept here for the exit status.
 """
@@ -12,6 +14,7 @@
 from __future__ import annotations
 
 import glob
+import json
 import os
 import sys
 import traceback
@@ -23,9 +26,11 @@ import huggingface_hub
 import torch
 import torch.distributed as dist
 import vlmeval.run as upstream
+import vlmeval.smp.file
+from huggingface_hub.constants import HF_HUB_CACHE
 from vlmeval.config import supported_VLM
 from vlmeval.dataset.video_dataset_config import supported_video_datasets
-from vlmeval.smp import load
+from vlmeval.smp import dump, get_intermediate_file_path, load
 from vlmeval.smp.file import fetch_aux_files
 
 from tango.runs.hooks import give_up, wrap
@@ -68,6 +73,7 @@ def install(limit: int | None = None) -> None:
         wrap(upstream, name, wrapper)
     wrap(dist, "init_process_group", _connect)
     wrap(huggingface_hub, "login", _login)
+    wrap(vlmeval.smp.file, "HFCacheRoot", lambda original: HF_HUB_CACHE)
 
 
 def _connect(original: Any, backend: str | None = None, **kwargs: Any) -> None:
@@ -153,9 +159,6 @@ def _infer(
     frames = dataset.nframe if dataset.nframe > 0 else model.frames
     world = dist.get_world_size() if dist.is_initialized() else 1
     rank = dist.get_rank() if dist.is_initialized() else 0
-    before = _set_aside(Path(result_file), f"{model_name}_{name}") if rank == 0 else None
-    if world > 1:
-        dist.barrier()
     build = dataset.build_prompt
 
     def deferred(line: Any, video_llm: bool = True) -> Prompt:
@@ -166,6 +169,9 @@ def _infer(
     try:
         journal = Path(work_dir).parent / "journal"
         with model.evaluating(name, frames, getattr(dataset, "GENERATION", {}), journal, rank, world) as run:
+            before = _set_aside(Path(result_file), f"{model_name}_{name}", run.digest) if rank == 0 else None
+            if world > 1:
+                dist.barrier()
             original(
                 model, work_dir=work_dir, model_name=model_name, dataset=dataset, result_file=result_file, **others
             )
@@ -183,18 +189,50 @@ def _infer(
         report(summary)
     if summary["n_failed"]:
         first = summary["failed"][0]
-        raise SamplesFailed(
-            f"{summary['n_failed']} of {summary['n_samples']} samples failed, so the data set was not scored; the "
-            f"first: {first['doc_id']}: {first['reason']}. The same command tries them again; --mode eval "
-            "--keep-failed scores the others, and these as wrong"
-        )
+        told = f"{summary['n_failed']} of {summary['n_samples']} samples failed"
+        why = f"the first: {first['doc_id']}: {first['reason']}. The same command tries them again"
+        if summary["n_failed"] == summary["n_samples"]:
+            raise SamplesFailed(f"{told}, so the data set was not scored; {why}")
+        lost = {str(failure["doc_id"]) for failure in summary["failed"]}
+        evaluate = dataset.evaluate
+        dataset.evaluate = lambda eval_file, **judge: _evaluate_answered(evaluate, Path(eval_file), lost, **judge)
+        if rank == 0:  # which scores; that of another would end its launcher before
+            called = Path(result_file).stem.removeprefix(f"{model_name}_")
+            RUN.problems.append(f"{model_name} x {called}: {told} and were not scored; {why}")
     return model
 
 
-def _set_aside(file: Path, unfinished: str) -> list[tuple[str, str]] | None:
-    """Take away upstream's predictions, finished and half-finished ones, which may be of another method; what the
-    finished ones were.
+def _evaluate_answered(original: Any, file: Path, lost: set[str], **judge: Any) -> Any:
+    """Score the questions that were answered alone: failed ones are neither right nor wrong, in any data set.
+
+    Upstream takes the number of a question for its row, so that those that are left are numbered anew meanwhile.
     """
+    whole = load(str(file))
+    kept = whole[[str(index) not in lost for index in whole["index"]]].reset_index(drop=True)
+    scored = Path(get_intermediate_file_path(str(file), "_score"))
+    dump(kept.assign(index=range(len(kept))), str(file))
+    try:
+        result = original(str(file), **judge)
+        if scored.is_file():
+            dump(load(str(scored)).assign(index=kept["index"]), str(scored))
+        return result
+    finally:
+        dump(whole, str(file))
+
+
+def _set_aside(file: Path, unfinished: str, run: str) -> list[tuple[str, str]] | None:
+    """Take away upstream's predictions, finished and half-finished ones; what the finished ones were.
+
+    Those of another method, or of other settings, are kept in earlier/<their run>, with their scores.
+    """
+    summary = file.with_name(file.stem + SUMMARY)
+    earlier = json.loads(summary.read_text(encoding="utf-8"))["run"] if summary.is_file() else run
+    if earlier != run:
+        shelf = file.parent / "earlier" / earlier
+        shelf.mkdir(parents=True, exist_ok=True)
+        for finished in {file, summary, *map(Path, fetch_aux_files(str(file)))}:
+            if finished.is_file():
+                os.replace(finished, shelf / finished.name)
     before = _predictions(file)
     ranks = file.parent.glob(f"[0-9]*_{glob.escape(file.stem)}.pkl")
     for stale in (file, file.parent / f"{unfinished}_PREV.pkl", *ranks):

@@ -20,11 +20,13 @@ from vlmeval.vlm.base import BaseModel
 from tango.inference.chat import TIMES, Chat, PixelLimits, generation_settings
 from tango.inference.checkpoints import CheckpointError, class_name, load
 from tango.models.llava_video import FRAMES
+from tango.runs.provenance import files_fingerprint
 from tango.runs.run import ArgumentError, EvaluationRun, check_model
 from tango.runs.settings import from_environment
-from tango_vlmeval import __version__
 
 GREEDY = {"do_sample": False}
+# Of this plugin, what answers follow from; data sets make prompts, which are told by themselves, and scores.
+SOURCES = files_fingerprint(file for file in Path(__file__).parent.glob("*.py") if file.name != "datasets.py")
 
 
 @dataclass
@@ -107,7 +109,7 @@ class TangoModel(BaseModel):  # type: ignore[misc]
             checkpoint, self.settings.pruner, self.frames, seed, use_cache, time_instruction, time_spaces=False
         )
         self.asked: dict[str, Any] = {}  # see EvaluationRun
-        self._depends_on = (chat_template, __version__)
+        self._depends_on = (SOURCES,)
         self._evaluation: tuple[EvaluationRun, str, dict[str, Any]] | None = None  # its data set, generation settings
 
     @contextlib.contextmanager
@@ -227,17 +229,18 @@ TAKEN_OVER: dict[str, tuple[type[TangoModel], str]] = {
 }
 
 
-def register(names: Sequence[str] = ()) -> dict[str, str]:
+def register(names: Sequence[str] = (), **how: str) -> dict[str, str]:
     """Make the classes known to VLMEvalKit, and the names in TAKEN_OVER.
 
     Args:
         names: of --model; one that is a folder or a hub id and no name of upstream's becomes a model of its last part.
+        how: revision, dtype and attn_implementation of these models, if they are given.
 
     Returns:
         What to call each of `names`.
 
     Raises:
-        CheckpointError: one is neither.
+        CheckpointError: one is neither, or is upstream's own and `how` is given.
     """
     import vlmeval.vlm
     from vlmeval.config import supported_VLM
@@ -245,17 +248,19 @@ def register(names: Sequence[str] = ()) -> dict[str, str]:
     for cls in MODELS:
         setattr(vlmeval.vlm, cls.__name__, cls)
     for name, (cls, source) in TAKEN_OVER.items():
-        supported_VLM[name] = functools.partial(cls, pretrained=source)
+        supported_VLM[name] = functools.partial(cls, pretrained=source, **(how if name in names else {}))
     called = {}
     for name in names:
         called[name] = name
+        if how and name in supported_VLM and name not in TAKEN_OVER:
+            raise CheckpointError(f"{name!r} is upstream's own model, which takes no {', '.join(how)}")
         if name not in supported_VLM:
-            held = class_name(name)
+            held = class_name(name, how.get("revision", "main"))
             cls = next((cls for cls in MODELS if held in cls.model_classes), None)
             if cls is None:
                 raise CheckpointError(f"{name!r} holds a {held}, which no model of this plugin is for")
             called[name] = Path(name).resolve().name if Path(name).is_dir() else name.rsplit("/", 1)[-1]
-            supported_VLM[called[name]] = functools.partial(cls, pretrained=name)
+            supported_VLM[called[name]] = functools.partial(cls, pretrained=name, **how)
     return called
 
 

@@ -15,7 +15,7 @@ MODELS = (
 # What models do something with, and take by name.
 COMMON = (
     "pretrained", "device", "device_map", "dtype", "torch_dtype", "attn_implementation", "revision", "chat_template",
-    "use_cache", "resume",
+    "use_cache", "resume", "batch_size", "max_batch_size",
 )  # fmt: skip
 OWN = (*COMMON, "max_frames_num", "model_name", "add_time_instruction")
 QWEN_OWN = (
@@ -26,8 +26,6 @@ QWEN_OWN = (
 Fixed = dict[str, tuple[tuple[Any, ...], str]]
 FRAMEWORK: Fixed = {
     "trust_remote_code": ((None, False), "only classes of transformers are used"),
-    "max_batch_size": ((None, 1), "each sample is timed by itself"),
-    "batch_size": ((None, 1, "1"), "each sample is timed by itself"),
 }
 FIXED: Fixed = FRAMEWORK | {
     "conv_template": (
@@ -66,6 +64,13 @@ QWEN = FRAMEWORK | {
     "max_image_size": ((None,), "only the custom video loader has it; max_pixels limits frames and images"),
     "max_length": ((None, 2048), "prompts are never cut"),
 }
+
+
+def check_batch_size(value: Any) -> None:
+    """Raise ArgumentError for what lmms-eval would not take as --batch_size."""
+    text = str(value).partition(":")[0]
+    if value is not None and text != "auto" and not (text.isdigit() and int(text) > 0):
+        raise ArgumentError(f"batch_size={value!r}: give a number of at least 1, or auto")
 
 
 def check_fixed(others: Mapping[str, Any], fixed: Fixed, own: Sequence[str] = OWN) -> None:

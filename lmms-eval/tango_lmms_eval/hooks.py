@@ -1,13 +1,14 @@
-"""The four places where lmms-eval has no extension point and this plugin needs one. Nothing on disk is touched.
+"""The five places where lmms-eval has no extension point and this plugin needs one. Nothing on disk is touched.
 
 - TaskManager also indexes this package's tasks, so that `--tasks motionqa` needs no --include_path.
+- Tasks whose data set asks for a hub token ask for the one that there is, or for none: public data need none.
 - EvaluationTracker tells where results go, and its results file gets a "tango" entry: method, settings, versions,
   tokens, failures.
 - ResponseCache refuses to serve our models: its keys know nothing of WRAPPER and would mix up methods.
 - lmms-eval reports errors and exits with status 0. When one of our models was run, the exit status is 1 if samples
   failed, or if the run ended before its results were saved.
 
-Only the first applies to other models than ours.
+Only the first two apply to other models than ours, and that no secret is printed: lmms-eval logs HF_TOKEN.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tango.runs.hooks import give_up, wrap
+from huggingface_hub import get_token
+
+from tango.runs.hooks import give_up, mask_output, wrap
 from tango.runs.journal import write_json
 
 TASKS = Path(__file__).parent / "tasks"
@@ -53,11 +56,14 @@ def install() -> None:
         ImportError, AttributeError: lmms-eval is organised differently from what this was written for.
     """
     import torch
+    from lmms_eval.api.task import ConfigurableTask
     from lmms_eval.caching.response_cache import ResponseCache
     from lmms_eval.loggers.evaluation_tracker import EvaluationTracker
     from lmms_eval.tasks import TaskManager
 
+    mask_output()
     wrap(TaskManager, "initialize_tasks", _initialize_tasks)
+    wrap(ConfigurableTask, "download", _download)
     wrap(EvaluationTracker, "__init__", _remember_output_path)
     wrap(EvaluationTracker, "save_results_aggregated", _save_results)
     wrap(ResponseCache, "create", _refuse_cache)
@@ -70,6 +76,12 @@ def install() -> None:
 def _initialize_tasks(original: Any, self: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
     index = original(self, *args, **kwargs)
     return {**self._get_task_and_group(str(TASKS)), **index}  # a task of the same name in --include_path wins
+
+
+def _download(original: Any, self: Any, dataset_kwargs: dict[str, Any] | None = None) -> Any:
+    if dataset_kwargs and dataset_kwargs.get("token") is True and get_token() is None:
+        dataset_kwargs["token"] = None
+    return original(self, dataset_kwargs)
 
 
 def _remember_output_path(original: Any, self: Any, *args: Any, **kwargs: Any) -> None:

@@ -26,16 +26,18 @@ from tango.inference.checkpoints import CheckpointError, load
 from tango.inference.names import check_pretrained
 from tango.inference.video import Sampling
 from tango.models.llava_video import FRAMES
+from tango.runs.provenance import files_fingerprint
 from tango.runs.run import ArgumentError, EvaluationRun, check_model
 from tango.runs.runner import Record, Sample
 from tango.runs.settings import NOTHING, SettingsError, from_environment
 from tango.runs.summary import report
-from tango_lmms_eval import __version__, hooks
-from tango_lmms_eval.arguments import MODELS, ONEVISION, OWN, VIDEO, Fixed, check_fixed
+from tango_lmms_eval import hooks
+from tango_lmms_eval.arguments import MODELS, ONEVISION, OWN, VIDEO, Fixed, check_batch_size, check_fixed
 from tango_lmms_eval.conversations import chat_messages, simple_messages
 
 log = logging.getLogger(__name__)
 
+SOURCES = files_fingerprint(Path(__file__).parent.glob("*.py"))  # of this plugin
 FAILED = "[this sample failed and is not scored]"
 
 
@@ -62,6 +64,8 @@ class PrunedModel(lmms):
         device_map: auto spreads the model over all GPUs of one process; anything else names its device.
         revision, chat_template, use_cache: as in upstream's llava_hf.
         resume: False computes anew what a run into the same --output_path finished before.
+        batch_size, max_batch_size: any; samples are computed one at a time all the same, so that answers and times are
+            those of batch size 1.
         conv_template, model_name and the others of `fixed`: taken for compatibility; another meaning is an error.
 
     Raises:
@@ -95,10 +99,13 @@ class PrunedModel(lmms):
         use_cache: bool = True,
         resume: bool = True,
         model_name: str | None = None,
+        batch_size: int | str | None = None,
+        max_batch_size: int | None = None,
         **others: Any,
     ) -> None:
         super().__init__()
         self.settings = from_environment()
+        check_batch_size(batch_size)
         check_fixed(others, self.fixed, self.own)
         check_pretrained(pretrained)
         if not isinstance(max_frames_num, int) or max_frames_num < 1:
@@ -106,6 +113,10 @@ class PrunedModel(lmms):
         if dtype is not None and torch_dtype is not None and dtype != torch_dtype:
             raise ArgumentError(f"dtype={dtype} and torch_dtype={torch_dtype}: pass one of them")
         check_model(pretrained, revision, self.model_classes, "this model", f"; --model is {MODELS}")
+        if batch_size not in (None, 1, "1"):
+            log.warning(
+                "batch_size=%s: samples are computed one at a time, so answers and times are those of 1", batch_size
+            )
         hooks.begin(report)
         self.accelerator = Accelerator()
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
@@ -140,7 +151,7 @@ class PrunedModel(lmms):
             chat,
             journal=Path(hooks.RUN.output_path) / "journal" if hooks.RUN.output_path else None,
             asked=self.asked,
-            depends_on=(chat_template, __version__),
+            depends_on=(SOURCES,),
             resume=resume,
             rank=self._rank,
             processes=self._world_size,

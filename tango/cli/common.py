@@ -17,8 +17,8 @@ from tango.motionqa.shipped import FRAMES, MODEL
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 EXIT_CODES = {
     OK: "all is well",
-    FAILED: "something failed or, for doctor, is not well",
-    BAD_INPUT: "bad input, or something it needs is missing",
+    FAILED: "something failed or, for doctor, is not well or, for verify, cannot be checked",
+    BAD_INPUT: "bad input, something it needs is missing or, for verify, a number differs",
     INTERRUPTED: "interrupted",
 }
 
@@ -79,8 +79,9 @@ def console() -> Console:
 
 
 def print_json(content: Any) -> None:
-    """Print content as JSON; what JSON lacks becomes text."""
-    print(json.dumps(content, indent=1, ensure_ascii=False, default=str))
+    """Print content as JSON; what JSON lacks becomes text, and half characters of names of files their escapes."""
+    text = json.dumps(content, indent=1, ensure_ascii=False, default=str)
+    print(text.encode(errors="backslashreplace").decode())
 
 
 @contextlib.contextmanager

@@ -179,8 +179,9 @@ def benchmarks() -> Iterator[Finding]:
         ("vlmeval", "ms-vlmeval"), ("tango_vlmeval", "tango-vlmeval"),
     ):  # fmt: skip
         yield importable(group, module, name, setup)
-    group = "Data sets"
     root = checkout()
+    yield serving(root)
+    group = "Data sets"
     questions = None if root is None else root / DATA / "test.json"
     if questions is not None and questions.is_file():
         count = len(list((questions.parent / "videos").glob("*.mp4")))
@@ -197,6 +198,17 @@ def benchmarks() -> Iterator[Finding]:
                 found = f"{one.repository}, {count} questions"
                 advice = (problem or "").partition("; ")[2]
                 yield Finding(group, f"{name} in {framework.name}", MISSING if problem else WELL, found, advice)
+
+
+def serving(root: Path | None) -> Finding:
+    """Whether vLLM and its plugin are in an environment of their own, as make vllm makes it, or in this one."""
+    from importlib.util import find_spec
+
+    if find_spec("vllm") is not None and find_spec("tango_vllm") is not None:
+        return Finding("Serving", "vLLM and tango-vllm", WELL, "installed")
+    made = root is not None and (root / "build" / "vllm" / "installed").is_file()
+    found, advice = ("in build/vllm", "") if made else ("not installed", "in a checkout: make vllm (docs/serving.md)")
+    return Finding("Serving", "vLLM and tango-vllm", WELL if made else MISSING, found, advice)
 
 
 def resources(models: Iterable[str]) -> Iterator[Finding]:

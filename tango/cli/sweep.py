@@ -14,7 +14,7 @@ from rich.console import Console
 
 from tango.cli import common
 from tango.cli.answering import input_errors
-from tango.cli.common import FAILED, OK, InputError, check_ratio, console, print_json, stdout_for_json, steps
+from tango.cli.common import BAD_INPUT, FAILED, OK, InputError, check_ratio, console, print_json, stdout_for_json, steps
 from tango.sweeps.frameworks import FRAMEWORKS, MOTIONQA, QUESTIONS
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ EXAMPLES = (
     "tango sweep --framework VLMEvalKit --model lmms-lab/llava-onevision-qwen2-7b-ov --frames 32 --benchmark Video-MME "
     "--config configs/llava_onevision.yaml",
     "tango sweep configs/sweeps/llava_video.yaml --ray auto --gpus 2",
+    "tango sweep configs/sweeps/llava_onevision.yaml --dry-run --estimate --tflops 300",
 )
 
 
@@ -46,6 +47,10 @@ def sweep(
     ] = None,
     frames: Annotated[int | None, typer.Option(min=1, help="Frames of each video.")] = None,
     config: common.Config = None,
+    dtype: Annotated[str | None, typer.Option(help="auto (as stored), float32, float16 or bfloat16.")] = None,
+    attn_implementation: Annotated[
+        str | None, typer.Option(metavar="NAME", help="sdpa, eager or flash_attention_2.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only so many questions.")] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Cells at a time.")] = None,
     ray: Annotated[
@@ -56,18 +61,32 @@ def sweep(
         int | None, typer.Option(min=0, help="With --ray: GPUs, and so processes, of each cell.", show_default="1")
     ] = None,
     output: Annotated[str | None, typer.Option(help="Folder; each model has its own in it.")] = None,
+    cell: Annotated[
+        int | None, typer.Option(min=1, help="Only the cell of this number, counted as --dry-run lists them.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print each command and what is missing.")] = False,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="With --dry-run: GPU hours, memory and disk in place of the commands.")
+    ] = False,
+    tflops: Annotated[
+        float | None,
+        typer.Option(min=0.001, help="For --estimate: what a GPU sustains in prefill.", show_default="127, of an A800"),
+    ] = None,
     as_json: common.Json = False,
 ) -> int:
     """Evaluate a grid of (model, framework, benchmark, method, ratio), each with the unpruned model beside it.
 
     --model, --framework, --benchmark, --method and --ratio may be repeated. What is missing is named before anything
     starts. Stopped and started again it goes on where it was; what failed is kept apart from what is finished. A cell
-    has NPROC processes, by default one a GPU; with --ray, cells run side by side on the nodes of a cluster.
+    has NPROC processes, by default one a GPU; with --ray, cells run side by side on the nodes of a cluster. With
+    --cell, several of these may work in one folder, each at a cell of its own: the tasks of a job array.
     """
+    if (estimate and not dry_run) or (tflops is not None and not estimate):
+        raise InputError("--estimate goes with --dry-run, which starts nothing, and --tflops with --estimate")
     options = {
         "models": models, "frameworks": frameworks, "benchmarks": benchmarks, "methods": methods, "ratios": ratios,
         "frames": frames, "config": config, "limit": limit, "jobs": jobs, "ray": ray, "gpus": gpus, "output": output,
+        "dtype": dtype, "attn_implementation": attn_implementation,
     }  # fmt: skip
     with stdout_for_json(as_json), steps(1) as step, input_errors():
         step("looking at what is there")
@@ -76,6 +95,8 @@ def sweep(
 
         chosen = read_grid(grid, {name: value for name, value in options.items() if value not in (None, [])})
         expanded = expand.expand(chosen)
+        if cell is not None:
+            expanded.cells = one_cell(expanded, cell)
     for line in expanded.left_out:
         print(f"tango: left out: {line}", file=sys.stderr)
     for line in expanded.notes:
@@ -83,16 +104,30 @@ def sweep(
     if dry_run:
         for line in expanded.missing:
             print(f"missing: {line}", file=sys.stderr)
-        show_commands(expanded, as_json)
-        return OK
+        if estimate:
+            from tango.cli.estimates import show_estimates
+
+            show_estimates(expanded, chosen, tflops, as_json)
+        else:
+            show_commands(expanded, as_json)
+        return BAD_INPUT if expanded.missing else OK
     if expanded.missing:
         raise InputError(f"nothing was started: {'; '.join(expanded.missing)}")
-    return run(expanded, chosen, as_json)
+    return run(expanded, chosen, as_json, part=cell is not None)
+
+
+def one_cell(expanded: Expanded, number: int) -> dict[str, list[Cell]]:
+    """The cell of a number from 1 on, in the order of the grid, below its model."""
+    every = [(model, cell) for model, cells in expanded.cells.items() for cell in cells]
+    if number > len(every):
+        raise InputError(f"--cell {number}: this grid has cells 1 to {len(every)}; --dry-run lists them, one a line")
+    model, cell = every[number - 1]
+    return {model: [cell]}
 
 
 def shell_line(cell: Cell) -> str:
-    """A cell's command as one would type it."""
-    variables = [f"{name}={shlex.quote(value)}" for name, value in cell.environment.items() if value]
+    """A cell's command as one would type it, in any folder."""
+    variables = [f"{name}={shlex.quote(value) if value else ''}" for name, value in cell.environment.items()]
     return " ".join([*variables, shlex.join(cell.command)])
 
 
@@ -110,8 +145,8 @@ def show_commands(expanded: Expanded, as_json: bool) -> None:
         print(shell_line(cell))
 
 
-def run(expanded: Expanded, grid: Grid, as_json: bool) -> int:
-    """Run each model's sweep, then print tables; 1 if a cell failed."""
+def run(expanded: Expanded, grid: Grid, as_json: bool, part: bool = False) -> int:
+    """Run each model's sweep, or a part of it beside others, then print tables; 1 if a cell failed."""
     from tango.results import summaries
     from tango.sweeps.machines import RayCluster
     from tango.sweeps.sweep import Sweep, SweepError
@@ -124,13 +159,8 @@ def run(expanded: Expanded, grid: Grid, as_json: bool) -> int:
             if grid.ray is not None:
                 machine = stack.enter_context(RayCluster(grid.ray, 1 if grid.gpus is None else grid.gpus))
             for model, cells in expanded.cells.items():
-                one = Sweep(
-                    Path(grid.output) / model,
-                    cells,
-                    grid.jobs,
-                    Console(stderr=True, markup=False, emoji=False),
-                    machine,
-                )
+                progress = Console(stderr=True, markup=False, emoji=False)
+                one = Sweep(Path(grid.output) / model, cells, grid.jobs, progress, machine, part)
                 failures |= {f"{model}/{name}": reason for name, reason in one.run().items()}
                 results = one.results()
                 finished += [short(result) for result in results]
@@ -139,6 +169,9 @@ def run(expanded: Expanded, grid: Grid, as_json: bool) -> int:
                     screen.print(*summaries(results))
     except SweepError as error:
         raise InputError(str(error)) from error
+    except KeyboardInterrupt:
+        print("stopped; what is finished is kept: the same command goes on after the last sample", file=sys.stderr)
+        raise
     for name, reason in failures.items():
         print(f"tango: {name} failed: {reason}", file=sys.stderr)
     if finished and not as_json:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +89,9 @@ def load(
             pretrained,
         )
         resolved = torch.float32
+    stored = raw.get("dtype", raw.get("torch_dtype")) if resolved == "auto" else str(resolved).removeprefix("torch.")
+    if stored == "bfloat16" and device.type == "cpu" and not cpu_has_bfloat16():
+        log.warning("%s", slow_bfloat16(pretrained))
     attention = attn_implementation
     if attention == "flash_attention_2" and device.type == "cpu" and device_map is None:
         log.warning("attn_implementation=flash_attention_2 needs a GPU: using sdpa on the CPU")
@@ -132,6 +136,22 @@ def load(
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
     }
     return Checkpoint(model.eval(), processor, model.device if device_map else device, described)
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether this machine's processor computes bfloat16 by instructions of its own."""
+    if platform.machine() in ("x86_64", "AMD64"):
+        cpu: Any = torch.cpu
+        return bool(cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported())
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def slow_bfloat16(pretrained: str) -> str:
+    """What to say of a checkpoint that such a processor would take very long for."""
+    return (
+        f"{pretrained} is to run in bfloat16, which this CPU has no instructions for: some 30 times slower than "
+        "dtype=float32, which needs twice the memory"
+    )
 
 
 def class_name(pretrained: str, revision: str = "main") -> str:

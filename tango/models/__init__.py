@@ -78,6 +78,9 @@ def attach(model: nn.Module, pruner: Pruner) -> Iterator[Session]:
     check_transformers()
     model = unwrapped(model)
     module = family_of(model)
+    if not isinstance(pruner, Pruner):
+        got = repr(pruner) if isinstance(pruner, type) else type(pruner).__name__
+        raise TypeError(f"attach() needs a pruner, as Tango(retention_ratio=0.1), not {got}")
     if (seam := getattr(vars(model).get("generate"), "seam", None)) is not None:
         raise RuntimeError(
             f"a pruner ({seam.pruner.name}) is attached to this {type(model).__name__} already; "

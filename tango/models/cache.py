@@ -48,7 +48,8 @@ def next_tokens(held: Held, inputs: Mapping[str, Any], whole: bool) -> dict[str,
             )
     text, mask, length = written(inputs), inputs.get("attention_mask"), int(cache_of(inputs).get_seq_length())
     name = "inputs_embeds" if text.dim() == 3 else "input_ids"
-    rows, width = held.mask.shape
+    prompt, full = held.prompt, held.shown.shape[1]
+    rows, width = prompt.source.shape
     after = length - width  # tokens that came after the prompt
     if after < 0:
         raise ValueError(f"the cache was cut to {length} tokens, within its pruned prompt of {width}: pass an empty "
@@ -59,7 +60,7 @@ def next_tokens(held: Held, inputs: Mapping[str, Any], whole: bool) -> dict[str,
     if isinstance(mask, Tensor) and mask.dim() != 2:
         raise ValueError(f"attention_mask has {mask.dim()} dimensions: to go on from a pruned prompt pass one of shape "
                          "(rows, tokens), or none")  # fmt: skip
-    before = held.full + after  # columns of the conversation that the cache holds
+    before = full + after  # columns of the conversation that the cache holds
     if whole and (mask is None or mask.shape[1] == text.shape[1]):
         same = held.ids is None or text.dim() == 3 or starts_with(text, held, times)
         if text.shape[1] > before and same:
@@ -79,12 +80,22 @@ def next_tokens(held: Held, inputs: Mapping[str, Any], whole: bool) -> dict[str,
             )
         tail = mask[:, mask.shape[1] - after - new :].to(text.device).long()
     call: dict[str, Any] = {name: text}
-    call["attention_mask"] = torch.cat((held.mask.to(text.device).long().repeat_interleave(times, 0), tail), 1)
+    call["attention_mask"] = torch.cat((prompt.attended().to(text.device).long().repeat_interleave(times, 0), tail), 1)
     if inputs.get("position_ids") is None or whole:
         places = tail.cumsum(1) - 1 if whole else torch.arange(after + new, device=text.device).expand_as(tail)
-        start = held.next.to(text.device).repeat_interleave(times, -1)
+        start = next_position(held).to(text.device).repeat_interleave(times, -1)
         call["position_ids"] = start[..., None] + places[:, after:].clamp(min=0)
     return call
+
+
+def next_position(held: Held) -> Tensor:
+    """The position (.., B) of the token that follows a held prompt."""
+    prompt, mask = held.prompt, held.prompt.attended()
+    if prompt.next is None or prompt.position_ids is None:
+        return mask.sum(1) if held.numbered else torch.full_like(mask[:, 0], mask.shape[1], dtype=torch.long)
+    if held.numbered and not bool(prompt.visual[:, -1].any()):  # as generate() goes on itself
+        return prompt.position_ids[..., -1].expand_as(prompt.next) + 1
+    return prompt.next
 
 
 def starts_with(ids: Tensor, held: Held, times: int) -> bool:

@@ -13,15 +13,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
+from tango.models import refusals
 from tango.models.attention import parts_of_attention
-from tango.models.prompt import Edit, PaddingSide, Prompt, columns_left, renumber, take, written
+from tango.models.generation import timestamps_of
+from tango.models.positions import numbered
+from tango.models.prompt import Edit, PaddingSide, Prompt, columns_left, take, written
 from tango.pruners.base import Pruner
 from tango.pruners.video import Pruned, VideoTokens
 
-NO_TIMES = "frames are taken to be 1 s apart; pass video_timestamps, or video_metadata with the frames' rate"
 # The parts of VideoTokens that a method may need beside features, grid and timestamps.
 PARTS = frozenset({"saliency", "segment_features", "frame_vectors", "keys", "key"})
 
@@ -51,7 +53,6 @@ class Family(ABC):
     video_inputs = ("pixel_values_videos",)  # those of them whose presence means that the prompt holds a video
     saliencies: tuple[str, ...]  # those that a method may ask for, the default first
     sinks: Mapping[tuple[int, int], tuple[int, ...]] = {}  # attention sinks of a frame, by grid
-    next: Tensor | None = None  # (B,), the position after the last prompt that positions() numbered
     extra_width = 0  # X: columns of an Edit's embeddings (.., D + X) beyond the language model's width
 
     def __init__(self, model: Any, pruner: Pruner) -> None:
@@ -65,6 +66,7 @@ class Family(ABC):
         self.parts = parts_of_attention(self.needs, self.saliency)
         # All videos of a prompt in one call, as the model itself does, where the result must equal its own to the bit.
         self.in_one_call = pruner.retention_ratio == 1
+        self.keep_positions = pruner.keep_positions
 
     # -- what a family says of itself ----------------------------------------------------------------------------
 
@@ -96,13 +98,18 @@ class Family(ABC):
             raise ValueError(f"{len(timestamps)} timestamps for a video of {frames} frames; one a frame is needed")
         return timestamps
 
-    def positions(self, inputs: Mapping[str, Any], source: Tensor, attended: Tensor) -> Tensor | None:
-        """Position ids (.., B, W) of a pruned prompt whose tokens keep those that the unpruned prompt gives them.
+    def positions(
+        self, inputs: Mapping[str, Any], source: Tensor, attended: Tensor, unchanged: bool
+    ) -> tuple[Tensor, Tensor] | None:
+        """Position ids (.., B, W) of a pruned prompt, and that of the token after it (.., B).
 
         inputs: the unpruned prompt of width N; source (B, W): its column at each place, -1 for padding; attended
-        (B, W): what the pruned prompt's mask shows. None (here): the pruned prompt is numbered without gaps.
+        (B, W): what the pruned prompt's mask shows; unchanged: nothing was dropped. None: the model numbers the prompt
+        itself, without gaps, as here where the caller gives no positions.
         """
-        return None
+        if inputs.get("position_ids") is None and (unchanged or not self.keep_positions):
+            return None
+        return numbered(inputs, source, attended, keep=unchanged or self.keep_positions)
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
@@ -119,10 +126,7 @@ class Family(ABC):
         found = any(inputs.get(name) is not None for name in self.video_inputs)
         encoded = inputs.get("mm_encoder_outputs") or {}
         if encoded.get("video") is not None or (found and encoded):
-            raise ValueError(
-                "mm_encoder_outputs does not work while a pruner is attached: videos are pruned as they are encoded; "
-                "pass pixel_values_videos, and images as pixel_values"
-            )
+            raise refusals.encoded_already()
         return found
 
     def videos(self, inputs: Mapping[str, Any]) -> Iterator[PlacedVideo]:
@@ -152,7 +156,7 @@ class Family(ABC):
                 parts["timestamps"] = self.timestamps(timestamps, frames)
             if "timestamps" not in parts:
                 if self.reads_times and frames > 1:
-                    warnings.warn(NO_TIMES, stacklevel=2)  # Python says it once
+                    warnings.warn(refusals.NO_TIMES, stacklevel=2)  # Python says it once
                 parts["timestamps"] = torch.arange(frames)
             try:
                 tokens = VideoTokens(**parts, key=key)
@@ -182,13 +186,10 @@ class Family(ABC):
             raise ValueError(f"the prompt holds {places} image placeholders for {len(features)} image features")
         return out.masked_scatter(mask.unsqueeze(-1).to(out.device), features)
 
-    def shorten(
-        self, inputs: Mapping[str, Any], edits: Sequence[Edit], side: PaddingSide | None, keep_positions: bool = False
-    ) -> Prompt:
+    def shorten(self, inputs: Mapping[str, Any], edits: Sequence[Edit], side: PaddingSide | None) -> Prompt:
         """The prompt (input_ids or inputs_embeds of `inputs`, its mask and positions) after the edits of its videos.
 
         side: where rows that end up shorter than others are padded; None: where the prompt is padded already, or left.
-        keep_positions: every token keeps its position of the unpruned prompt, also where the family leaves no gaps.
         A prompt of which nothing is dropped keeps its width, padding, mask and positions.
         """
         text, mask = written(inputs), inputs.get("attention_mask")
@@ -206,38 +207,9 @@ class Family(ABC):
             visual[edit.row, own] = edit.visual.to(own.device)
         out, extra = torch.split(out, [out.shape[-1] - self.extra_width, self.extra_width], dim=-1)
 
-        positions, numbered = self.positions(inputs, source, attended), inputs.get("position_ids")
-        with_gaps = keep_positions and positions is None and not unchanged
-        if with_gaps:
-            every = (shown.long().cumsum(1) - 1).clamp(min=0) if numbered is None else numbered.expand(len(shown), -1)
-            positions = take(every, source)
-            following = every.amax(1) + 1
-        elif positions is None and numbered is not None:
-            positions = numbered if unchanged else renumber(numbered, source, attended)
-        if not unchanged:
-            if mask is not None:
-                mask = attended.to(mask.device, mask.dtype)
-            elif with_gaps or not bool(real.all()):  # without a mask, gaps would be taken for starts of other sequences
-                mask = attended.long()
-        if not with_gaps and positions is not None:
-            following = positions.amax(-1) + 1 if self.next is None else self.next.expand(positions.shape[:-1])
-        following = None if positions is None else following
+        positions, following = self.positions(inputs, source, attended, unchanged) or (None, None)
+        if mask is not None and not unchanged:
+            mask = attended.to(mask.device, mask.dtype)
+        elif not unchanged and (self.keep_positions or not bool(real.all())):
+            mask = attended.long()  # without a mask, gaps would be taken for starts of other sequences
         return Prompt(out.contiguous(), extra, mask, positions, source, spans, visual, following, unchanged)
-
-
-def language_model(model: Any) -> nn.Module:
-    """The decoder, without its output projection; the same in all families."""
-    decoder: nn.Module = model.model.language_model
-    return decoder
-
-
-def timestamps_of(video_metadata: Sequence[Any] | None) -> list[list[float] | None] | None:
-    """Seconds of the sampled frames from a processor's `video_metadata`; None for a video without frame rate."""
-    if video_metadata is None:
-        return None
-    timestamps: list[list[float] | None] = []
-    for video in video_metadata:
-        video = video[0] if isinstance(video, list | tuple) else video
-        rate, frames = video["fps"], video["frames_indices"]
-        timestamps.append(None if rate is None or frames is None else [float(frame) / rate for frame in frames])
-    return timestamps

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tango.models.cache import held_by, next_tokens
 from tango.models.family import Family
 from tango.models.in_llm import DecoderPruner
-from tango.models.prompt import OURS, Prompt, take, without
+from tango.models.prompt import OURS, Prompt, take, without, written
 
 
 def by_hand(
@@ -30,6 +30,10 @@ def by_hand(
     if decoder_pruner is not None and labels:
         raise ValueError(f"{labels[0]} do not work with pruning inside the language model: their tokens may be dropped "
                          "there; compute the loss from the logits, or unset pruned_layer")  # fmt: skip
+    shape = written(inputs).shape[:2]
+    if wrong := [name for name in labels if inputs[name].shape != shape]:
+        raise ValueError(f"{wrong[0]} has shape {tuple(inputs[wrong[0]].shape)}; the prompt before pruning has "
+                         f"{tuple(shape)}")  # fmt: skip
     prompt = prune(inputs, side=None)
     call = without(inputs, (*OURS, *family.inputs, "input_ids"))
     whole = prompt.unchanged and decoder_pruner is None
@@ -38,7 +42,7 @@ def by_hand(
                          "positions move; pass a number of last positions")  # fmt: skip
     for name, padding in (("labels", -100), ("token_type_ids", 0), ("mm_token_type_ids", 0)):
         if inputs.get(name) is not None:
-            call[name] = prompt.align(inputs[name], padding)
+            call[name] = inputs[name] if prompt.unchanged else take(inputs[name], prompt.source, padding)
     if inputs.get("shift_labels") is not None and not prompt.unchanged:
         call["shift_labels"] = shifted(inputs["shift_labels"], prompt.source)
     return call | {name: getattr(prompt, name) for name in ("inputs_embeds", "attention_mask", "position_ids")}

@@ -23,8 +23,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 from transformers.masking_utils import create_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from tango.models.prompt import Prompt, Session, cache_of, pad, side_of_padding, take
 from tango.pruners.base import full_precision
@@ -115,10 +117,13 @@ class DecoderPruner:
                 f"before layer {layer}: go on from it with the method that filled it"
             )
         checkpointing = self.decoder.training and getattr(self.decoder, "is_gradient_checkpointing", False)
-        if self._prompt is not None and checkpointing and torch.is_grad_enabled():
+        # Else only a layer's forward() is computed again, with what the hooks here have made of its arguments.
+        hooks_again = "__call__" in vars(GradientCheckpointingLayer)
+        if self._prompt is not None and checkpointing and hooks_again and torch.is_grad_enabled():
             raise ValueError(
-                "pruning inside the language model does not work with gradient checkpointing, which computes layers "
-                "again; call gradient_checkpointing_disable(), or unset pruned_layer"
+                f"transformers {transformers.__version__} computes hooks again with gradient checkpointing, which does "
+                "not work with pruning inside the language model: install 5.23 or newer, call "
+                "gradient_checkpointing_disable(), or unset pruned_layer"
             )
         features = kwargs.get("deepstack_visual_embeds")
         if self._prompt is None or features is None or len(features) <= layer:
@@ -286,3 +291,9 @@ def rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def take_rows(tensor: Tensor, source: Tensor) -> Tensor:
     """Rows of (B or 1, N, d) at source (B, n')."""
     return take(tensor.expand(len(source), -1, -1), source)
+
+
+def language_model(model: Any) -> nn.Module:
+    """The decoder, without its output projection; the same in all families."""
+    decoder: nn.Module = model.model.language_model
+    return decoder

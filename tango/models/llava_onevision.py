@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tango.models import refusals
 from tango.models.attention import from_attention
-from tango.models.family import Family, PlacedVideo, language_model
-from tango.models.pooling_head import load_pooling_head
+from tango.models.family import Family, PlacedVideo
+from tango.models.in_llm import language_model
+from tango.models.pooling_head import load_pooling_head, pooled
 from tango.models.prompt import Edit
 from tango.models.tower import joined, recorded, weight
 from tango.pruners.base import Pruner, full_precision
@@ -23,6 +25,7 @@ __all__ = ["FAMILY", "LlavaOnevision", "language_model", "vision_modules"]
 
 # The tower sees no more frames at once, so that its memory does not grow with the video.
 FRAMES_PER_CALL = 64
+IMAGE_OPTIONS = ("image_sizes", "vision_feature_layer", "vision_feature_select_strategy", "batch_num_images")
 VECTORS = ("segment_features", "frame_vectors")
 
 
@@ -50,9 +53,7 @@ class LlavaOnevision(Family):
     def __init__(self, model: Any, pruner: Pruner) -> None:
         self.tower = model.model.vision_tower
         if not hasattr(self.tower, "encoder") or not hasattr(self.tower, "post_layernorm"):
-            raise TypeError(
-                f"{self.title} is supported with a SigLIP vision tower, not with {type(self.tower).__name__}"
-            )
+            raise refusals.other_tower(self.title, self.tower)
         super().__init__(model, pruner)
         self.vectors = [name for name in VECTORS if name in self.needs]
         self.head_saliency = "saliency" in self.needs and self.saliency == "pooling_head"
@@ -70,11 +71,10 @@ class LlavaOnevision(Family):
 
     @classmethod
     def sizes(cls, config: Any, inputs: Mapping[str, Any]) -> list[tuple[int, int]]:
-        pixels = inputs.get("pixel_values_videos")
-        if pixels is None:
+        if (pixels := inputs.get("pixel_values_videos")) is None:
             return []
-        videos, frames = pixels.shape[:2]
-        return [(frames, cls.layout(config, frames)[0] ** 2)] * videos
+        count, frames = pixels.shape[:2]
+        return [(frames, cls.layout(config, frames)[0] ** 2)] * count
 
     def placeholders(self, inputs: Mapping[str, Any]) -> tuple[list[int], str]:
         pixels: Tensor = inputs["pixel_values_videos"]
@@ -114,29 +114,24 @@ class LlavaOnevision(Family):
         parts = {"features": core.apply_pooling(core.multi_modal_projector(selected))}
 
         with full_precision(pixels.device):
+            of_patches: dict[str, Tensor] = {}
             if self.parts:
-                queries, keys = outputs["queries"], outputs["keys"]
-                found = from_attention(self.parts, queries, keys, attention.num_heads, attention.head_dim**-0.5)
-                if "saliency" in found:
-                    parts["saliency"] = core.apply_pooling(found["saliency"][..., None]).squeeze(-1)
-                if "keys" in found:
-                    parts["keys"] = core.apply_pooling(found["keys"])
+                projected = outputs["queries"], outputs["keys"]
+                of_patches = from_attention(self.parts, *projected, attention.num_heads, attention.head_dim**-0.5)
             if self.head is not None:
                 normed, weights = self.head.attention(outputs[last])
                 if self.head_saliency:
-                    parts["saliency"] = core.apply_pooling(weights.mean(1)[..., None]).squeeze(-1)
+                    of_patches["saliency"] = weights.mean(1)
                 if self.vectors:
-                    parts |= dict.fromkeys(self.vectors, self.head.pooled(normed, weights))
+                    parts |= dict.fromkeys(self.vectors, pooled(self.head, normed, weights))
+            for name, values in of_patches.items():  # (F, P), or (F, P, width)
+                tokens = core.apply_pooling(values.flatten(2) if values.dim() > 2 else values[..., None])
+                parts[name] = tokens.view(*tokens.shape[:2], *values.shape[2:])
         return parts
 
     def image_features(self, inputs: Mapping[str, Any]) -> Tensor:
-        options = ("vision_feature_layer", "vision_feature_select_strategy", "batch_num_images")
-        images = self.core.get_image_features(
-            inputs["pixel_values"],
-            inputs.get("image_sizes"),
-            return_dict=True,
-            **{name: inputs.get(name) for name in options},
-        )
+        options = {name: value for name, value in inputs.items() if name in IMAGE_OPTIONS}
+        images = self.core.get_image_features(inputs["pixel_values"], return_dict=True, **options)
         return torch.cat(images.pooler_output)
 
     def lay_out(self, video: PlacedVideo, pruned: Pruned) -> Edit:

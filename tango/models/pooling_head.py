@@ -10,10 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from torch.nn import functional as F
+from transformers.activations import ACT2FN
 
 from tango.models.tower import PoolingHead, weight
 
@@ -23,6 +26,8 @@ DEFAULT_ID = "google/siglip-so400m-patch14-384"
 DEFAULT_DIMENSIONS = {
     "hidden_size": 1152, "intermediate_size": 4304, "num_attention_heads": 16, "patch_size": 14, "image_size": 384,
 }  # fmt: skip
+
+PLAIN = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # others are quantized, float8 too
 
 # Tensors of the pooling head by the names they have below the vision model.
 ATTENTION_TENSORS = (
@@ -40,7 +45,7 @@ def load_pooling_head(tower: Any, checkpoint: str | None, given: str | None, wit
 
     checkpoint: where the model came from, a folder or hub id (`model.config._name_or_path`).
     given: a .safetensors file, a folder or a hub id to read it from, and only from there.
-    with_output: read what PoolingHead.pooled() needs, too.
+    with_output: read what pooled() needs, too.
 
     Raises FileNotFoundError, saying what to download or pass, if the head is nowhere; ValueError for tensors that are
     missing or of another shape than the tower's, and for files that are not safetensors.
@@ -56,13 +61,25 @@ def load_pooling_head(tower: Any, checkpoint: str | None, given: str | None, wit
     return PoolingHead(read(files, names, tensor_shapes(tower.config)), tower.config)
 
 
+def pooled(head: PoolingHead, normed: Tensor, weights: Tensor) -> Tensor:
+    """The head's output (F, D) for what its attention() returned."""
+    t = head.tensors
+    frames, _, width = normed.shape
+    value, bias = t["head.attention.in_proj_weight"].chunk(3)[2], t["head.attention.in_proj_bias"].chunk(3)[2]
+    mixed = torch.einsum("fhd,hod->fho", weights @ normed, value.view(head.heads, -1, width)).reshape(frames, width)
+    out = F.linear(mixed + bias, t["head.attention.out_proj.weight"], t["head.attention.out_proj.bias"])
+    inner = F.layer_norm(out, (width,), t["head.layernorm.weight"], t["head.layernorm.bias"], head.eps)
+    inner = ACT2FN[head.activation](F.linear(inner, t["head.mlp.fc1.weight"], t["head.mlp.fc1.bias"]))
+    return out + F.linear(inner, t["head.mlp.fc2.weight"], t["head.mlp.fc2.bias"])
+
+
 def own_head(tower: Any, names: Sequence[str]) -> dict[str, Tensor]:
     """The tower's own tensors of these names.
 
     Raises ValueError where quantization or an adapter has changed what a weight is.
     """
     plain = dict(tower.named_parameters())
-    if changed := [name for name in names if name not in plain or not plain[name].is_floating_point()]:
+    if changed := [name for name in names if name not in plain or plain[name].dtype not in PLAIN]:
         raise ValueError(
             f"the tower's own pooling head is quantized or has an adapter ({changed[0]}), so its weights are not "
             "what it computes with: pass saliency_weights, or load the head as it was"

@@ -11,6 +11,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from tango.models import refusals
+
 PaddingSide = Literal["left", "right"]
 OURS = ("video_timestamps", "video_keys", "video_metadata")  # arguments that exist while a pruner is attached
 HELD = "tango_prompt"  # the attribute of a cache that holds its Held
@@ -98,36 +100,18 @@ class Prompt:
         """Where the prompt is not padded (B, W), bool."""
         return torch.ones_like(self.visual) if self.attention_mask is None else self.attention_mask.bool()
 
-    def held(self, inputs: Mapping[str, Any], numbered: bool) -> "Held":
-        """What a cache holds of this prompt; numbered: its positions are those of its mask, not its places."""
-        mask, width, shown = self.attended(), self.source.shape[1], inputs.get("attention_mask")
-        following = self.next
-        if following is None:
-            following = mask.sum(1) if numbered else torch.full_like(mask[:, 0], width, dtype=torch.long)
-        elif numbered and not bool(self.visual[:, -1].any()):  # as generate() goes on itself
-            following = self.position_ids[..., -1].expand_as(following) + 1  # type: ignore[index]
-        ids = inputs.get("input_ids")
-        shown = torch.ones(written(inputs).shape[:2], dtype=torch.bool) if shown is None else shown.bool()
-        return Held(ids, shown, shown.shape[1], mask, following)
-
-    def align(self, tensor: Tensor, padding: int) -> Tensor:
-        """Take a (B, N, ..) tensor of the unpruned prompt to (B, W, ..)."""
-        return tensor if self.unchanged else take(tensor, self.source, padding)
-
 
 @dataclass(frozen=True)
 class Held:
-    """What a cache holds of a pruned prompt.
+    """What a cache holds, for cache.py: a pruned prompt, without its embeddings, and the unpruned one's ids and mask.
 
-    ids (B, N) or None, shown (B, N), `full` = N: of the unpruned prompt, its mask as bool. mask (B, W), bool, and next
-    (.., B), the position of the token that follows: of the pruned one.
+    ids (B, N) or None; shown (B, N) bool; numbered: positions go on from those of the mask, not from its places.
     """
 
+    prompt: Prompt
     ids: Tensor | None
     shown: Tensor
-    full: int
-    mask: Tensor
-    next: Tensor
+    numbered: bool
 
 
 def columns_left(shown: Tensor, edits: Sequence[Edit], padding_side: PaddingSide | None) -> tuple[Tensor, list[Tensor]]:
@@ -154,18 +138,9 @@ def place(row: Tensor, columns: Tensor) -> Tensor:
     columns = columns.to(row.device)
     places = torch.isin(row, columns).nonzero().squeeze(1)
     if len(places) != len(columns):
-        raise ValueError(
-            f"{len(columns)} embeddings of a video have {len(places)} places in the prompt: attention_mask hides "
-            "placeholders of the video"
-        )
+        raise refusals.hidden_placeholders(len(columns), len(places))
     row[places] = columns
     return places
-
-
-def renumber(position_ids: Tensor, source: Tensor, attended: Tensor) -> Tensor:
-    """Positions (B, W) without gaps, each row going on from the first of those of the unpruned prompt (B or 1, N)."""
-    first = take(position_ids.expand(source.shape[0], -1), source).gather(1, attended.int().argmax(1, keepdim=True))
-    return (first + attended.long().cumsum(1) - 1).masked_fill(~attended, 0)
 
 
 def take(tensor: Tensor, source: Tensor, padding: float = 0) -> Tensor:

@@ -6,6 +6,7 @@ t, its tokens are the merger's output, h / 2 x w / 2, and patches lie in the ord
 """
 
 import contextlib
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -108,13 +109,14 @@ class QwenVL(Family):
         if grids is None:
             raise ValueError("pixel_values_videos needs video_grid_thw, the patches t, h, w of each video")
         grids = torch.as_tensor(grids)
+        shown = reprlib.repr(grids.tolist())
         if grids.dim() != 2 or grids.shape[1] != 3 or len(grids) == 0 or bool((grids < 1).any()):
-            raise ValueError(f"video_grid_thw must be t, h, w of each video, shape (videos, 3), got {grids.tolist()}")
+            raise ValueError(f"video_grid_thw must be t, h, w of each video, shape (videos, 3), got {shown}")
         if bool((grids[:, 1:] % self.merge).any()):
-            raise ValueError(f"video_grid_thw {grids.tolist()}: h and w must be multiples of {self.merge}")
+            raise ValueError(f"video_grid_thw {shown}: h and w must be multiples of {self.merge}")
         if pixels.dim() != 2 or len(pixels) != int(grids.prod(1).sum()):
             raise ValueError(
-                f"pixel_values_videos has shape {tuple(pixels.shape)}; video_grid_thw {grids.tolist()} needs "
+                f"pixel_values_videos has shape {tuple(pixels.shape)}; video_grid_thw {shown} needs "
                 f"{int(grids.prod(1).sum())} rows, one a patch"
             )
         return grids
@@ -186,8 +188,10 @@ class QwenVL(Family):
         pixels, grids = inputs["pixel_values"], inputs.get("image_grid_thw")
         return self._tokens(self.core.get_image_features(pixels, grids, return_dict=True))
 
-    def positions(self, inputs: Mapping[str, Any], source: Tensor, attended: Tensor) -> Tensor:
-        """Temporal, row and column positions (3, B, W), as the model gives them to the unpruned prompt.
+    def positions(
+        self, inputs: Mapping[str, Any], source: Tensor, attended: Tensor, unchanged: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Temporal, row and column positions (3, B, W), as the model gives them to the unpruned prompt, and the next.
 
         Where the caller gave positions, tokens keep those; of four rows, the first (a count of tokens, by which the
         model tells packed prompts apart) is left out. Also sets what the model adds to the number of tokens in a cache
@@ -201,9 +205,9 @@ class QwenVL(Family):
         else:
             positions = positions.expand(3, *positions.shape)
         positions = positions.expand(-1, source.shape[0], -1)
-        self.next = after = positions.amax((0, 2)) + 1
+        after = positions.amax((0, 2)) + 1
         self.core.rope_deltas = (after - attended.sum(1).to(after.device))[:, None]
-        return take(positions.permute(1, 2, 0), source).permute(2, 0, 1)
+        return take(positions.permute(1, 2, 0), source).permute(2, 0, 1), after.expand(3, -1)
 
     def _whole_positions(self, inputs: Mapping[str, Any]) -> Tensor:
         """(3, B, N) of the unpruned prompt; as in the model itself, without ids or their types text's: one a token."""

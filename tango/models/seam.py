@@ -19,8 +19,8 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
 
+from tango.models import refusals
 from tango.models.cache import held_by, next_tokens
 from tango.models.family import Family
 from tango.models.forward import by_hand, without_cache
@@ -28,13 +28,6 @@ from tango.models.generation import continued, infer_mask, shift_length
 from tango.models.in_llm import DecoderPruner
 from tango.models.prompt import HELD, OURS, Held, PaddingSide, Prompt, Session, VideoRecord, cache_of, without, written
 from tango.pruners.base import Pruner
-
-# Ways of generating that read the prompt's ids where ours needs its embeddings, or that replace generate() altogether.
-UNSUPPORTED = (
-    "assistant_model", "prompt_lookup_num_tokens", "custom_generate", "prefill_chunk_size", "token_healing",
-    "encoder_repetition_penalty", "encoder_no_repeat_ngram_size", "penalty_alpha", "dola_layers", "force_words_ids",
-    "constraints",
-)  # fmt: skip
 
 
 class Seam:
@@ -44,10 +37,8 @@ class Seam:
     another thread waits, also while this one streams.
     """
 
-    def __init__(
-        self, model: nn.Module, family: Family, pruner: Pruner, decoder_pruner: DecoderPruner | None = None
-    ) -> None:
-        self.model: Any = model
+    def __init__(self, model: Any, family: Family, pruner: Pruner, decoder_pruner: DecoderPruner | None) -> None:
+        self.model = model
         self.family = family
         self.pruner = pruner
         self.decoder_pruner = decoder_pruner
@@ -84,12 +75,12 @@ class Seam:
         """
         with self.lock:
             self._begin()
-            self._generating = True
+            self.session.videos, self._generating = [], True
             try:
                 return original(**self._call(inputs))
             finally:
                 self._generating = False
-                self._begin(keep_records=True)
+                self._begin()
 
     def forward(self, original: Callable[..., Any], inputs: dict[str, Any]) -> Any:
         """Run the replaced method, on the pruned prompt where it is called by hand."""
@@ -99,6 +90,7 @@ class Seam:
                 inputs = without_cache(inputs, *self._uncached, self.model.get_input_embeddings())
             elif not self._generating:
                 self._begin()
+                self.session.videos = []
                 inputs = by_hand(inputs, self.family, self.decoder_pruner, self.prune)
             held, self._filling = self._filling, None
             output = original(**inputs)
@@ -106,10 +98,8 @@ class Seam:
                 setattr(cache, HELD, held)
             return output
 
-    def _begin(self, keep_records: bool = False) -> None:
+    def _begin(self) -> None:
         """Forget what an earlier call has left, which may have failed."""
-        if not keep_records:
-            self.session.videos = []
         self._uncached = self._filling = None
         self._arm(None)
 
@@ -122,24 +112,19 @@ class Seam:
     def _call(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """The arguments of generate() for a prompt with videos, or for one that goes on from such a prompt's cache."""
         if getattr(inputs.get("generation_config"), "is_assistant", False):
-            raise ValueError(
-                f"this {type(self.model).__name__} has a pruner attached ({self.pruner.name}) and cannot be the "
-                "assistant of another model: leave the pruner's context first"
-            )
+            raise refusals.assistant(self.model, self.pruner.name)
         found = self.family.has_video(inputs)
         held: Any = getattr(cache_of(inputs), HELD, None)
         if not found and (held is None or (held := held_by(inputs, self.decoder_pruner)) is None):
             return without(inputs, OURS)
-        if inputs.get("inputs") is not None:
+        if (ids := inputs.pop("inputs", None)) is not None:
             if inputs.get("input_ids") is not None:
                 raise ValueError("generate() got the prompt twice, as `inputs` and as `input_ids`; pass one of them")
-            inputs["input_ids"] = inputs["inputs"]
-        inputs.pop("inputs", None)
-        for name in UNSUPPORTED:
-            if asked_for(value := self._setting(inputs, name)):
-                raise ValueError(f"{name}={named(value)} does not work while a pruner is attached; leave it out")
-        if self._setting(inputs, "cache_implementation") == "paged":
-            raise ValueError("cache_implementation='paged' does not work while a pruner is attached; leave it out")
+            inputs["input_ids"] = ids
+        settings = {name: self._setting(inputs, name) for name in (*refusals.UNSUPPORTED, "cache_implementation")}
+        for name, value in settings.items():
+            if value == "paged" if name == "cache_implementation" else asked_for(value):
+                raise refusals.unsupported(name, value)
         call = without(inputs, OURS + self.family.inputs)
         ids, embeds, width = inputs.get("input_ids"), inputs.get("inputs_embeds"), written(inputs).shape[1]
         if not found:
@@ -157,12 +142,9 @@ class Seam:
             call |= {name: getattr(prompt, name) for name in ("inputs_embeds", "attention_mask", "position_ids")}
         if call["position_ids"] is None:
             del call["position_ids"]
-        # generate() takes the embeddings' width off lengths when it differs from the number of ids.
-        counted, shorter = 0 if ids is None else ids.shape[1], call["inputs_embeds"].shape[1]
-        shift = (shorter if shorter != counted else 0) - (width if width != counted else 0)
         for name, stronger in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
-            if shift and (value := self._setting(call, name)) and self._setting(call, stronger) is None:
-                shift_length(call, name, value, shift)
+            if (value := self._setting(call, name)) and self._setting(call, stronger) is None:
+                shift_length(call, name, value, ids, width)
         return call
 
     def _setting(self, inputs: Mapping[str, Any], name: str) -> Any:
@@ -176,7 +158,11 @@ class Seam:
 
         side: where rows that end up shorter than others are padded; None: where the prompt is padded already, or left.
         """
-        check_prompt(inputs)
+        shape, cache, mask = written(inputs).shape[:2], cache_of(inputs), inputs.get("attention_mask")
+        if cache is not None and cache.get_seq_length() > 0:
+            raise refusals.cache_in_use(cache.get_seq_length())
+        if mask is not None and mask.shape != shape:
+            raise ValueError(f"attention_mask has shape {tuple(mask.shape)}; the prompt needs {tuple(shape)}")
         edits, records = [], []
         for video in self.family.videos(inputs):
             grid: Any = video.tokens.grid
@@ -185,8 +171,11 @@ class Seam:
             frames, length, _ = video.tokens.features.shape
             before, after, sizes = frames * length, len(pruned.indices), pruned.segment_sizes.tolist()
             records.append(VideoRecord(before, after, grid, frames, sizes, pruned.indices.cpu(), after, after / before))
-        prompt = self.family.shorten(inputs, edits, side, self.pruner.keep_positions)
-        self.session.videos, self._filling = records, prompt.held(inputs, numbered=self._generating)
+        prompt = self.family.shorten(inputs, edits, side)
+        self.session.videos = records
+        shown = torch.ones(shape, dtype=torch.bool) if mask is None else mask.bool()
+        bare = replace(prompt, inputs_embeds=torch.empty(0), extra=torch.empty(0))
+        self._filling = Held(bare, inputs.get("input_ids"), shown, self._generating)
         self._arm(prompt)
         return prompt
 
@@ -202,23 +191,3 @@ class Seam:
 def asked_for(value: Any) -> bool:
     """Whether a generation setting asks for anything; 1.0 is a penalty or scale that does nothing."""
     return value is True or value not in (None, False, 1.0)
-
-
-def named(value: Any) -> str:
-    """A value as a message shows it: models, configs and long lists by the names of their classes."""
-    return text if len(text := repr(value)) < 60 and "\n" not in text else type(value).__name__
-
-
-def check_prompt(inputs: Mapping[str, Any]) -> None:
-    """Raise ValueError unless a prompt has ids or embeddings, a mask that fits them, and an empty cache.
-
-    Videos are pruned at prefill: columns of an earlier prompt could not be told apart from those of this one.
-    """
-    shape, cache, mask = written(inputs).shape[:2], cache_of(inputs), inputs.get("attention_mask")
-    if cache is not None and cache.get_seq_length() > 0:
-        raise ValueError(
-            f"the cache holds {cache.get_seq_length()} tokens and the prompt a video: while a pruner is attached "
-            "videos must come in the first prompt; leave out those that the cache holds, or pass an empty cache"
-        )
-    if mask is not None and mask.shape != shape:
-        raise ValueError(f"attention_mask has shape {tuple(mask.shape)}; the prompt needs {tuple(shape)}")

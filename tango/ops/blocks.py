@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -10,8 +12,17 @@ from torch import Tensor
 HEAD, SCREEN_BLOCKS = 128, 4
 
 
-def nearest_in_blocks(points: Tensor, half: Tensor, count: int, edge: int, slack: Tensor) -> tuple[Tensor, Tensor]:
+def nearest_in_blocks(
+    points: Tensor,
+    half: Tensor,
+    count: int,
+    edge: int,
+    slack: Tensor,
+    own_products: Callable[[Tensor], Tensor] = lambda points: points @ points.mT,
+) -> tuple[Tensor, Tensor]:
     """Closeness and index (n, count), closest first, of the nearest others of each of n points.
+
+    own_products: gives the products (1, p, p) of points (1, p, D) with themselves, for the blocks on the diagonal.
 
     Each block above the diagonal serves its rows and its columns. Those nearest to it come first: tokens close in time
     are close in angle, so that a product of heads alone tells of later blocks which rows and columns can be left out.
@@ -21,11 +32,10 @@ def nearest_in_blocks(points: Tensor, half: Tensor, count: int, edge: int, slack
     index = torch.zeros(size, count, dtype=torch.int64, device=points.device)
     blocks = torch.split(torch.arange(size, device=points.device), edge)
     heads = _heads(points, half, slack) if len(blocks) >= SCREEN_BLOCKS and points.shape[1] >= 4 * HEAD else None
-    buffer = points.new_empty(edge * edge)
 
     def closeness(table: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        out = buffer[: len(rows) * len(columns)].view(len(rows), len(columns))
-        return torch.mm(table[rows], table[columns].T, out=out).sub_(half[rows, None]).sub_(half[columns])
+        products = own_products(table[None, rows])[0] if rows is columns else table[rows] @ table[columns].T
+        return products.sub_(half[rows, None]).sub_(half[columns])
 
     for offset in range(len(blocks)):
         screening = offset > 0
@@ -61,10 +71,12 @@ def _heads(points: Tensor, half: Tensor, slack: Tensor) -> Tensor:
     basis = torch.randn(points.shape[1], HEAD, generator=generator, dtype=torch.float32).to(points.device)
     for _ in range(3):
         basis = torch.linalg.qr(sample.T @ (sample @ basis)).Q
-    shares = points @ basis
+    heads = points.new_empty(len(points), HEAD + 1)
+    shares = torch.mm(points, basis, out=heads[:, :HEAD])
     # Rounding must not make a bound too low: lengthen the rests by more than the products can be off.
-    rest = 2 * half - shares.square().sum(1) + 8 * slack
-    return torch.cat([shares, rest.clamp_(min=0).sqrt_()[:, None]], 1)
+    rest = 2 * half - torch.linalg.vector_norm(shares, dim=1).square_() + 8 * slack
+    heads[:, HEAD] = rest.clamp_(min=0).sqrt_()
+    return heads
 
 
 def _offer(best: Tensor, index: Tensor, rows: Tensor, close: Tensor, columns: Tensor) -> None:

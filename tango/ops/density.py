@@ -19,8 +19,9 @@ from torch import Tensor
 
 from tango.ops.blocks import nearest_in_blocks
 
-SPARE = 4  # neighbours listed beyond those asked for, so that rounding seldom leaves open which are the nearest
-CACHED = 1 << 22  # numbers: on a CPU larger blocks only leave the cache
+SPARE = 2  # neighbours listed beyond those asked for, so that rounding seldom leaves open which are the nearest
+CACHED = 1 << 21  # numbers: on a CPU larger blocks only leave the cache
+STRIP = 256  # rows of own_products() at a time
 # Multiplications worth wasting on padding to save a batch. On a GPU batching is what matters (8 times at 32 frames, see
 # results/performance/ways_cuda.md); on a CPU only sets of about the same size, or small ones, share a batch.
 PADDING = {"cpu": 1 << 23}
@@ -160,26 +161,37 @@ def assign(points: Tensor, peaks: Peaks, memory_limit: float = 256, by_score: bo
     centres = centres.clamp(max=size - 1)
     table, base = points.flatten(0, 1), size * torch.arange(groups, device=points.device)[:, None]
     near = points.gather(1, centres[..., None].expand(-1, -1, dim))
-    half = _half_squares(points)
+    half = torch.linalg.vector_norm(points, dim=-1).square_() / 2
     slack = _slack(half, dim)
     # A copy of an earlier point has score 0. The original is then a centre too: no other point may join the copy.
     half = half.gather(1, centres).masked_fill_(scores <= 0, torch.inf)
     labels = torch.empty(groups, size + 1, dtype=torch.int64, device=points.device)
-    elements = _block_elements(points.device, memory_limit)
-    for group in range(0, groups, step := max(1, elements // (size * count))):
-        sets = slice(group, group + step)
-        for start in range(0, size, rows := max(1, elements // (count * len(near[sets])))):
-            part = slice(start, min(start + rows, size))
-            close = torch.bmm(points[sets, part], near[sets].mT).sub_(half[sets, None])
-            best, chosen = close.max(dim=2)
-            # Where a product cannot tell, distances decide.
-            second = close.scatter(2, chosen[..., None], -torch.inf).amax(2)
-            of, place = (second > best - slack).nonzero(as_tuple=True)
-            own = base[of + group, 0] + start + place
-            chosen[of, place] = _nearest(table, own, (base + centres)[of + group], close[of, place], slack, True)[1]
-            labels[sets, part] = chosen
+    for start in range(0, size, rows := max(1, _block_elements(points.device, memory_limit) // (count * groups))):
+        part = slice(start, min(start + rows, size))
+        close = torch.bmm(points[:, part], near.mT).sub_(half[:, None])
+        best, chosen = close.max(dim=2)
+        # Where a product cannot tell, distances decide.
+        second = close.scatter(2, chosen[..., None], -torch.inf).amax(2)
+        of, place = (second > best - slack).nonzero(as_tuple=True)
+        own = base[of, 0] + start + place
+        chosen[of, place] = _nearest(table, own, (base + centres)[of], close[of, place], slack)[1]
+        labels[:, part] = chosen
     # What a set has too few of is at place n, one behind the points.
     return labels.scatter_(1, padded, torch.arange(count, device=points.device).expand(groups, -1))[:, :size]
+
+
+def own_products(points: Tensor) -> Tensor:
+    """Inner products (G, n, n) of points (G, n, D) with themselves. Those below the diagonal are copies.
+
+    Of 1,450 points on a CPU this takes half the time of a whole product.
+    """
+    groups, size, _ = points.shape
+    products = points.new_empty(groups, size, size)
+    for start in range(0, size, STRIP):
+        stop = start + STRIP
+        products[:, start:stop, start:] = points[:, start:stop] @ points[:, start:].mT
+        products[:, stop:, start:stop] = products[:, start:stop, stop:].mT
+    return products
 
 
 def distances(points: Tensor, others: Tensor) -> Tensor:
@@ -196,51 +208,43 @@ def _scores(points: Tensor, real: Tensor, k: int, itself: bool, strict: bool, ed
     A set of more than `edge` points is alone, and its closenesses are taken in blocks.
     """
     groups, size, dim = points.shape
-    if size == 1:
-        return points.new_full((groups, 1), torch.inf, dtype=torch.float64)
-    table, half = points.reshape(-1, dim), _half_squares(points)
+    table, half = points.reshape(-1, dim), torch.linalg.vector_norm(points, dim=-1).square_() / 2
     slack, half = _slack(half, dim), half.masked_fill(~real, torch.inf)
-    needed = k - itself
-    listed, rows_at_once = min(needed + SPARE, size - 1), max(1, edge * edge // size)
+    needed = min(max(1, k - itself), size)
+    listed, rows_at_once = min(needed + SPARE, size), max(1, edge * edge // size)
+    everyone = torch.arange(len(table), device=points.device).view(groups, size)
     if size <= edge:
-        close = torch.bmm(points, points.mT).sub_(half[..., None]).sub_(half[:, None])
+        close = own_products(points).sub_(half[..., None]).sub_(half[:, None])
         close.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
-        values, near = (x.flatten(0, 1) for x in close.topk(listed, dim=2))
-        near = near + torch.arange(groups, device=points.device).repeat_interleave(size)[:, None] * size
+        values, near = close.topk(listed, dim=2)
+        values, near = values.flatten(0, 1), (near + everyone[:, :1, None]).flatten(0, 1)
     else:
         close = None
-        values, near = nearest_in_blocks(table, half[0], listed, edge, slack)
-    everyone = torch.arange(len(table), device=points.device)
-    # Spare neighbours are measured only where it is not clear which of them belong to the nearest.
-    first = listed if listed == size - 1 else max(1, needed)
-    lengths = torch.full_like(values, torch.inf)
-    lengths[:, :first] = _measure(table, everyone, near[:, :first])
-    bound = torch.full_like(half.flatten(), torch.inf)  # no nearer are points that were not measured
-    if first < listed:
-        tight = (values[:, first - 1] - values[:, first] <= slack) & (values[:, first] > -torch.inf)
-        again = tight.nonzero()[:, 0]
-        lengths[again, first:] = _measure(table, again, near[again, first:])
-        unseen = torch.where(tight, values[:, -1], values[:, first])
-        bound = (-2 * unseen - 3 * slack).clamp_(min=0).sqrt_()
-    lengths.masked_fill_(values == -torch.inf, torch.inf)
+        values, near = nearest_in_blocks(table, half[0], listed, edge, slack, own_products)
+    lengths = _measure(table, everyone.flatten(), near).masked_fill_(values == -torch.inf, torch.inf)
     density = _density(lengths, k, itself)
-    if first < listed and needed:
-        for some in _split(_open_ends(values, lengths, needed, slack).nonzero()[:, 0], rows_at_once):
-            others = everyone.view(groups, size)[some // size]
-            found = _measure(table, some, others).masked_fill_(~real[some // size], torch.inf)
-            density[some] = _density(found.masked_fill_(others == some[:, None], torch.inf), k, itself)
+
+    def closeness_of(some: Tensor) -> tuple[Tensor, Tensor]:
+        """All points of the sets of some points (p,), (n,) or (p, n), and their closeness (p, n) to these."""
+        if close is not None:
+            return everyone[some // size], close.flatten(0, 1)[some]
+        found = (table[some] @ table.T).sub_(half[0, some, None]).sub_(half[0])
+        return everyone[0], found.scatter_(1, some[:, None], -torch.inf)
+
+    # Where a point that is not listed may be among the nearest, look at all; none is nearer than copies, at 0.
+    last = values[:, -1]
+    unsure = (values[:, needed - 1] - last <= slack) & (last > -torch.inf) & (lengths.amax(1) > 0)
+    for some in torch.split(unsure.nonzero()[:, 0], rows_at_once):
+        least = values[some, needed - 1, None] - slack
+        density[some] = _density(_measure_near(table, some, *closeness_of(some), least), k, itself)
     density = density.view(groups, size).masked_fill(~real, -1)
     rank = _rank(density, strict).flatten()
 
-    # The nearest denser point is often among the neighbours known already. Where it may not be, look at all.
+    # The nearest denser point is often listed already. Where one that is not may be nearer, look at all.
     separation = lengths.masked_fill_(rank[near] >= rank[:, None], torch.inf).amin(1)
-    unknown, order = ((separation > bound) & (rank > 0)).nonzero()[:, 0], rank.argsort()
-    for some in _split(unknown[rank[unknown].argsort()], rows_at_once):
-        if close is None:  # of one set: no point of a higher rank than the last of these need be looked at
-            others = order[: rank[some[-1]]]
-            found = (table[some] @ table[others].T).sub_(half[0, some, None]).sub_(half[0, others])
-        else:
-            others, found = everyone.view(groups, size)[some // size], close.flatten(0, 1)[some]
+    beyond = (-2 * last - 3 * slack).clamp_(min=0).sqrt_()  # infinite where all are listed
+    for some in torch.split(((separation > beyond) & (rank > 0)).nonzero()[:, 0], rows_at_once):
+        others, found = closeness_of(some)
         found.masked_fill_(rank[others] >= rank[some, None], -torch.inf)
         separation[some] = _nearest(table, some, others, found, slack)[0]
     # A density too small for a number counts as the smallest one.
@@ -248,36 +252,28 @@ def _scores(points: Tensor, real: Tensor, k: int, itself: bool, strict: bool, ed
     return scores.masked_fill(~real, -1)
 
 
-def _nearest(
-    table: Tensor, rows: Tensor, others: Tensor, close: Tensor, slack: Tensor, first: bool = False
-) -> tuple[Tensor, Tensor]:
-    """Distance from rows (q,) of a table to the nearest of others (p,) or (q, p), and its place.
+def _nearest(table: Tensor, rows: Tensor, others: Tensor, close: Tensor, slack: Tensor) -> tuple[Tensor, Tensor]:
+    """Distance from rows (q,) of a table to the nearest of others (p,) or (q, p), and its place, the first of equals.
 
-    first: of equals, the first. close: (q, p), -inf for those that do not count.
+    close: (q, p), -inf for those that do not count.
     """
-    values, near = close.topk(min(SPARE, close.shape[1]), dim=1)
-    others = others.expand(close.shape)
-    lengths = _measure(table, rows, others.gather(1, near)).masked_fill_(values == -torch.inf, torch.inf)
-    unsure, separation = rows[:0], lengths.amin(1)
-    if values.shape[1] < close.shape[1]:  # of copies, too, the first may not be in the list
-        unsure = _open_ends(values, lengths + first, 1, slack).nonzero()[:, 0]
-    place = near.masked_fill_(lengths > separation[:, None], close.shape[1]).amin(1)
-    if len(unsure):
-        lengths = _measure(table, rows[unsure], others[unsure]).masked_fill_(close[unsure] == -torch.inf, torch.inf)
-        separation[unsure], place[unsure] = lengths.amin(1), lengths.argmin(1)
-    return separation, place
+    lengths = _measure_near(table, rows, others, close, close.amax(1, keepdim=True) - slack)
+    nearest = lengths.argmin(1)
+    return lengths.gather(1, nearest[:, None])[:, 0], nearest
 
 
-def _open_ends(close: Tensor, lengths: Tensor, count: int, slack: Tensor) -> Tensor:
-    """Which points (n,) may have one of their `count` nearest outside of a list of closeness and lengths (n, c)."""
-    last = close[:, -1]  # closest first, -inf where there are no more; of a list of copies, at 0, none is nearer
-    return (close[:, count - 1] - last <= slack) & (last > -torch.inf) & (lengths.amax(1) > 0)
+def _measure_near(table: Tensor, rows: Tensor, others: Tensor, close: Tensor, least: Tensor) -> Tensor:
+    """Distances (q, p) from rows (q,) of a table to others (p,) or (q, p), of those at least this close, (q, 1)."""
+    row, place = (close >= least).nonzero(as_tuple=True)
+    lengths = torch.full_like(close, torch.inf)
+    lengths[row, place] = _measure(table, rows[row], others.expand(close.shape)[row, place, None])[:, 0]
+    return lengths
 
 
 def _measure(table: Tensor, rows: Tensor, others: Tensor) -> Tensor:
     """Distances (p, q) from differences between rows (p,) and others (p, q) of a table (T, D)."""
     result = torch.empty(others.shape, dtype=torch.float32, device=table.device)
-    numbers = CACHED >> 3 if table.device.type == "cpu" else 1 << 24  # copies of points at a time
+    numbers = CACHED >> 2 if table.device.type == "cpu" else 1 << 24  # copies of points at a time
     for start in range(0, len(rows), step := max(1, numbers // max(1, others.shape[1] * table.shape[1]))):
         part = slice(start, start + step)
         gathered = table.index_select(0, others[part].flatten()).view(*others[part].shape, table.shape[1])
@@ -306,11 +302,6 @@ def _rank(density: Tensor, strict: bool) -> Tensor:
     return torch.empty_like(order).scatter_(-1, order, places)
 
 
-def _half_squares(points: Tensor) -> Tensor:
-    lengths: Tensor = torch.linalg.vector_norm(points, dim=-1)
-    return lengths.square_() / 2
-
-
 def _slack(half: Tensor, width: int) -> Tensor:
     """Twice a generous bound of the rounding of products: closenesses that differ by more tell which is larger."""
     return 16 * math.sqrt(width) * torch.finfo(torch.float32).eps * half.amax()
@@ -320,11 +311,6 @@ def _block_elements(device: torch.device, memory_limit: float) -> int:
     """How many closenesses a block may hold; about four blocks' worth is alive at once."""
     elements = max(64 * 64, int(memory_limit * 2**20) // 16)
     return min(elements, CACHED) if device.type == "cpu" else elements
-
-
-def _split(rows: Tensor, step: int) -> Sequence[Tensor]:
-    """Parts of at most `step` rows (n,); none where there are none."""
-    return torch.split(rows, step) if len(rows) else ()
 
 
 def _real(sizes: Sequence[int], width: int, device: torch.device) -> Tensor:

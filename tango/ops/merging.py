@@ -66,7 +66,7 @@ def segment_sums(
     rows = rows[order]
     sums = torch.empty(count, width, dtype=torch.float32, device=device)
     # Slices of columns: each column's sum is the same whatever the slice, so the memory limit cannot change a bit.
-    block = int(min(memory_limit, 8 if device.type == "cpu" else math.inf) * 2**20)  # larger ones only leave the cache
+    block = int(min(memory_limit, 2 if device.type == "cpu" else math.inf) * 2**20)  # larger ones only leave the cache
     step = max(1, block // (4 * max(1, sum(map(len, tables)))))
     for start in range(0, width, step):
         part = torch.cat([table[:, start : start + step].float() for table in tables])

@@ -7,6 +7,7 @@ Pure functions.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -52,6 +53,11 @@ def apportion(shares: Tensor, caps: Tensor, total: int) -> Tensor:
     remainder = (exact - whole).masked_fill_(full, -torch.inf)
     whole[remainder.sort(descending=True, stable=True).indices[:missing]] += 1
     return whole
+
+
+def token_budget(count: int, ratio: float) -> int:
+    """Tokens a trivial baseline keeps of `count`: min(count, max(1, ceil(count * ratio - 1e-9)))."""
+    return min(count, max(1, math.ceil(count * ratio - 1e-9)))
 
 
 def evenly(total: int, frames: int) -> Tensor:

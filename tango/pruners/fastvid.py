@@ -9,11 +9,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tango.ops.density import density_peaks
+from tango.ops.cuts import fastvid
 from tango.ops.merging import segment_sums
-from tango.ops.segmentation import fastvid
 from tango.pruners import trace
 from tango.pruners.base import Pruner, full_precision
+from tango.pruners.peaks import ChoosePeaks, plain_peaks
 from tango.pruners.settings import Cosine, Count, Share
 from tango.pruners.similarity import most_similar
 from tango.pruners.video import Pruned, VideoTokens
@@ -66,20 +66,27 @@ class FastVID(Pruner):
         return frozenset({"saliency", "frame_vectors"})
 
     def _prune(self, video: VideoTokens) -> Pruned:
+        return self._kept(video, video.required("saliency"))
+
+    def _kept(self, video: VideoTokens, saliency: Tensor, peaks: ChoosePeaks = plain_peaks) -> Pruned:
+        """The method with a saliency (F, L) of any floating dtype, and anchors at the peaks that are asked for."""
         features = video.features
-        saliency = video.required("saliency")
         vectors = video.segment_features if video.frame_vectors is None else video.frame_vectors
         with full_precision(features.device, gradients=True):
             if vectors is None:
                 vectors = features.detach().mean(1, dtype=torch.float32)
             sizes = fastvid(vectors, self.similarity_threshold, self.min_segments - 1)
-            return self.exactly(self._merged(features, saliency, sizes), features, saliency)
+            return self.exactly(self._merged(features, saliency, sizes, peaks), features, saliency)
 
-    def _merged(self, features: Tensor, saliency: Tensor, sizes: Tensor) -> Pruned:
-        frames, tokens, dim = features.shape
+    def _shares(self, tokens: int) -> tuple[int, int]:
+        """Salient and merged tokens of a frame of so many."""
         budget = max(1, int(tokens * self.retention_ratio))
         context = int(budget * self.context_ratio)
-        salient = budget - context
+        return budget - context, context
+
+    def _merged(self, features: Tensor, saliency: Tensor, sizes: Tensor, peaks: ChoosePeaks) -> Pruned:
+        frames, tokens, dim = features.shape
+        salient, context = self._shares(tokens)
         ranked = saliency.sort(dim=1, descending=True, stable=True).indices
         starts = tokens * torch.arange(frames, device=features.device)[:, None]
         table = features.reshape(-1, dim)
@@ -89,13 +96,13 @@ class FastVID(Pruner):
         others = ranked[:, salient:].sort(dim=1).values + starts  # (F, M)
         if context and others.shape[1]:
             for start, size in zip((sizes.cumsum(0) - sizes).tolist(), sizes.tolist(), strict=True):
-                anchors, merged = self._merge(table, others[start : start + size], context)
+                anchors, merged = self._merge(table, others[start : start + size], context, peaks)
                 kept.append(anchors)
                 values.append(merged.to(features.dtype))
         indices, order = torch.cat(kept).sort()
         return Pruned(indices, torch.cat(values)[order], sizes)
 
-    def _merge(self, table: Tensor, others: Tensor, context: int) -> tuple[Tensor, Tensor]:
+    def _merge(self, table: Tensor, others: Tensor, context: int, choose: ChoosePeaks) -> tuple[Tensor, Tensor]:
         """Indices (K,) and features (K, D) fp32 of a segment's merged tokens; others (n, M) are what is not salient."""
         size, left = others.shape
         dim = table.shape[1]
@@ -103,7 +110,7 @@ class FastVID(Pruner):
         share = context * size // len(frames)
         count = min(share, left)
         own = others[frames]  # (a, M)
-        peaks = density_peaks(table[own].detach().float() / math.sqrt(dim), count, NEIGHBORS, itself=True)
+        peaks = choose(table[own].detach().float() / math.sqrt(dim), count, NEIGHBORS, own)
         anchors = own.gather(1, peaks.indices.sort(dim=1).values)
         centres = table[anchors]
         pools = own if share == context else others.view(1, -1).expand(len(frames), -1)

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from tango.ops.density import assign, density_peaks
+from tango.ops.density import assign
 from tango.ops.merging import segment_sums
 from tango.ops.segmentation import holitom, holitom_threshold, neighbour_similarity
 from tango.pruners import trace
 from tango.pruners.base import Pruner, full_precision
 from tango.pruners.budget import fit
 from tango.pruners.in_llm import LayerPruning, check_layer
+from tango.pruners.peaks import ChoosePeaks, plain_peaks
 from tango.pruners.settings import Cosine, Count, Saliency, Share, reject
 from tango.pruners.video import Pruned, VideoTokens
 
@@ -88,36 +90,46 @@ class HoliTom(Pruner):
         return LayerPruning(self.pruned_layer, 1 - self.llm_drop_ratio, merging="sequential", causal=self.causal)
 
     def _prune(self, video: VideoTokens) -> Pruned:
-        saliency = video.required("saliency")
+        return self._kept(video, video.required("saliency"))
+
+    def _kept(
+        self,
+        video: VideoTokens,
+        saliency: Tensor,
+        still: Callable[[Tensor], Tensor] | None = None,
+        peaks: ChoosePeaks = plain_peaks,
+    ) -> Pruned:
+        """The method with a saliency (F, L) of any floating dtype, and the peaks that are asked for.
+
+        still: where tokens with a similarity (F - 1, L) to the next frame's are static, once windows and ratio are
+            known; None: above the threshold.
+        """
         with full_precision(video.features.device, gradients=True):
-            pruned = self._merged(video.features, saliency)
+            pruned = self._merged(video.features, saliency, still, peaks)
             return self.exactly(pruned, video.features, saliency)
 
-    def _merged(self, features: Tensor, saliency: Tensor) -> Pruned:
+    def _merged(
+        self, features: Tensor, saliency: Tensor, still: Callable[[Tensor], Tensor] | None, peaks: ChoosePeaks
+    ) -> Pruned:
         frames, tokens, dim = features.shape
-        threshold = self.similarity_threshold
-        if threshold is None:
-            threshold = holitom_threshold(self.retention_ratio)
+        threshold = holitom_threshold(self.retention_ratio, self.similarity_threshold)
         similarity = neighbour_similarity(features.detach())
         sizes = holitom(similarity, threshold, self.max_window)
         starts = (sizes.cumsum(0) - sizes).tolist()
         windows = list(zip(starts, sizes.tolist(), strict=True))
-        alike = similarity > threshold
-        static = [
-            alike[start : start + size - 1].all(0) if size > 1 else torch.zeros_like(saliency[0], dtype=torch.bool)
-            for start, size in windows
-        ]
-        saved = int((torch.stack(static).sum(1).cpu() * (sizes - 1)).sum())
+        static = _static_places(similarity > threshold, windows)
+        saved = int((static.sum(1).cpu() * (sizes - 1)).sum())
         ratio = min(1.0, self.retention_ratio / ((frames * tokens - saved) / (frames * tokens)))
-
-        trace.static(torch.stack(static).repeat_interleave(sizes.to(features.device), 0))
+        if still is not None:
+            static = _static_places(still(similarity), windows)
+        trace.static(static.repeat_interleave(sizes.to(features.device), 0))
 
         table = features.reshape(-1, dim)
         kept, values = [], []
-        for (start, size), still in zip(windows, static, strict=True):
+        for (start, size), fixed in zip(windows, static, strict=True):
             offsets = tokens * torch.arange(start, start + size, device=features.device)[:, None]
-            places, merged = self._static(table, still.nonzero()[:, 0] + offsets, ratio)
-            moving = (~still).nonzero()[:, 0]
+            places, merged = self._static(table, fixed.nonzero()[:, 0] + offsets, ratio, peaks)
+            moving = (~fixed).nonzero()[:, 0]
             count = min(len(moving), math.ceil(len(moving) * ratio))
             scores = saliency[start : start + size, moving]
             chosen = scores.sort(dim=1, descending=True, stable=True).indices[:, :count].sort(dim=1).values
@@ -128,7 +140,7 @@ class HoliTom(Pruner):
         pruned = Pruned(torch.cat(kept), torch.cat(values), sizes)
         return pruned if len(pruned.indices) else fit(pruned, features, saliency, 1)
 
-    def _static(self, table: Tensor, rows: Tensor, ratio: float) -> tuple[Tensor, Tensor]:
+    def _static(self, table: Tensor, rows: Tensor, ratio: float, choose: ChoosePeaks) -> tuple[Tensor, Tensor]:
         """Indices (m,), ascending, and features (m, D) fp32 of a window's static tokens (N, S), merged."""
         size, total = rows.shape
         count = round(total * ratio)
@@ -137,7 +149,7 @@ class HoliTom(Pruner):
         positions = torch.arange(total, device=rows.device)
         means = segment_sums(table, rows.flatten(), positions.repeat(size), total) / size
         points = means[None].detach() / math.sqrt(table.shape[1])
-        peaks = density_peaks(points, count, min(self.num_neighbors, count), itself=True)
+        peaks = choose(points, count, min(self.num_neighbors, count), rows[:1])
         cluster = assign(points, peaks)[0]
         centres = peaks.indices[0].sort().values
         trace.merged(positions, centres[cluster], rows.T)
@@ -146,3 +158,9 @@ class HoliTom(Pruner):
         joined = torch.bincount(cluster[joins], minlength=count)[:, None]
         blended = self.anchor_weight * means[centres] + (1 - self.anchor_weight) * sums / joined.clamp(min=1)
         return rows[0, centres], torch.where(joined > 0, blended, means[centres])
+
+
+def _static_places(alike: Tensor, windows: Sequence[tuple[int, int]]) -> Tensor:
+    """Where all pairs of neighbours in a window are alike (F - 1, L): (W, L) bool, none in windows of one frame."""
+    none = torch.zeros_like(alike[:1]).any(0)
+    return torch.stack([alike[start : start + size - 1].all(0) if size > 1 else none for start, size in windows])

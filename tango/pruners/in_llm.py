@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -126,6 +127,19 @@ def check_layer(name: str, layer: int, layers: int) -> None:
         raise ValueError(
             f"{name} = {layer}: a language model of {layers} layers can be pruned before layers 1 to {layers - 1}"
         )
+
+
+def before_layer(
+    name: str, layer: int | None, layers: int, retention_ratio: float, retention: float, **settings: Any
+) -> LayerPruning | None:
+    """LayerPruning before a layer of so many; None where there is no such layer, or nothing would be dropped.
+
+    name: of the setting that names the layer. retention_ratio: of the whole. settings: see LayerPruning.
+    """
+    if layer is None:
+        return None
+    check_layer(name, layer, layers)
+    return None if 1 in (retention_ratio, retention) else LayerPruning(layer, retention, **settings)
 
 
 def prefill_ratio(ratio: float, layers: int, layer: int, retention: float) -> float:

@@ -104,8 +104,10 @@ def check_settings(method: Any) -> None:
 
 
 def reject(method: Any, field: str, expected: str) -> None:
-    """Raise ValueError for a field that is not as expected."""
-    raise ValueError(f"{type(method).__name__}.{field} = {getattr(method, field)!r}: expected {expected}")
+    """Raise ValueError for a field that is not as expected; what does not fit in a line is shown by its class."""
+    value = getattr(method, field)
+    shown = text if len(text := repr(value)) < 200 and "\n" not in text else f"<{type(value).__name__}>"
+    raise ValueError(f"{type(method).__name__}.{field} = {shown}: expected {expected}")
 
 
 @functools.cache

@@ -13,14 +13,10 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from tango.pruners import refusals
+
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 LARGEST = 1e16  # in size, of any value: squares of larger ones, summed, leave fp32
-MISSING = {
-    "saliency": "one number a token, shape (frames, tokens)",
-    "grid": "the rows and columns of a frame's tokens, (H, W)",
-    "timestamps": "the time of each frame in seconds",
-    "keys": "the key of each token, shape (frames, tokens, width)",
-}
 
 
 @dataclass(frozen=True)
@@ -79,9 +75,7 @@ class VideoTokens:
         check_tensor(name, values)
         fits = len(values.shape) == len(shape)
         if not fits or any(have != want and (want or not have) for have, want in zip(values.shape, shape, strict=True)):
-            expected = ", ".join("width" if size is None else str(size) for size in shape)
-            expected += "," if len(shape) == 1 else ""
-            raise ValueError(f"{name} must have shape ({expected}), got {tuple(values.shape)}")
+            raise refusals.other_shape(name, values, shape)
         values = values.detach().to(self.features.device, dtype, non_blocking=True)
         object.__setattr__(self, name, values)  # the fields are frozen for everyone else
 
@@ -93,9 +87,7 @@ class VideoTokens:
         """
         values: Tensor | None = getattr(self, name)
         if values is None:
-            raise ValueError(
-                f"{name} {'are' if name.endswith('s') else 'is'} missing: this method needs {MISSING[name]}"
-            )
+            raise refusals.missing(name)
         return values
 
 
@@ -136,14 +128,12 @@ def check_grid(grid: tuple[int, int], tokens: int) -> None:
 def check_tensor(name: str, values: object, floating: bool = False) -> None:
     """Raise ValueError unless this is a dense tensor of real numbers, or of floating-point ones."""
     if not isinstance(values, Tensor):
-        raise ValueError(f"{name} must be a {'floating-point ' if floating else ''}tensor, got {type(values).__name__}")
+        raise refusals.no_tensor(name, values, floating)
     whole = not (floating or values.is_floating_point() or values.is_complex())
     if not (whole or values.dtype in FLOATS):
-        names = ", ".join(str(dtype)[6:] for dtype in FLOATS)
-        raise ValueError(f"{name} must be a floating-point tensor of {names}, got {values.dtype}")
+        raise refusals.other_dtype(name, values.dtype, FLOATS)
     if values.layout != torch.strided or values.is_meta:
-        kind = "without values (meta)" if values.is_meta else str(values.layout)
-        raise ValueError(f"{name} must be a dense tensor, got one {kind}")
+        raise refusals.not_dense(name, values)
 
 
 def check_finite(tensors: dict[str, Tensor]) -> None:
@@ -151,10 +141,5 @@ def check_finite(tensors: dict[str, Tensor]) -> None:
     # Extremes carry any NaN or infinity, and take no memory. One stack, so that a GPU is waited for once.
     extremes = torch.stack([torch.stack(values.detach().aminmax()).double() for values in tensors.values()])
     for name, (least, most) in zip(tensors, extremes.tolist(), strict=True):
-        if abs(least) <= LARGEST and abs(most) <= LARGEST:
-            continue
-        bad = (~torch.isfinite(tensors[name])).nonzero()
-        if not len(bad):
-            raise ValueError(f"{name} must lie within {LARGEST:g} of 0, got values from {least:g} to {most:g}")
-        place = ", ".join(map(str, bad[0].tolist()))
-        raise ValueError(f"{name} must be finite: {len(bad)} values are NaN or infinite, the first at [{place}]")
+        if not (abs(least) <= LARGEST and abs(most) <= LARGEST):
+            raise refusals.out_of_range(name, tensors[name], LARGEST)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -16,6 +17,13 @@ from tango.pruners.budget import evenly
 from tango.pruners.settings import Count, Saliency, Share, reject
 from tango.pruners.similarity import most_similar
 from tango.pruners.video import Pruned, VideoTokens
+
+ChooseTargets = Callable[[int, int], Tensor]  # numbers (C,) of C contextual tokens among the M others of a frame
+
+
+def evenly_spaced(count: int, others: int) -> Tensor:
+    """0, p, 2 p, .. (count,), p = max(1, floor(others / count))."""
+    return torch.arange(count) * max(1, others // count)
 
 
 @dataclass
@@ -57,8 +65,11 @@ class VisionZip(Pruner):
         return frozenset({"saliency", "keys"})
 
     def _prune(self, video: VideoTokens) -> Pruned:
-        features = video.features
-        saliency, keys = video.required("saliency"), video.required("keys")
+        return self._zipped(video, video.required("saliency"))
+
+    def _zipped(self, video: VideoTokens, saliency: Tensor, targets: ChooseTargets = evenly_spaced) -> Pruned:
+        """The method with a saliency (F, L) of any floating dtype, and the contextual tokens that are asked for."""
+        features, keys = video.features, video.required("keys")
         frames, tokens, _ = features.shape
         total = self.tokens_per_frame or math.ceil(tokens * self.retention_ratio)
         if total > tokens:
@@ -71,7 +82,7 @@ class VisionZip(Pruner):
             for total in set(totals.tolist()):
                 own = (totals == total).nonzero()[:, 0].to(features.device)
                 flat = tokens * own[:, None] + torch.arange(tokens, device=own.device)
-                places, merged = self._merged(features[own], saliency[own], keys[own], total, flat.flatten())
+                places, merged = self._merged(features[own], saliency[own], keys[own], total, flat.flatten(), targets)
                 kept.append(flat.gather(1, places).flatten())
                 values.append(merged.flatten(0, 1).to(features.dtype))
         indices = torch.cat(kept)
@@ -79,7 +90,13 @@ class VisionZip(Pruner):
         return Pruned(indices[order], torch.cat(values)[order], torch.tensor([frames]))
 
     def _merged(
-        self, features: Tensor, saliency: Tensor, keys: Tensor, total: int, indices: Tensor
+        self,
+        features: Tensor,
+        saliency: Tensor,
+        keys: Tensor,
+        total: int,
+        indices: Tensor,
+        choose: ChooseTargets,
     ) -> tuple[Tensor, Tensor]:
         """Places in its frame (F, T) and features (F, T, D) of what each frame keeps, fp32 or as they came.
 
@@ -96,7 +113,7 @@ class VisionZip(Pruner):
         if count == 0:
             return chosen, table[chosen + starts]
 
-        targets = torch.arange(count, device=features.device) * max(1, others // count)
+        targets = choose(count, others).to(features.device)
         left = torch.ones(others, dtype=torch.bool, device=features.device).index_fill_(0, targets, False)
         targets, joining = rest[:, targets], rest[:, left]
         rows, every = (joining + starts).flatten(), torch.arange(frames, device=features.device)[:, None]

@@ -2,39 +2,61 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError, create_model
+from pydantic import ConfigDict, Field, ValidationError, create_model
 
-from tango.runs.reading import missing, sentence
+from tango.runs.reading import missing, read_json, sentence
 from tango.runs.settings import VANILLA
 from tango.runs.summary import TITLES
 from tango.sweeps.frameworks import MOTIONQA, QUESTIONS, benchmark_name
+from tango.sweeps.sweep import CellError
 
 LABELS = {
     VANILLA: "unpruned", "tango": "Tango", "topk": "top-k saliency", "visionzip": "VisionZip", "fastvid": "FastVID",
     "holitom": "HoliTom", "vidcom2": "VidCom2", "flashvid": "FlashVID", "dycoke": "DyCoke", "divprune": "DivPrune",
-    "prunevid": "PruneVid", "fastv": "FastV",
+    "prunevid": "PruneVid", "fastv": "FastV", "evs": "EVS", "vcast": "V-CAST", "stop_visionzip": "SToP on VisionZip",
+    "stop_fastvid": "SToP on FastVID", "stop_holitom": "SToP on HoliTom",
 }  # fmt: skip
 
 # What tables need of a cell.json (tango/sweeps/cells.py writes more). Fields are values here, not types to mypy.
-_of: Any = create_model
-ROW: Any = _of("Row", id=str, kind=str, score=float, prediction=Any, tokens_before=float, tokens_after=float)
-MODEL: Any = _of("Model", pretrained=str, dtype=str, max_frames_num=int)
+_of: Any = functools.partial(create_model, __config__=ConfigDict(allow_inf_nan=False))
+SHARE: Any = Annotated[float, Field(ge=0, le=1)]
+AMOUNT: Any = Annotated[float, Field(ge=0, le=1e12)]  # of tokens, and of units of the efficiency table
+COUNT: Any = Annotated[int, Field(ge=0, le=1_000_000_000)]
+PLACES: Any = Annotated[int, Field(ge=1, le=1_000_000)]  # frames, processes, threads
+ROW: Any = _of(
+    "Row", id=str, kind=str, score=SHARE, prediction=Any, tokens_before=AMOUNT, tokens_after=AMOUNT,
+    tokens_average=(AMOUNT, 0),
+)  # fmt: skip
+MODEL: Any = _of("Model", pretrained=str, dtype=str, max_frames_num=PLACES, times=(str, ""))
 ORIGIN: Any = _of(
-    "Origin", model=MODEL, versions=dict, commit=dict | None, device=dict, processes=int, seed=int, time=str
-)
+    "Origin", model=MODEL, versions=dict[str, str], commit=_of("Commit", hash=str, dirty=bool) | None,
+    device=_of("Device", name=str, type=str, threads=PLACES, count=(PLACES, 1)), processes=PLACES, seed=int, time=str,
+    load=(_of("Load", start=AMOUNT | None, end=AMOUNT | None, cores=PLACES, waited=SHARE | None) | None, None),
+    settings=(dict[str, Any], {}), sources=(dict[str, str], {}),
+)  # fmt: skip
 CELL_FILE: Any = _of(
     "CellFile",
-    cell=_of("Cell", framework=str, model=str, benchmark=str, method=str, ratio=float | None),
+    cell=_of(
+        "Cell", framework=str, model=str, benchmark=str, method=str, ratio=Annotated[float, Field(gt=0, le=1)] | None,
+        variant=(str | None, None),
+    ),
     provenance=ORIGIN,
-    efficiency=_of("Efficiency", **dict.fromkeys(TITLES, float | None)),
+    efficiency=_of("Efficiency", cold_samples=(COUNT, 0), spread=(dict[str, AMOUNT | None], {}),
+                   **dict.fromkeys(TITLES, AMOUNT | None)),
+    reported=(float | None, None),
     samples=Annotated[list[ROW], Field(min_length=1)],
-)
+)  # fmt: skip
+
+COLUMNS = {"", "framework", "name", "method", "variant", "retention_ratio", "tokens_kept", "average", "share_kept",
+           "difference", "questions", "n", "share kept (%)", "difference (points)", "tokens kept (%)"}  # fmt: skip
 
 Cell = Mapping[str, Any]
 
@@ -47,7 +69,8 @@ def read_folders(folders: Iterable[str | Path]) -> tuple[list[Cell], list[str]]:
     """All finished cells of the sweeps in some folders, and what was left out there, each with its reason.
 
     Args:
-        folders: of sweeps, which hold cells/<name>/cell.json, or of folders of such.
+        folders: of sweeps, which hold cells/<name>/cell.json, of what a framework's own command line wrote, or of
+            such folders; links to folders are followed.
 
     Raises:
         ResultsError: a folder is not there, or holds no finished cell.
@@ -58,16 +81,17 @@ def read_folders(folders: Iterable[str | Path]) -> tuple[list[Cell], list[str]]:
     for folder in map(Path, folders):
         if not folder.is_dir():
             raise ResultsError(f"there is no folder {str(folder)!r}")
-        places = sorted(place for place in folder.glob("**/cells/*") if place.is_dir())
-        broken = []
-        found = 0
-        for place in places:
-            if not (place / "cell.json").is_file():
-                broken.append(f"{place}: not finished, or failed")
-                continue
+        broken: list[str] = []
+        by_hand = run_by_hand(folder, broken)
+        cells += [cell for file, cell in by_hand if file.resolve() not in seen]
+        seen.update(file.resolve() for file, _ in by_hand)
+        found = len(by_hand)
+        for place in cell_folders(folder, broken):
             try:
+                if not (place / "cell.json").is_file():
+                    raise ResultsError(f"{place}: not finished, or failed")
                 cell = read_cell(place / "cell.json")
-            except ResultsError as error:
+            except (ResultsError, OSError) as error:
                 broken.append(str(error))
                 continue
             found += 1
@@ -76,32 +100,93 @@ def read_folders(folders: Iterable[str | Path]) -> tuple[list[Cell], list[str]]:
                 cells.append(cell)
         if not found:
             raise ResultsError(
-                f"no finished cells below {str(folder)!r}; a sweep's folder holds cells/<name>/cell.json"
-                + "".join(f"\n  {reason}" for reason in broken)
+                f"no finished cells below {str(folder)!r}; a framework's own run has *_efficiency.json and scores, and "
+                "a sweep's folder holds cells/<name>/cell.json" + "".join(f"\n  {reason}" for reason in broken)
             )
         remarks += [reason for reason in broken if reason not in remarks]
     return cells, remarks
 
 
+def run_by_hand(folder: Path, broken: list[str]) -> list[tuple[Path, Cell]]:
+    """What was run in a folder by a framework's own command line, with its file; why a run is left out goes to
+    `broken`.
+    """
+    cells: list[tuple[Path, Cell]] = []
+    for file in sorted(folder.glob("**/*_efficiency.json")):
+        if "cells" in file.relative_to(folder).parts or "cells" in folder.parts[-1:]:
+            continue
+        from tango.sweeps import lmms_cells, vlmeval_cells
+
+        of_lmms = file.with_name(file.name.replace("_efficiency.json", "_results.json")).is_file()
+        try:
+            read = lmms_cells.collect_by_hand(file) if of_lmms else vlmeval_cells.collect_by_hand(file)
+            cells += [(file, check_cell(cell, file)) for cell in read]
+        except (CellError, ResultsError) as error:
+            broken.append(str(error) if str(file) in str(error) else f"{file}: {error}")
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            broken.append(f"{file}: not the files of a whole run ({error!r})")
+    return cells
+
+
+def cell_folders(folder: Path, broken: list[str]) -> list[Path]:
+    """The folders <sweep>/cells/<name> in and below a folder, each once, whichever links lead there; what cannot be
+    read is added to `broken`.
+    """
+    found: list[Path] = []
+    entered: set[str] = set()
+    for here, inside, _ in os.walk(folder, followlinks=True, onerror=lambda error: broken.append(str(error))):
+        if (real := os.path.realpath(here)) in entered:
+            inside.clear()  # a link that leads back
+            continue
+        entered.add(real)
+        inside.sort()
+        if os.path.basename(here) == "cells":
+            found += [Path(here, name) for name in inside]
+    return sorted(found)
+
+
 def read_cell(file: Path) -> Cell:
-    """One cell.json.
+    """One cell.json: the mapping that it holds, of which all that tables need is there and can be.
 
     Raises:
-        ResultsError: it is damaged, or something else.
+        ResultsError: it is damaged, or something else; names the file and what is wrong.
     """
     try:
-        cell = json.loads(file.read_text(encoding="utf-8"))
+        cell = read_json(file.read_bytes())
     except (OSError, ValueError) as error:
         raise ResultsError(f"{file}: damaged ({error}); delete it and run its sweep again") from error
+    return check_cell(cell, file)
+
+
+def check_cell(cell: Any, file: Path) -> Cell:
+    """What a file says of a cell, if it is one.
+
+    Raises:
+        ResultsError: it is something else.
+    """
     try:
-        CELL_FILE.model_validate(cell)
+        CELL_FILE.model_validate(cell, strict=True)
     except ValidationError as error:
         wrong = f"it lacks {', '.join(lost)}" if (lost := missing(error)) else sentence(error, "")
         raise ResultsError(f"{file}: not a finished cell: {wrong}; run its sweep again") from error
-    if len({str(row["id"]) for row in cell["samples"]}) < len(cell["samples"]):
+    if len({row["id"] for row in cell["samples"]}) < len(cell["samples"]):
         raise ResultsError(f"{file}: it answers a question twice; run its sweep again")
-    read: Cell = cell
+    for row in cell["samples"]:
+        if max(row["tokens_after"], row.get("tokens_average", 0)) > row["tokens_before"]:
+            raise ResultsError(
+                f"{file}: it kept {row['tokens_after']} of {row['tokens_before']} tokens; run its sweep again"
+            )
+    read: Cell = _whole_characters(cell)
     return read
+
+
+def _whole_characters(value: Any) -> Any:
+    """The same with halves of characters, which replies may end in, as their escapes: data frames take none."""
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()
+    if isinstance(value, dict):
+        return {_whole_characters(key): _whole_characters(inner) for key, inner in value.items()}
+    return [_whole_characters(inner) for inner in value] if isinstance(value, list) else value
 
 
 def label(cell: Cell) -> str:
@@ -113,8 +198,11 @@ def label(cell: Cell) -> str:
 
 
 def benchmark(cell: Cell) -> str:
-    """The benchmark's own name, whatever the framework calls it; the number of frames is named elsewhere."""
-    return benchmark_name(cell["cell"]["benchmark"])
+    """The benchmark's own name, whatever the framework calls it; the number of frames is named elsewhere. One that is
+    called like another column of the tables is marked.
+    """
+    name = benchmark_name(cell["cell"]["benchmark"])
+    return f"benchmark {name}" if name in COLUMNS or name.endswith(("_low", "_high")) else name
 
 
 def setting(cell: Cell) -> tuple[str, int, str, str]:

@@ -9,9 +9,11 @@ from typing import Any
 
 import pandas as pd
 from rich.table import Table as RichTable
+from rich.text import Text
 from tabulate import tabulate
 
 from tango.results.cells import Cell, Row, arrange, benchmarks, each_cell, frameworks
+from tango.results.escaping import csv_text, latex_text, markdown_text, plain
 from tango.results.statistics import Interval
 from tango.results.tables import SPEED_UPS, accuracy_table
 from tango.runs.provenance import commit_text, device_text, versions_text
@@ -44,45 +46,83 @@ def origin(cells: Sequence[Cell], command: str) -> list[str]:
 
 def csv(frame: pd.DataFrame, lines: Sequence[str]) -> str:
     """A data frame as CSV below lines of comment."""
+
+    def field(value: Any) -> str:
+        if isinstance(value, str):
+            return csv_text(value)
+        return "" if pd.isna(value) else f"{value:.4f}" if isinstance(value, float) else str(value)
+
     head = [*lines, 'read with pandas.read_csv(.., comment="#")']
-    return "\n".join([*(f"# {line}" for line in head), frame.to_csv(index=False, float_format="%.4f")])
+    rows = [frame.columns.tolist(), *frame.itertuples(index=False)]
+    return "\n".join([*(f"# {plain(line)}" for line in head), *(",".join(map(field, row)) for row in rows), ""])
 
 
 def markdown(frame: pd.DataFrame) -> str:
     """A table of text, the first column and that of the framework to the left."""
-    text: str = tabulate(
-        frame.to_dict("list"), headers="keys", tablefmt="pipe", disable_numparse=True, colalign=_alignment(frame)
-    )
+    columns = {markdown_text(name): frame[name].map(markdown_text).tolist() for name in frame.columns}
+    text: str = tabulate(columns, headers="keys", tablefmt="pipe", disable_numparse=True, colalign=_alignment(frame))
     return text
 
 
 def latex(frame: pd.DataFrame, lines: Sequence[str]) -> str:
     """The same as a tabular of LaTeX, with the rules of booktabs."""
-    body = tabulate(
-        frame.to_dict("list"),
-        headers="keys",
-        tablefmt="latex_booktabs",
-        disable_numparse=True,
-        colalign=_alignment(frame),
+    head, *body = [
+        " & ".join(map(latex_text, row)) + r" \\" for row in (frame.columns.tolist(), *frame.itertuples(index=False))
+    ]
+    return "\n".join(
+        [
+            *(f"% {plain(line)}" for line in [*lines, "needs \\usepackage{booktabs}"]),
+            r"\begin{tabular}{" + "".join(side[0] for side in _alignment(frame)) + "}",
+            *(r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}", ""),
+        ]
     )
-    return "\n".join([*(f"% {line}" for line in [*lines, "needs \\usepackage{booktabs}"]), body, ""])
 
 
 def _alignment(frame: pd.DataFrame) -> list[str]:
-    return ["left" if name in ("", "framework", "benchmark", "kind", "quantity") else "right" for name in frame.columns]
+    return [
+        "left" if name in ("", "model", "framework", "benchmark", "kind", "quantity") else "right"
+        for name in frame.columns
+    ]
 
 
-def shown_accuracy(rows: Sequence[Row], frame: pd.DataFrame) -> pd.DataFrame:
-    """accuracy_table() of some lines as text."""
+def shown_accuracy(rows: Sequence[Row], frame: pd.DataFrame, narrow: bool = False) -> pd.DataFrame:
+    """accuracy_table() of some lines as text; narrow: without the intervals of the accuracies themselves."""
     names = benchmarks(rows)
     shown = _lines(frame, rows) | {"tokens kept (%)": _rounded(frame["tokens_kept"])}
-    if len(names) == 1:
-        shown["accuracy (%)"] = _rounded(frame[names[0]])
-    else:
-        shown |= {name: _rounded(frame[name]) for name in names} | {"average": _rounded(frame["average"])}
+    n = [str(count) for count in frame["questions"]]
+    same = f" n={n[0]}" if narrow and len(set(n)) == 1 else ""
+    shown |= {} if same else {"n": n}
+    for name in names if len(names) == 1 else [*names, "average"]:
+        title = "accuracy (%)" + same if len(names) == 1 else name
+        shown[title] = _rounded(frame[name]) if narrow else _intervals(frame, name)
     if "share_kept" in frame:
-        shown |= {SHARE: _intervals(frame, "share_kept"), DIFFERENCE: _intervals(frame, "difference", signed=True)}
+        compared = frame["method"] != VANILLA
+        shown[SHARE] = _intervals(frame, "share_kept", where=compared)
+        shown[DIFFERENCE] = _intervals(frame, "difference", signed=True, where=compared)
     return pd.DataFrame(shown)
+
+
+def shown_models(models: Sequence[tuple[str, Sequence[Row], pd.DataFrame]]) -> pd.DataFrame:
+    """accuracy_table() of several models as one table of text, as the paper has it.
+
+    Args:
+        models: of each its title, its lines and their accuracy_table().
+    """
+    everything = [row for _, rows, _ in models for row in rows]
+    names = benchmarks(everything)
+    tables = []
+    for title, rows, frame in models:
+        shown = {"model": [title] * len(frame), "": list(frame["name"])}
+        shown |= {"framework": list(frame["framework"])} if len(frameworks(everything)) > 1 else {}
+        shown |= {"tokens kept (%)": _rounded(frame["tokens_kept"]), "n": [str(count) for count in frame["questions"]]}
+        shown |= {name: _rounded(frame[name]) if name in frame else ["-"] * len(frame) for name in names}
+        whole = len(benchmarks(rows)) == len(names)
+        shown |= {"average": _rounded(frame["average"]) if whole else ["-"] * len(frame)}
+        compared = frame["method"] != VANILLA
+        share = whole and "share_kept" in frame
+        shown |= {SHARE: _intervals(frame, "share_kept", where=compared) if share else [""] * len(frame)}
+        tables.append(pd.DataFrame(shown))
+    return pd.concat(tables, ignore_index=True)
 
 
 def shown_kinds(rows: Sequence[Row], scores: pd.DataFrame, kinds: pd.DataFrame, name: str) -> pd.DataFrame:
@@ -92,16 +132,16 @@ def shown_kinds(rows: Sequence[Row], scores: pd.DataFrame, kinds: pd.DataFrame, 
         scores, kinds: benchmark_table() and kind_table() of the lines. name: the benchmark.
     """
     frame = scores[scores["benchmark"] == name]
-    kinds = kinds[kinds["benchmark"] == name].pivot_table(
-        index=["framework", "name"], columns="kind", values="accuracy", sort=False
-    )
+    kinds = kinds[kinds["benchmark"] == name]
+    asked = kinds.groupby("kind")["questions"].max()
+    kinds = kinds.pivot_table(index=["framework", "name"], columns="kind", values="accuracy", sort=False)
     kinds = kinds.loc[list(zip(frame["framework"], frame["name"], strict=True))]
     shown = _lines(frame, rows)
     if len(benchmarks(rows)) > 1:  # with one, the main table says this
-        shown["accuracy (%)"] = _rounded(frame["accuracy"])
+        shown["accuracy (%)"] = _intervals(frame, "accuracy")
         if "difference" in frame:
-            shown[DIFFERENCE] = _intervals(frame, "difference", signed=True)
-    shown |= {str(kind): _rounded(kinds[kind]) for kind in sorted(kinds.columns)}
+            shown[DIFFERENCE] = _intervals(frame, "difference", signed=True, where=frame["method"] != VANILLA)
+    shown |= {f"{kind} (n = {asked[kind]})": _rounded(kinds[kind]) for kind in sorted(kinds.columns)}
     if frame["unparsed"].any():
         shown["unparsed replies"] = [str(count) for count in frame["unparsed"]]
     return pd.DataFrame(shown)
@@ -115,7 +155,12 @@ def shown_efficiency(rows: Sequence[Row], frame: pd.DataFrame) -> pd.DataFrame:
     if frame["machine"].nunique() > 1:
         numbers = {machine: i for i, machine in enumerate(dict.fromkeys(frame["machine"]), 1)}
         shown["ran on"] = [f"{numbers[m]}: {d}" for m, d in zip(frame["machine"], frame["device"], strict=True)]
-    shown |= {f"{name} ({unit})": _rounded(frame[f"{name} ({unit})"], 2) for name, (unit, _) in TITLES.items()}
+    for name, (unit, _) in TITLES.items():
+        spread = frame.get(f"{name} sd", pd.Series(float("nan"), frame.index))
+        shown[f"{name} ({unit})"] = [
+            text if pd.isna(sd) else f"{text} ± {sd:.2f}"
+            for text, sd in zip(_rounded(frame[f"{name} ({unit})"], 2), spread, strict=True)
+        ]
     for name in (f"{key} speed-up" for key in SPEED_UPS):
         shown[name] = [f"{text}x" if text != "-" else text for text in _rounded(frame[name], 2)]
     return pd.DataFrame(shown)
@@ -146,7 +191,7 @@ def summaries(cells: Sequence[Cell]) -> list[RichTable]:
         ResultsError: no cells, or cells of several models, numbers of frames or dtypes.
     """
     rows, _ = arrange(cells)
-    return [accuracy_summary(shown_accuracy(rows, accuracy_table(rows))), efficiency_summary(rows)]
+    return [accuracy_summary(shown_accuracy(rows, accuracy_table(rows), narrow=True)), efficiency_summary(rows)]
 
 
 def efficiency_summary(rows: Sequence[Row]) -> RichTable:
@@ -155,7 +200,7 @@ def efficiency_summary(rows: Sequence[Row]) -> RichTable:
     times = {}
     for name, row, cell in each_cell(rows):
         where = [text for text, needed in zip((name, f"in {row.framework}"), several, strict=True) if needed]
-        times[", ".join([row.name, *where])] = cell["efficiency"]
+        times[plain(", ".join([row.name, *where]))] = cell["efficiency"]
     return efficiency_of(times)
 
 
@@ -164,10 +209,10 @@ def accuracy_summary(shown: pd.DataFrame) -> RichTable:
     table = terminal_table("Accuracy, with 95 % intervals of the paired bootstrap")
     for column in shown.columns[1:]:
         text = column == "framework"
-        heading = column if text else column.replace(" ", "\n")
-        table.add_column(heading, justify="left" if text else "right", no_wrap=True)
+        heading = plain(column) if text else plain(column).replace(" ", "\n")
+        table.add_column(Text(heading), justify="left" if text else "right", no_wrap=True)
     for line in shown.itertuples(index=False):
-        table.add_row(*line)
+        table.add_row(*(Text(plain(text)) for text in line))
     return table
 
 
@@ -181,10 +226,8 @@ def _rounded(numbers: pd.Series[float], digits: int = 1) -> list[str]:
     return ["-" if pd.isna(number) else f"{number:.{digits}f}" for number in numbers]
 
 
-def _intervals(frame: pd.DataFrame, name: str, signed: bool = False) -> list[str]:
-    """A value and its interval, empty for the unpruned model itself."""
+def _intervals(frame: pd.DataFrame, name: str, signed: bool = False, where: Any = None) -> list[str]:
+    """A value and its interval; empty where it is not wanted."""
     ends = (frame[name + end] for end in ("", "_low", "_high"))
-    return [
-        "" if method == VANILLA else Interval(*values).text(signed=signed)
-        for method, *values in zip(frame["method"], *ends, strict=True)
-    ]
+    wanted = [True] * len(frame) if where is None else where
+    return [Interval(*values).text(signed=signed) if want else "" for want, *values in zip(wanted, *ends, strict=True)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from tango.inference.files import write_whole
 from tango.results.cells import LABELS, Row, benchmarks, frameworks
+from tango.results.escaping import plain, plot_text
 from tango.runs.settings import VANILLA
 
 KEYS = ["benchmark", "framework", "name"]
@@ -30,8 +33,11 @@ def plot_all(
     """
     scores, times = frames["benchmarks"], frames["efficiency"]
     panels = [(name, scores[scores["benchmark"] == name]) for name in benchmarks(rows)]
+    panels = [(f"{name}, n = {frame['questions'].max()}", frame) for name, frame in panels]
     if len(panels) > 1:
-        mean = frames["accuracy"].assign(accuracy=lambda frame: frame["average"])
+        mean = frames["accuracy"].assign(
+            **{f"accuracy{end}": frames["accuracy"][f"average{end}"] for end in ("", "_low", "_high")}
+        )
         panels.append((f"mean of {len(panels)} benchmarks", mean.dropna(subset=["average"])))
     both = scores.merge(times[[*KEYS, "device", "machine", "Avg_Total_TTFT (ms)"]], on=KEYS).dropna(
         subset=["Avg_Total_TTFT (ms)"]
@@ -44,9 +50,11 @@ def plot_all(
     ]
     written = []
     for name, figure in zip(("accuracy", "time", "parts"), drawn, strict=True):
-        figure.suptitle(title)
-        path = folder / f"{name}.png"
-        figure.savefig(path, dpi=150, metadata={"Title": title, "Description": "\n".join(lines)})
+        figure.suptitle(plot_text(title))
+        path, picture = folder / f"{name}.png", io.BytesIO()
+        described = {"Title": plain(title), "Description": "\n".join(map(plain, lines))}
+        figure.savefig(picture, dpi=150, metadata=described)
+        write_whole(path, picture.getvalue())
         written.append(path)
     return written
 
@@ -72,12 +80,13 @@ def _scatter(panels: Sequence[tuple[str, pd.DataFrame]], column: str, axis: str,
     methods = list(dict.fromkeys(method for _, frame in panels for method in frame["method"]))
     figure, panel_axes = _panels(len(panels), *((6, 4.3) if len(methods) < 8 else (8, 6)))
     for (name, frame), axes in zip(panels, panel_axes, strict=True):
+        compared = "difference" in frame
         grouped = frame.groupby(["framework", "method", frame["variant"] != ""], sort=False)
         for key, points in grouped:
             framework, method, varied = str(key[0]), str(key[1]), bool(key[2])
             points = points.sort_values(column)
-            called = LABELS.get(method, method) + (", variants" if varied else "")
-            called += f" ({framework})" if len(names) > 1 else ""
+            called = plot_text(LABELS.get(method, method)) + (", variants" if varied else "")
+            called += f" ({plot_text(framework)})" if len(names) > 1 else ""
             # One colour a method, one marker a framework: where both agree, the open one is seen around the other.
             second = names.index(framework)
             style: dict[str, Any] = {"color": _colour(methods.index(method))}
@@ -93,16 +102,18 @@ def _scatter(panels: Sequence[tuple[str, pd.DataFrame]], column: str, axis: str,
             }
             style |= {"markerfacecolor": "none", "markersize": 9} if second else {}
             errors = None
-            if "difference" in points and not varied:  # variants lie close together
+            if compared and not varied:  # variants lie close together
                 # The interval of the difference, around the accuracy: does it reach the dashed line?
                 ends = ("difference_low", "difference_high")
                 errors = [(points[end] - points["difference"]).abs() for end in ends]
+            elif not varied:
+                errors = [(points[f"accuracy{end}"] - points["accuracy"]).abs() for end in ("_low", "_high")]
             axes.errorbar(points[column], points["accuracy"], yerr=errors, capsize=3, label=called, **style)
         shown = frame if column != "tokens_kept" else frame[frame["method"] != VANILLA]
         if shown[column].max() > 0:
             axes.set_xlim(0, 1.05 * shown[column].max())
-        axes.set(xlabel=axis, ylabel="accuracy (%)")
-        axes.set_title(name, fontsize="medium")
+        axes.set(xlabel=axis, ylabel="accuracy (%), 95 % intervals" + (" of the difference" if compared else ""))
+        axes.set_title(plot_text(name), fontsize="medium")
         axes.grid(alpha=0.3)
         axes.legend(ncols=1 if len(methods) < 8 else 2, fontsize="x-small")
     return figure
@@ -115,13 +126,14 @@ def _bars(panels: Sequence[tuple[str, pd.DataFrame]], names: Sequence[str]) -> F
     for (name, frame), axes in zip(panels, panel_axes, strict=True):
         frame = frame.dropna(subset=list(PARTS))
         called = frame["name"] + (" (" + frame["framework"] + ")" if len(names) > 1 else "")
+        called = called.map(plot_text)
         left = pd.Series(0.0, index=frame.index)
         for column, part in PARTS.items():
             axes.barh(called, frame[column], left=left, label=part)
             left = left + frame[column]
         axes.invert_yaxis()
         axes.set(xlabel="time to first token (ms)")
-        axes.set_title(name, fontsize="medium")
+        axes.set_title(plot_text(name), fontsize="medium")
         axes.legend(fontsize="x-small")
     return figure
 

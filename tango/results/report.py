@@ -12,11 +12,18 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table as RichTable
 
+from tango.inference.files import write_whole
 from tango.results import layout, tables
-from tango.results.cells import Cell, Row, arrange, benchmarks, frameworks, read_folders, setting
+from tango.results.cells import Cell, Row, arrange, benchmarks, each_cell, frameworks, machine, read_folders, setting
+from tango.results.escaping import markdown_items, markdown_text, plain
 from tango.results.plots import plot_all
 from tango.results.statistics import Interval
+from tango.runs.load import busy, load_text
+from tango.runs.provenance import digest
 from tango.runs.summary import TITLES
+
+LONGEST = 200  # bytes of a folder's name
+APART = 1.5  # times, of the same on the same machine, that are told to be far apart
 
 
 @dataclass
@@ -32,8 +39,10 @@ class Report:
         for table in self.summaries:
             console.print(table)
         for remark in self.remarks:
-            console.print(f"note: {remark}", soft_wrap=True, markup=False, highlight=False)
-        console.print(f"written: {', '.join(map(str, self.files))}", soft_wrap=True, markup=False, highlight=False)
+            console.print(f"note: {plain(remark)}", soft_wrap=True, markup=False, highlight=False)
+        console.print(
+            plain(f"written: {', '.join(map(str, self.files))}"), soft_wrap=True, markup=False, highlight=False
+        )
 
 
 def report(folders: Iterable[str | Path], output: str | Path) -> Report:
@@ -41,7 +50,8 @@ def report(folders: Iterable[str | Path], output: str | Path) -> Report:
 
     Args:
         folders: of sweeps, or folders of such folders.
-        output: gets a folder for each model, number of frames and number format, with the files of write_results().
+        output: gets a folder for each model, number of frames and number format, with the files of write_results(), and
+            one accuracy table over them if they are several: README.md, accuracy.csv and accuracy.tex.
 
     Raises:
         ResultsError: a folder is not there or has no finished cell.
@@ -53,15 +63,41 @@ def report(folders: Iterable[str | Path], output: str | Path) -> Report:
     for cell in cells:
         groups.setdefault(setting(cell), []).append(cell)
     made = Report(remarks=list(unread))
+    models: list[tuple[str, list[Row], pd.DataFrame]] = []
     for (model, frames, dtype, times), group in sorted(groups.items()):
         name, title = f"{model}_{frames}frame_{dtype}", f"{model}, {frames} frames, {dtype}"
         if times != "processor":
             name, title = f"{name}_{times}_times", f"{title}, {times} times"
-        one = write_results(group, Path(output) / re.sub(r"[^\w.-]+", "-", name), command, unread, title)
+        folder = Path(output) / folder_name(name)
+        if folder in {file.parent for file in made.files}:  # of another model, called alike but for odd letters
+            folder = Path(output) / f"{folder.name}-{digest(name)}"
+        one = write_results(group, folder, command, unread, title)
         made.files += one.files
         made.remarks += [remark for remark in one.remarks if remark not in made.remarks]
         made.summaries += one.summaries
+        rows, _ = arrange(group)
+        models.append((title, rows, tables.accuracy_table(rows)))
+    if len(models) > 1:
+        shown = layout.shown_models(models)
+        lines = layout.origin(cells, command)
+        parts = ["# All models", "\n".join(f"- {line}" for line in lines), layout.markdown(shown)]
+        texts = {"README.md": "\n\n".join([*parts, ""]), "accuracy.csv": layout.csv(shown, lines)}
+        for name, text in (texts | {"accuracy.tex": layout.latex(shown, lines)}).items():
+            (Path(output) / name).write_text(text, encoding="utf-8")
+            made.files.append(Path(output) / name)
+        made.summaries.append(layout.accuracy_summary(shown.drop(columns=layout.SHARE).assign(**{"": _named(shown)})))
     return made
+
+
+def _named(shown: pd.DataFrame) -> list[str]:
+    """Lines of a table of several models by one name each."""
+    return [f"{model}: {name}" for model, name in zip(shown["model"], shown[""], strict=True)]
+
+
+def folder_name(name: str) -> str:
+    """A name as that of a folder: of letters, digits, dots and hyphens, and no longer than file systems let it be."""
+    short = re.sub(r"[^\w.-]+", "-", name)
+    return short if len(short.encode()) <= LONGEST else f"{short[: LONGEST // 4]}-{digest(name)}"
 
 
 def write_results(
@@ -80,8 +116,8 @@ def write_results(
         ResultsError: no cells, or cells of several models, numbers of frames or dtypes.
     """
     rows, remarks = arrange(cells)
-    remarks = [*missing, *remarks]
     used = [cell for row in rows for cell in row.cells.values()]
+    remarks = [*missing, *remarks, *_busy(rows), *_apart(rows)]
     lines = layout.origin(used, command)
     frames = {
         "accuracy": tables.accuracy_table(rows),
@@ -102,11 +138,12 @@ def write_results(
     texts["README.md"] = _readme(rows, frames, shown, lines, remarks, title)
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
-    made = Report(remarks, [layout.accuracy_summary(shown["accuracy"]), layout.efficiency_summary(rows)])
+    narrow = layout.shown_accuracy(rows, frames["accuracy"], narrow=True)
+    made = Report(remarks, [layout.accuracy_summary(narrow), layout.efficiency_summary(rows)])
     for name, text in texts.items():
         path = folder / name
         if text:
-            path.write_text(text, encoding="utf-8")
+            write_whole(path, text)
             made.files.append(path)
         else:
             path.unlink(missing_ok=True)  # of an earlier run, which had what this one lacks
@@ -125,31 +162,57 @@ def _readme(
     asked = frames["benchmarks"].drop_duplicates("benchmark").set_index("benchmark")["questions"]
     names = benchmarks(rows)
     parts = [
-        f"# {title}",
-        "\n".join(f"- {line}" for line in lines),
-        f"Accuracy over {', '.join(f'{asked[name]} questions of {name}' for name in names)}; share kept and "
-        f"difference are against the unpruned {'average' if len(names) > 1 else 'accuracy'} in the same framework, in "
-        "brackets their 95 % confidence intervals from the paired bootstrap, question by question.",
+        f"# {markdown_text(title)}",
+        markdown_items(lines),
+        f"Accuracy over {', '.join(f'{asked[name]} questions of {markdown_text(name)}' for name in names)}, with "
+        f"Wilson's intervals; share kept and difference are against the unpruned "
+        f"{'average' if len(names) > 1 else 'accuracy'} in the same framework, with intervals of the paired bootstrap, "
+        "question by question. All intervals are of 95 %; n is the number of questions.",
         layout.markdown(shown["accuracy"]),
         "![accuracy against tokens kept](accuracy.png)",
         "![accuracy against time to first token](time.png)",
     ]
     if remarks:
-        parts.append("**Left out, or to be noted:**\n\n" + "\n".join(f"- {remark}" for remark in remarks))
+        parts.append(f"**Left out, or to be noted:**\n\n{markdown_items(remarks)}")
     for name in names:
         by_kind = layout.shown_kinds(rows, frames["benchmarks"], frames["kinds"], name)
-        parts += [f"## {name} by kind of question", layout.markdown(by_kind)]
+        parts += [f"## {markdown_text(name)} by kind of question", layout.markdown(by_kind)]
     parts += _agreement(frames["agreement"]) + _verdicts(frames["comparisons"])
     parts += ["## Efficiency", layout.markdown(shown["efficiency"]), *_efficiency_notes(rows, frames["efficiency"])]
     if not shown["published"].empty:
         sources = dict.fromkeys(frames["published"]["source"])
         parts += [
             "## Beside published figures",
-            f"Published by {'; '.join(sources)}, on other machines: to be read beside what was measured here, not "
-            "reckoned with it.",
+            f"Published by {markdown_text('; '.join(sources))}, on other machines: to be read beside what was measured "
+            "here, not reckoned with it.",
             layout.markdown(shown["published"]),
         ]
     return "\n\n".join(parts) + "\n"
+
+
+def _busy(rows: Sequence[Row]) -> list[str]:
+    """Which cells ran while others took part of their machine."""
+    return [
+        f"{row.name} on {name} in {row.framework} ran on a busy machine, so its times say little: {load_text(load)}"
+        for name, row, cell in each_cell(rows)
+        if (load := cell["provenance"].get("load")) and busy(load)
+    ]
+
+
+def _apart(rows: Sequence[Row]) -> list[str]:
+    """Where two frameworks took very different times for the same on the same machine."""
+    said = []
+    for name, row, cell in each_cell(rows):
+        for other in rows[rows.index(row) + 1 :]:
+            twin = other.cells.get(name) if other.what == row.what else None
+            times = [one["efficiency"]["Avg_Total_TTFT"] for one in (cell, twin) if one is not None]
+            if twin is None or machine(cell) != machine(twin) or not all(times) or max(times) <= APART * min(times):
+                continue
+            said.append(
+                f"{row.name} on {name}: {row.framework} took {times[0]:.0f} ms to the first token, {other.framework} "
+                f"{times[1]:.0f} ms on the same machine, so one of them was disturbed or did something else"
+            )
+    return said
 
 
 def _agreement(frame: pd.DataFrame) -> list[str]:
@@ -160,23 +223,24 @@ def _agreement(frame: pd.DataFrame) -> list[str]:
     for row in frame.to_dict("records"):
         what = f"{row['name']} on {row['benchmark']}"
         if not row["questions"]:
-            said.append(f"- {what}: no question has the same id in both, so they are not compared")
+            said.append(f"{what}: no question has the same id in both, so they are not compared")
             continue
         kept = "unknown" if pd.isna(row["kept_differ"]) else row["kept_differ"]
         said.append(
-            f"- {what}: of {row['questions']} questions, {row['answers_differ']} answers, {row['scores_differ']} "
+            f"{what}: of {row['questions']} questions, {row['answers_differ']} answers, {row['scores_differ']} "
             f"scores and the kept tokens of {kept} differ"
             + (f"; {row['only_one']} questions were asked in one of them only" if row["only_one"] else "")
         )
     counts = frame[["answers_differ", "scores_differ", "kept_differ", "only_one"]].fillna(1)
     same = bool((counts == 0).all(axis=None)) and bool((frame["questions"] > 0).all())
+    both = markdown_text(frame["frameworks"].iloc[0].replace(",", " and"))
     verdict = (
-        f"**{frame['frameworks'].iloc[0].replace(',', ' and')} gave the same answers and scores and kept the same "
-        f"tokens, sample by sample,** in all {len(frame)} cells that both ran."
+        f"**{both} gave the same answers and scores and kept the same tokens, sample by sample,** in all {len(frame)} "
+        "cells that both ran."
         if same
         else "**Not the same in every sample, or not known to be:**"
     )
-    return ["## Both frameworks", verdict, "\n".join(said)]
+    return ["## Both frameworks", verdict, markdown_items(said)]
 
 
 def _verdicts(frame: pd.DataFrame) -> list[str]:
@@ -188,24 +252,41 @@ def _verdicts(frame: pd.DataFrame) -> list[str]:
         interval = Interval(row["difference"], row["difference_low"], row["difference_high"]).text(signed=True)
         kept = f"{row['tokens_kept_tango']:.1f} % of the tokens kept against {row['tokens_kept_baseline']:.1f} %"
         against = row["against"] + (f" in {row['framework']}" if frame["framework"].nunique() > 1 else "")
-        said.append(f"- against {against}: {interval} points ({kept}): Tango is {row['Tango is']}")
-    return ["## Tango against baselines at the same retention ratio", "\n".join(said)]
+        n = f"n = {row['questions']}"
+        said.append(f"against {against}: {interval} points ({kept}): Tango is {row['Tango is']} ({n})")
+    return ["## Tango against baselines at the same retention ratio", markdown_items(said)]
 
 
 def _efficiency_notes(rows: Sequence[Row], frame: pd.DataFrame) -> list[str]:
     cold = sum(int(cell["efficiency"]["cold_samples"]) for row in rows for cell in row.cells.values())
     return [
         "![parts of the time to first token](parts.png)",
-        "\n".join(f"- {name}: {meaning}" for name, (_, meaning) in TITLES.items()),
+        markdown_items(f"{name}: {meaning}" for name, (_, meaning) in TITLES.items()),
         f"There is no warm-up run; the first sample of each process ({cold} in all) is not in the averages. Speed-ups "
         "are against the unpruned model in the same framework on the same machine, never across machines"
-        + (f"; nothing of that kind for {without}." if (without := _without_speed_up(rows, frame)) else "."),
+        + (f"; nothing of that kind for {without}." if (without := _without_speed_up(rows, frame)) else ".")
+        + f" ± is the standard deviation over samples. {_load(rows)}",
     ]
+
+
+def _load(rows: Sequence[Row]) -> str:
+    """How busy the machines were, over all cells that noted it."""
+    noted = [load for _, _, cell in each_cell(rows) if (load := cell["provenance"].get("load"))]
+    if not noted:
+        return "How busy the machine was beside it was not noted."
+    ends = [load[end] for load in noted for end in ("start", "end") if load[end] is not None]
+    waited = [load["waited"] for load in noted if load["waited"] is not None]
+    cores = " or ".join(map(str, sorted({load["cores"] for load in noted})))
+    between = f"{min(ends):.1f} to {max(ends):.1f}" if ends else "unknown"
+    return f"The system's load at the start and end of cells was {between} on {cores} cores" + (
+        f", and they waited for a core for up to {100 * max(waited):.0f} % of their time." if waited else "."
+    )
 
 
 def _without_speed_up(rows: Sequence[Row], frame: pd.DataFrame) -> str:
     lacking = frame[frame["Total_runtime speed-up"].isna()].to_dict("records")
-    return ", ".join(" ".join([row["name"], "on", row["benchmark"], *_in(row["framework"], rows)]) for row in lacking)
+    said = (" ".join([row["name"], "on", row["benchmark"], *_in(row["framework"], rows)]) for row in lacking)
+    return markdown_text(", ".join(said))
 
 
 def _in(framework: str, rows: Sequence[Row]) -> list[str]:

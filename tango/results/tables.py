@@ -27,7 +27,7 @@ from tango.results.cells import (
     reference,
     tokens_kept,
 )
-from tango.results.statistics import Interval, Scores, bootstrap
+from tango.results.statistics import Interval, Scores, average, bootstrap, wilson
 from tango.runs.summary import TITLES
 
 SPEED_UPS = ("Total_runtime", "Total_GPU_runtime", "Avg_LLM_Prefill_Time", "Avg_Total_TTFT")
@@ -52,16 +52,20 @@ def accuracy_table(rows: Sequence[Row]) -> pd.DataFrame:
     unpruned model in the same framework.
 
     Columns: framework, name, method, variant, retention_ratio, tokens_kept (percent, mean over benchmarks), one for
-    each benchmark, average; if there is an unpruned model share_kept (percent of its average) and difference (points).
-    A line that lacks a benchmark has no average and is not compared.
+    each benchmark, average; if there is an unpruned model share_kept (percent of its average) and difference (points);
+    the ends of each benchmark's and the average's intervals, and questions, of all benchmarks together. A line that
+    lacks a benchmark has no average and is not compared.
     """
     names = benchmarks(rows)
     table = []
     for row in rows:
-        scores = {name: accuracy(row.cells[name]) if name in row.cells else np.nan for name in names}
+        scores = {name: _accuracy(row.cells.get(name)) for name in names}
+        scores["average"] = average(list(scores.values()))
         line = _who(row) | {"tokens_kept": float(np.mean([tokens_kept(cell) for cell in row.cells.values()]))}
-        line |= scores | {"average": float(np.mean(list(scores.values())))}
-        table.append(line | _against(row, reference(rows, row), names))
+        line |= {name: score.value for name, score in scores.items()} | _against(row, reference(rows, row), names)
+        for name, score in scores.items():
+            line |= _interval(name, score)
+        table.append(line | {"questions": sum(len(cell["samples"]) for cell in row.cells.values())})
     return pd.DataFrame(table)
 
 
@@ -69,25 +73,29 @@ def benchmark_table(rows: Sequence[Row]) -> pd.DataFrame:
     """One row a cell: what accuracy_table says, for each benchmark alone, with questions and unparsed replies."""
     table = []
     for name, row, cell in each_cell(rows):
-        line = {"benchmark": name} | _who(row) | {"questions": len(cell["samples"]), "accuracy": accuracy(cell)}
+        line = {"benchmark": name} | _who(row) | {"questions": len(cell["samples"])}
+        line |= _interval("accuracy", _accuracy(cell))
         line |= {"tokens_kept": tokens_kept(cell)} | _against(row, reference(rows, row), [name])
         table.append(line | {"unparsed": sum(answer["prediction"] is None for answer in cell["samples"])})
     return pd.DataFrame(table)
 
 
 def kind_table(rows: Sequence[Row]) -> pd.DataFrame:
-    """One row a cell and kind of question: benchmark, framework, name, .., kind, questions, accuracy in percent."""
+    """One row a cell and kind of question: benchmark, framework, name, .., kind, questions, accuracy in percent, and
+    the ends of its interval.
+    """
     table = []
     for name, row, cell in each_cell(rows):
         who = {"benchmark": name} | _who(row)
         for kind, score in pd.DataFrame(cell["samples"]).groupby("kind")["score"]:
-            table.append(who | {"kind": kind, "questions": len(score), "accuracy": 100 * score.mean()})
+            what = {"kind": kind, "questions": len(score)}
+            table.append(who | what | _interval("accuracy", wilson(score.mean(), len(score))))
     return pd.DataFrame(table)
 
 
 def comparison_table(rows: Sequence[Row]) -> pd.DataFrame:
     """Tango against each other method and each variant of itself at the same retention ratio in the same framework, on
-    the mean over all benchmarks: difference in points.
+    the mean over all benchmarks: difference in points, on so many questions.
 
     Budgets round differently, so the shares of tokens that both really kept stand beside it.
     """
@@ -106,6 +114,7 @@ def comparison_table(rows: Sequence[Row]) -> pd.DataFrame:
             table.append(
                 {"framework": row.framework, "against": row.name, "retention_ratio": row.retention_ratio}
                 | _interval("difference", difference)
+                | {"questions": sum(len(cell["samples"]) for cell in row.cells.values())}
                 | {"tokens_kept_tango": kept[ours], "tokens_kept_baseline": kept[row.framework, row.what]}
                 | {"Tango is": verdict}
             )
@@ -143,14 +152,17 @@ def _differ(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], *field
 
 
 def efficiency_table(rows: Sequence[Row]) -> pd.DataFrame:
-    """One row a cell, with the columns of the framework's efficiency table in their units, where it ran, and how many
-    times less it took than the unpruned model on the same questions, framework and machine (NaN if that is not there).
+    """One row a cell, with the columns of the framework's efficiency table in their units, the standard deviations over
+    its samples and the load of the machine (tango.runs.load) if the run noted them, where it ran, and how many times
+    less it took than the unpruned model on the same questions, framework and machine (NaN if that is not there).
     """
     columns = {name: f"{name} ({unit})" for name, (unit, _) in TITLES.items()}
     table = []
     for name, row, cell in each_cell(rows):
         line = {"benchmark": name} | _who(row) | {"device": device(cell), "machine": machine(cell)}
         line |= {title: _number(cell["efficiency"][key]) for key, title in columns.items()}
+        line |= {f"{key} sd": _number(sd) for key, sd in cell["efficiency"].get("spread", {}).items() if key in columns}
+        line |= {f"load_{key}": _number(value) for key, value in (cell["provenance"].get("load") or {}).items()}
         unpruned = reference(rows, row)
         base = None if unpruned is None else unpruned.cells.get(name)
         for key in SPEED_UPS:
@@ -198,6 +210,8 @@ def compare(one: Row, other: Row, names: Sequence[str]) -> tuple[Interval, Inter
     """bootstrap() of two lines over some benchmarks; None if one of them lacks one."""
     if any(name not in row.cells for row in (one, other) for name in names):
         return None
+    if one is other:  # the same answers, not only alike
+        return Interval(0.0, 0.0, 0.0), Interval(100.0, 100.0, 100.0)
     return bootstrap([paired_scores(one.cells[name], other.cells[name]) for name in names])
 
 
@@ -221,6 +235,13 @@ def _against(row: Row, unpruned: Row | None, names: Sequence[str]) -> dict[str, 
 
 def _interval(name: str, interval: Interval) -> dict[str, float]:
     return {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
+
+
+def _accuracy(cell: Cell | None) -> Interval:
+    """Accuracy in percent with its interval; NaN without a cell."""
+    if cell is None:
+        return Interval(np.nan, np.nan, np.nan)
+    return wilson(accuracy(cell) / 100, len(cell["samples"]))
 
 
 def _number(value: float | None) -> float:

@@ -1,13 +1,25 @@
-"""Where a framework has no extension point: wraps its functions, and ends its process. Nothing on disk is touched."""
+"""Where a framework has no extension point: wraps its functions, hides secrets in what it prints, and ends its process.
+Nothing on disk is touched.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
+
+from huggingface_hub import get_token
+
+SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|API_?KEY|ACCESS_?KEY", re.IGNORECASE)  # in names of variables
+HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{8,}")
+FLAG = re.compile(r"(--[\w-]*(?:key|token|secret|password)[=\s]+)(?!-)\S+", re.IGNORECASE)  # of a command line
+HIDDEN = "[hidden]"
+LEAST = 4  # letters of what is taken for a secret
 
 
 def wrap(owner: Any, name: str, wrapper: Callable[..., Any]) -> None:
@@ -28,6 +40,41 @@ def wrap(owner: Any, name: str, wrapper: Callable[..., Any]) -> None:
 
     wrapped._tango = True  # type: ignore[attr-defined]
     setattr(owner, name, type(found)(wrapped) if bound else wrapped)
+
+
+def mask(text: str) -> str:
+    """A text without tokens, keys and passwords: those of the environment, the hub's own, and what looks like one."""
+    values = {value for name, value in os.environ.items() if SECRET.search(name)} | {get_token() or ""}
+    for value in sorted((value for value in values if len(value) >= LEAST), key=len, reverse=True):
+        text = text.replace(value, HIDDEN) if value.lower() not in ("true", "false", "none") else text
+    return FLAG.sub(rf"\1{HIDDEN}", HUB_TOKEN.sub(HIDDEN, text))
+
+
+def mask_output() -> None:
+    """Whatever this process prints or logs from now on, also to files, passes through mask()."""
+    factory = logging.getLogRecordFactory()
+    if not getattr(factory, "_tango", False):
+        record = functools.partial(_record_masked, factory)
+        record._tango = True  # type: ignore[attr-defined]
+        logging.setLogRecordFactory(record)
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None and not getattr(stream.write, "_tango", False):
+            write = functools.partial(_write_masked, stream.write)
+            write._tango = True  # type: ignore[attr-defined]
+            stream.write = write  # type: ignore[method-assign]
+
+
+def _write_masked(original: Callable[[str], int], text: str) -> int:
+    original(mask(text))
+    return len(text)
+
+
+def _record_masked(original: Callable[..., logging.LogRecord], *args: Any, **kwargs: Any) -> logging.LogRecord:
+    record = original(*args, **kwargs)
+    with contextlib.suppress(TypeError, ValueError):  # a message that does not fit its arguments: logging tells so
+        if (message := record.getMessage()) != (masked := mask(message)):
+            record.msg, record.args = masked, None
+    return record
 
 
 def give_up(plugin: str, problems: Iterable[str]) -> NoReturn:

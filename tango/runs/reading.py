@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import json
+import math
 import reprlib
 import typing
 from pathlib import Path
@@ -13,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 SHORT = reprlib.Repr()  # of values in messages: YAML can hold a few bytes that stand for millions of members
 SHORT.maxlevel = 2
+LEVELS = 40  # of what files of ours hold within each other; they have six
 # What would be right, by the first word of pydantic's name for what is wrong.
 EXPECTED = {
     "float": "a number",
@@ -41,6 +44,37 @@ def read_yaml(file: Path) -> Any:
         raise ValueError(f"is not YAML: {error}") from error
     except RecursionError as error:
         raise ValueError("is not YAML that can be read: it is nested too deeply") from error
+
+
+def read_json(content: bytes) -> Any:
+    """What JSON says, if it is such as this project writes: finite numbers, integers of 64 bits, few levels.
+
+    Raises:
+        ValueError: it is not; says why.
+    """
+    try:
+        value = json.loads(content, parse_constant=_number, parse_float=_number, parse_int=_integer)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    level = [value]
+    for _ in range(LEVELS):  # by levels, since a function that calls itself would meet Python's limit first
+        level = [one for one in level if isinstance(one, dict | list)]
+        level = [inner for one in level for inner in (one.values() if isinstance(one, dict) else one)]
+    if level:
+        raise ValueError(f"it is nested more than {LEVELS} deep")
+    return value
+
+
+def _number(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"the number {text} is not finite")
+    return number
+
+
+def _integer(text: str) -> int:
+    if len(text) > 20 or not -(2**63) <= (number := int(text)) < 2**63:
+        raise ValueError(f"the integer {SHORT.repr(text)} has more than 64 bits")
+    return number
 
 
 def checked(kind: Any, value: Any, name: str, *, strict: bool = True) -> Any:

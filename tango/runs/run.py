@@ -12,20 +12,20 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
-import transformers
 
 from tango.inference.chat import Answer, Chat
 from tango.inference.checkpoints import class_name
 from tango.inference.prompt import Message
 from tango.runs import provenance
 from tango.runs.journal import Journal
+from tango.runs.load import Load
 from tango.runs.runner import Record, Runner, Sample
 from tango.runs.settings import NOTHING, MethodSettings
 from tango.runs.summary import efficiency, failures, token_summary
 
 log = logging.getLogger(__name__)
+LIBRARIES = ("torch", "transformers", "av")  # that answers follow from
 
 
 class ArgumentError(ValueError):
@@ -73,7 +73,12 @@ class EvaluationRun:
     ) -> None:
         self.settings, self.chat, self.processes = settings, chat, processes
         checkpoint = chat.checkpoint
+        source, branch = checkpoint.described["pretrained"], checkpoint.described["revision"]
+        weights = provenance.model_fingerprint(source, branch)
+        commit = None if Path(source).expanduser().exists() else provenance.hub_commit(source, branch)
         self.described = checkpoint.described | {
+            "revision": commit or branch,
+            "weights": weights,
             "max_frames_num": chat.max_frames,
             "use_cache": chat.use_cache,
             "time_instruction": chat.time_instruction,
@@ -81,22 +86,25 @@ class EvaluationRun:
             **asked,
         }
         # All that an answer depends on beside its prompt: runs of one digest may take each other's answers.
+        method = settings.describe()["settings"]
+        family = checkpoint.described["class"]
         self.digest = provenance.digest(
-            self.described,
+            {name: value for name, value in self.described.items() if name not in ("pretrained", "revision")},
             settings.method,
-            settings.describe()["settings"],
+            {name: value for name, value in method.items() if name != "saliency_weights"},
+            provenance.head_fingerprint(method, family),
             checkpoint.device.type,
             chat.seed,
             *depends_on,
-            provenance.model_fingerprint(checkpoint.described["pretrained"], checkpoint.described["revision"]),
-            provenance.code_fingerprint(),
-            torch.__version__,
-            transformers.__version__,
+            checkpoint.processor.chat_template,
+            provenance.code_fingerprint(settings.method, family),
+            {name: provenance.versions().get(name) for name in LIBRARIES},
         )
         self.journal = None if journal is None else Journal(journal, self.digest, rank)
         if self.journal is not None and not resume:
             self.journal.entries.clear()
         self.runner = Runner(self.journal, rank)
+        self._load = Load()
 
     def sample(
         self,
@@ -119,13 +127,20 @@ class EvaluationRun:
         """
         made: Sequence[Message] | None = None
         shown: list[Any] | None = None
+
+        def make() -> Sequence[Message]:
+            try:
+                return messages()
+            except SystemExit as error:  # tasks of lmms-eval end the process over a missing video
+                raise FileNotFoundError(f"the task gave up: {error.code}") from error
+
         try:
-            made = messages()
+            made = make()
             shown = identity(made)
         except Exception as error:  # the runner meets it again, where it is retried and recorded
             log.debug("the prompt of %s cannot be made: %s", name, error)
         key = provenance.digest(name, settings, shown)
-        return Sample(task, doc_id, repeat, key, lambda: ask(messages() if made is None else made))
+        return Sample(task, doc_id, repeat, key, lambda: ask(make() if made is None else made))
 
     def finish(self, order: Callable[[Record], Any]) -> dict[str, Any]:
         """Gather the records of all processes, which all call this, and close the journal.
@@ -148,6 +163,7 @@ class EvaluationRun:
         return {
             **provenance.provenance(device, **self.settings.describe(), model=self.described),
             "processes": self.processes,
+            "load": self._load.noted(),
             "run": self.digest,
             "n_samples": len(records),
             "n_failed": len(failed),
@@ -165,7 +181,9 @@ class EvaluationRun:
 
 
 def identity(messages: Sequence[Message]) -> list[Any]:
-    """What a conversation consists of, as JSON: texts, and files by name, size and time, and images by their bytes."""
+    """What a conversation consists of, as JSON: texts, images by their bytes, and files by name, size and time, in
+    whichever folder they lie.
+    """
     parts: list[Any] = []
     for message in messages:
         for part in message["content"]:
@@ -173,10 +191,9 @@ def identity(messages: Sequence[Message]) -> list[Any]:
             if source is None:
                 parts.append([message["role"], part["text"]])
             elif isinstance(source, str | Path):
-                files = [Path(source)] if Path(source).is_file() else []
-                parts.append(
-                    [message["role"], str(source), provenance.file_stamps(files), part.get("start"), part.get("end")]
-                )
+                file = Path(source)
+                stamp = provenance.file_stamps([file]) if file.is_file() else str(source)
+                parts.append([message["role"], stamp, part.get("start"), part.get("end")])
             else:
                 parts.append([message["role"], source.mode, source.size, hashlib.sha256(source.tobytes()).hexdigest()])
     return parts

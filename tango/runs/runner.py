@@ -7,17 +7,19 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 
 from tango.inference.chat import Answer
-from tango.inference.timing import peak_memory
-from tango.runs.journal import Journal, JournalError
+from tango.inference.timing import Timing, peak_memory
+from tango.runs.journal import Journal
 from tango.runs.reading import checked
 
 log = logging.getLogger(__name__)
 TRIES = 2
+NotNegative = Annotated[float, Field(ge=0)]
 
 
 @dataclass
@@ -33,13 +35,13 @@ class Record:
     repeat: int
     response: Any
     failure: str | None
-    tries: int
+    tries: Annotated[int, Field(ge=1)]
     timing: dict[str, Any] | None
     tokens: dict[str, int | float]
     videos: list[dict[str, Any]]
     rank: int
-    wall_s: float
-    peak_mem_gb: float
+    wall_s: NotNegative
+    peak_mem_gb: NotNegative
     cold: bool
     resumed: bool = False
 
@@ -100,11 +102,14 @@ class Runner:
             return None
         try:
             record: Record = checked(Record, entry, "", strict=False)
+            if record.response is None:
+                raise ValueError("neither a response nor a failure")
+            checked(dict[str, NotNegative], record.tokens, "tokens", strict=False)
+            if record.timing is not None:
+                checked(Timing, record.timing, "timing", strict=False)
         except ValueError as error:
-            raise JournalError(
-                f"a finished sample in {str(self.journal.folder)!r} cannot be read: {error}; delete the files of "
-                f"{self.journal.run} there to start anew"
-            ) from error
+            log.warning("%s %s is computed anew: its entry in the journal has %s", sample.task, sample.doc_id, error)
+            return None
         record.resumed = True
         return record
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from statistics import stdev
 from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from tango.runs.load import busy, load_text
 from tango.runs.runner import Record
 
 TITLES = {  # columns of the efficiency table, in the paper's order, and how each is computed
@@ -25,6 +28,12 @@ TITLES = {  # columns of the efficiency table, in the paper's order, and how eac
     "Avg_Total_TTFT": ("ms", "the three together"),
     "Avg_Decoding_Throughput": ("token/s", "tokens after the first over the time after the first"),
 }
+PARTS = {  # what the averages in ms consist of
+    "Avg_ViT_Time": ("vit_s",),
+    "Avg_Other_Time": ("other_s",),
+    "Avg_LLM_Prefill_Time": ("prefill_s",),
+    "Avg_Total_TTFT": ("vit_s", "other_s", "prefill_s"),
+}
 
 
 def efficiency(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -32,8 +41,8 @@ def efficiency(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     There is no warm-up run. The first sample that each process computes pays for starting up (allocating, loading
     kernels), so it is left out of the averages as long as others are there, and counted in `cold_samples`; it stays in
-    both totals. Samples that an earlier, interrupted process finished count with the time they took then. Failed
-    samples only count in Total_runtime.
+    both totals. `spread` has the standard deviations over samples of the averages in ms. Samples that an earlier,
+    interrupted process finished count with the time they took then. Failed samples only count in Total_runtime.
     """
     loops: dict[int, float] = defaultdict(float)
     for record in records:
@@ -45,18 +54,19 @@ def efficiency(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     def mean_ms(*names: str) -> float | None:
         return 1000 * sum(t[name] for t in used for name in names) / len(used) if used else None
 
+    def spread_ms(*names: str) -> float | None:
+        return 1000 * stdev(sum(t[name] for name in names) for t in used) if len(used) > 1 else None
+
     decode_s = sum(t["decode_s"] for t in used)
     return {
         "Total_runtime": max(loops.values(), default=0.0),
         "Total_GPU_runtime": sum(r["timing"]["generate_s"] for r in timed),
         "Peak_mem": max((r["peak_mem_gb"] for r in records), default=None),
-        "Avg_ViT_Time": mean_ms("vit_s"),
-        "Avg_Other_Time": mean_ms("other_s"),
-        "Avg_LLM_Prefill_Time": mean_ms("prefill_s"),
-        "Avg_Total_TTFT": mean_ms("vit_s", "other_s", "prefill_s"),
+        **{name: mean_ms(*parts) for name, parts in PARTS.items()},
         "Avg_Decoding_Throughput": sum(t["new_tokens"] - 1 for t in used) / decode_s if decode_s > 0 else None,
         "units": {name: unit for name, (unit, _) in TITLES.items()},
         "meaning": {name: meaning for name, (_, meaning) in TITLES.items()},
+        "spread": {name: spread_ms(*parts) for name, parts in PARTS.items()},
         "samples_timed": len(timed),
         "samples_averaged": len(used),
         "cold_samples": len(timed) - len(warm),
@@ -65,14 +75,18 @@ def efficiency(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def efficiency_table(rows: Mapping[str, Mapping[str, Any]], caption: str = "Efficiency") -> Table:
-    """A rich table with one row for each named efficiency(), its headings short enough for 80 columns of a terminal."""
+    """A rich table with one row for each named efficiency(), standard deviations below the averages; its headings are
+    short enough for 80 columns of a terminal.
+    """
     table = terminal_table(caption)
     table.caption, table.caption_justify = f"columns: {', '.join(TITLES)}", "left"
     for name, (unit, _) in TITLES.items():
         words = [word for word in name.split("_") if word not in ("Avg", "Time", "Throughput")]
         table.add_column("\n".join([*words, f"({unit})"]), justify="right", no_wrap=True)
     for name, row in rows.items():
-        table.add_row(name, *("-" if row[title] is None else f"{row[title]:.2f}" for title in TITLES))
+        spread = {title: f"\n±{sd:.2f}" for title, sd in row.get("spread", {}).items() if sd is not None}
+        texts = ("-" if row[title] is None else f"{row[title]:.2f}{spread.get(title, '')}" for title in TITLES)
+        table.add_row(Text(name), *texts)
     return table
 
 
@@ -112,13 +126,15 @@ def token_summary(records: Iterable[Record]) -> dict[str, Any]:
 def report(summary: Mapping[str, Any]) -> None:
     """Print a summary: method, tokens, the efficiency table, and every failed sample."""
     console = Console(width=None if Console().is_terminal else 160, markup=False, emoji=False)
-    tokens = summary["tokens"]
+    tokens, load = summary["tokens"], summary.get("load")
     kept = (
         "no video tokens"
         if tokens["share_kept"] is None
         else f"{100 * tokens['share_kept']:.1f} % of the video tokens kept"
     )
     console.print(efficiency_table({summary["method"]: summary["efficiency"]}, f"{summary['method']}, {kept}"))
+    if load and busy(load):
+        console.print(f"other processes took part of this machine, so that times say little: {load_text(load)}")
     if summary["n_resumed"]:
         console.print(
             f"{summary['n_resumed']} of {summary['n_samples']} samples were finished by an earlier run "

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from tango.inference.checkpoints import class_name
+from tango.inference.checkpoints import class_name, cpu_has_bfloat16, parse_dtype, slow_bfloat16
 from tango.models.original import read_config
 from tango.motionqa.questions import data_files, read_questions
 from tango.motionqa.shipped import DATA, MODEL, shipped
@@ -22,6 +22,7 @@ from tango.sweeps.grid import Grid
 from tango.sweeps.lmms_cells import lmms_cell
 from tango.sweeps.preflight import missing_checkpoint, missing_dataset, missing_pooling_head, processes
 from tango.sweeps.sweep import Cell
+from tango.sweeps.videos import absent_videos
 from tango.sweeps.vlmeval_cells import vlmeval_cell
 
 # lmms-eval's names of the models in its plugin: by the class of a checkpoint and, where it is not on this machine, by
@@ -56,13 +57,16 @@ class Expanded:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is known of a model without loading it: a folder or hub id, lmms-eval's name of its kind, the layers of its
-    language model; None where it is not here to be looked at, and `missing` says so.
+    """What is known of a model without loading it: a folder or hub id, lmms-eval's name of its kind, its class, the
+    layers of its language model, the dtype it is stored in; None where it is not here to be looked at, and `missing`
+    says so.
     """
 
     source: str
     kind: str | None
-    layers: int | None
+    family: str | None = None
+    layers: int | None = None
+    dtype: str | None = None
     missing: str | None = None
 
 
@@ -97,12 +101,18 @@ def expand(grid: Grid) -> Expanded:
         expanded.cells[name] = [
             cell
             for framework in dict.fromkeys(grid.frameworks)
-            for cell in cells_of(grid, FRAMEWORKS[framework], subject, folder, choices, count, expanded.missing)
+            for cell in cells_of(grid, FRAMEWORKS[framework], subject, folder, choices, count, expanded)
         ]
-    expanded.missing = list(dict.fromkeys(expanded.missing))
-    if grid.ray is None and not torch.cuda.is_available() and set(grid.models) != {MODEL}:
-        expanded.notes.append(NO_GPU)
+        if grid.ray is None and not torch.cuda.is_available():
+            expanded.notes += [NO_GPU] * (model != MODEL) + slow_here(subject, grid.dtype)
+    expanded.missing, expanded.notes = list(dict.fromkeys(expanded.missing)), list(dict.fromkeys(expanded.notes))
     return expanded
+
+
+def slow_here(subject: Subject, asked: str | None) -> list[str]:
+    """What is to be known before a model is run on this machine's processor."""
+    name = str(subject.dtype if asked in (None, "auto") else parse_dtype(str(asked))).removeprefix("torch.")
+    return [slow_bfloat16(subject.source)] if name == "bfloat16" and not cpu_has_bfloat16() else []
 
 
 def processes_of(grid: Grid, missing: list[str]) -> int:
@@ -125,10 +135,11 @@ def look_at(model: str) -> Subject:
     problem = missing_checkpoint(model)
     if problem is not None:
         kinds = (kind for part, kind in PUBLISHED.items() if part in model.lower())
-        return Subject(model, next(kinds, None), None, problem)
+        return Subject(model, next(kinds, None), missing=problem)
     config = read_config(model)
-    kind = LMMS_MODELS[class_name(model)]
-    return Subject(model, kind, config.get("text_config", config).get("num_hidden_layers"))
+    family = class_name(model)
+    layers = config.get("text_config", config).get("num_hidden_layers")
+    return Subject(model, LMMS_MODELS[family], family, layers, config.get("dtype", config.get("torch_dtype")))
 
 
 def impossible(pruner: Pruner | None, layers: int | None) -> str | None:
@@ -148,9 +159,9 @@ def cells_of(
     folder: Path,
     choices: Sequence[Pruner | None],
     processes: int,
-    missing: list[str],
+    expanded: Expanded,
 ) -> Iterator[Cell]:
-    """One framework's cells of one model, with each choice of a pruner; what they lack goes to `missing`.
+    """One framework's cells of one model, with each choice of a pruner; what they lack goes to `expanded`.
 
     Raises:
         ValueError: a benchmark, or a number of frames, that the framework does not have.
@@ -158,6 +169,7 @@ def cells_of(
     if framework.frames is not None and grid.frames not in framework.frames:
         numbers = ", ".join(map(str, framework.frames))
         raise ValueError(f"frames = {grid.frames}: {framework.name} has data sets of {numbers}")
+    missing = expanded.missing
     if find_spec(framework.plugin) is None:
         advice = f"in a checkout: make setup, or pip install --no-deps -e ./{framework.name}"
         missing.append(f"{framework.name}'s plugin is not installed; {advice}")
@@ -169,7 +181,21 @@ def cells_of(
             raise ValueError(f"benchmark {name!r}: {framework.name} has {', '.join(framework.benchmarks)}")
         benchmark = framework.benchmarks[name]
         count, data = questions_of(name, benchmark, missing)
-        unpruned = Evaluation(subject.source, count, data, config=grid.config, limit=grid.limit, processes=processes)
+        if lost := absent_videos(framework, name):
+            expanded.notes.append(lost)
+        unpruned = Evaluation(
+            subject.source,
+            count,
+            data,
+            config=grid.config,
+            limit=grid.limit,
+            processes=processes,
+            family=subject.family,
+            repository=benchmark.repository,
+            branch=benchmark.branch,
+            dtype=grid.dtype,
+            attn_implementation=grid.attn_implementation,
+        )
         for pruner in choices:
             evaluation = unpruned
             if pruner is not None:
@@ -194,6 +220,6 @@ def questions_of(name: str, benchmark: Benchmark, missing: list[str]) -> tuple[i
     if benchmark.repository is None:
         folder = Path(shipped(DATA))
         return len(read_questions(folder)), data_files(folder)
-    if lost := missing_dataset(benchmark.repository, benchmark.pattern):
+    if lost := missing_dataset(benchmark.repository, benchmark.pattern, benchmark.branch):
         missing.append(lost)
     return QUESTIONS[name], []

@@ -12,13 +12,15 @@ class Benchmark:
     """A benchmark in one framework.
 
     name: the framework's own. repository: its data set on the hub, None for what this repository ships. pattern: files
-    by which to tell that it is there. tasks: how many the name stands for; --limit holds for each.
+    by which to tell that it is there. branch: of the repository. tasks: how many the name stands for; --limit holds for
+    each.
     """
 
     name: str
     repository: str | None = None
     pattern: str = "**/*"
     tasks: int = 1
+    branch: str = "main"
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ LMMS_EVAL = Framework(
     output="--output_path",
     benchmarks={
         "Video-MME": Benchmark("videomme", "lmms-eval/Video-MME", "videomme/*.parquet"),
-        "MVBench": Benchmark("mvbench", "OpenGVLab/MVBench", "json/*.json", tasks=20),
+        "MVBench": Benchmark("mvbench", "OpenGVLab/MVBench", "json/*.json", tasks=20, branch="video"),
         "LongVideoBench": Benchmark("longvideobench_val_v", "longvideobench/LongVideoBench", "lvb_val.json"),
         "MLVU": Benchmark("mlvu_dev", "sy1998/MLVU_dev"),
         MOTIONQA: Benchmark("motionqa"),

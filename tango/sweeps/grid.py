@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,6 +26,18 @@ def _framework(name: str) -> str:
     return name
 
 
+def _dtype(name: str) -> str:
+    if name not in (choices := ("auto", "float32", "float16", "bfloat16")):
+        raise ValueError(f"use {', '.join(choices)}")
+    return name
+
+
+def _attention(name: str) -> str:
+    if name not in (choices := ("sdpa", "eager", "flash_attention_2")):
+        raise ValueError(f"use {', '.join(choices)}")
+    return name
+
+
 OneOrMore = (Field(min_length=1), BeforeValidator(lambda value: value if isinstance(value, list) else [value]))
 AtLeastOne = Field(ge=1)
 
@@ -34,7 +47,8 @@ class Grid(BaseModel):
 
     models: folders or hub ids. benchmarks: any name that a framework has for them. config: a settings file for
     TANGO_CONFIG. limit: only the first so many questions. jobs: cells at a time. ray: address of a cluster to run them
-    on instead, each on `gpus` GPUs (default 1). output: gets a folder for each model.
+    on instead, each on `gpus` GPUs (default 1). output: gets a folder for each model. dtype, attn_implementation: of
+    the model, by default as it is stored and sdpa.
     """
 
     model_config = ConfigDict(strict=True, frozen=True)
@@ -51,6 +65,8 @@ class Grid(BaseModel):
     ray: str | None = None
     gpus: Annotated[int, Field(ge=0)] | None = None
     output: str = "build/sweeps/grid"
+    dtype: Annotated[str, AfterValidator(_dtype)] | None = None
+    attn_implementation: Annotated[str, AfterValidator(_attention)] | None = None
 
 
 def read_grid(file: Path | None, options: Mapping[str, Any]) -> Grid:
@@ -73,7 +89,7 @@ def read_grid(file: Path | None, options: Mapping[str, Any]) -> Grid:
 
 
 def read_file(file: Path) -> dict[str, Any]:
-    """The keys of a YAML file that have a value."""
+    """The keys of a YAML file that have a value, paths of settings and models as the file means them."""
     try:
         content = read_yaml(file) or {}
     except OSError as error:
@@ -84,4 +100,15 @@ def read_file(file: Path) -> dict[str, Any]:
         raise ValueError(f"{file} holds {type(content).__name__}; it must map {', '.join(Grid.model_fields)} to values")
     if unknown := [name for name in content if name not in Grid.model_fields]:
         raise ValueError(f"{file}: unknown key {unknown[0]!r}; a grid has {', '.join(Grid.model_fields)}")
-    return {name: value for name, value in content.items() if value is not None}
+    beside = {name: _beside(file, value) for name, value in content.items() if name in ("config", "models")}
+    return {name: value for name, value in (content | beside).items() if value is not None}
+
+
+def _beside(file: Path, value: Any) -> Any:
+    """A path, or several, relative to the grid's file if it is there; else as it is: from where the command is started,
+    or a hub id.
+    """
+    if isinstance(value, list):
+        return [_beside(file, one) for one in value]
+    there = file.parent / value if isinstance(value, str) and value else None
+    return os.path.normpath(there) if there is not None and there.exists() else value

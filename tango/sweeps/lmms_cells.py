@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tango.sweeps.cells import EFFICIENCY, Evaluation, framework_cell, read_summary, result_of, sample_row
+from tango.runs import provenance
+from tango.runs.summary import efficiency
+from tango.sweeps.cells import (
+    EFFICIENCY,
+    Evaluation,
+    framework_cell,
+    read_summary,
+    read_summary_file,
+    result_of,
+    run_by_hand,
+    sample_row,
+)  # fmt: skip
 from tango.sweeps.frameworks import LMMS_EVAL
 from tango.sweeps.sweep import Cell, CellError
+
+TASKS = (".py", ".yaml", ".yml", ".json", ".jsonl", "")  # files of tasks
 
 
 @dataclass(frozen=True)
@@ -55,6 +69,9 @@ def lmms_cell(
         include_path: a folder of tasks that are not the plugin's own.
     """
     frames = "max_num_frames" if model.startswith("qwen") else "max_frames_num"
+    how = {"pretrained": evaluation.source, frames: max_frames, **evaluation.options}
+    own = Path(include_path) if include_path is not None else None
+    found = [] if own is None else [file for file in own.rglob("*") if file.is_file() and file.suffix in TASKS]
     return framework_cell(
         folder,
         LMMS_EVAL,
@@ -62,10 +79,11 @@ def lmms_cell(
         benchmark=task,
         prefix=task,
         arguments=[
-            *("--model", model, "--model_args", f"pretrained={evaluation.pretrained},{frames}={max_frames}"),
+            *("--model", model, "--model_args", ",".join(f"{name}={value}" for name, value in how.items())),
             *("--tasks", task, "--batch_size", "1", "--log_samples"),
         ],
-        more=["--include_path", include_path] if include_path is not None else [],
+        asked=[model, max_frames, task, provenance.files_fingerprint(found, own)],
+        more=["--include_path", os.path.abspath(own)] if own is not None else [],
         collect=collect,
         tasks=tasks,
     )
@@ -76,11 +94,39 @@ def collect(run: Path) -> dict[str, Any]:
     score in percent that lmms-eval itself came to, in the mean over tasks.
 
     Raises:
-        CellError: files are missing, samples failed, were not all scored, or in a way that is not known.
+        CellError: files are missing, all samples failed, not all answers were scored, or in a way that is not known.
     """
-    summary, file = read_summary(run)
+    return _collect(*read_summary(run))
+
+
+def collect_by_hand(file: Path) -> list[dict[str, Any]]:
+    """The same for each benchmark of a run of lmms-eval's own command line, from its *_efficiency.json.
+
+    Raises:
+        CellError: see collect().
+    """
+    summary = read_summary_file(file)
+    tasks: dict[str, list[Any]] = {}
+    for record in summary["samples"]:
+        known = (
+            b.name for b in LMMS_EVAL.benchmarks.values() if b.tasks > 1 and record["task"].startswith(f"{b.name}_")
+        )
+        group = next(known, record["task"])
+        tasks.setdefault(group, []).append(record)
+    found = []
+    for task, records in tasks.items():
+        failed = [failure for failure in summary["failed"] if failure["task"] in {r["task"] for r in records}]
+        one = summary | {"samples": records, "failed": failed, "n_failed": len(failed), "n_samples": len(records)}
+        if len(tasks) > 1:
+            one |= {"efficiency": efficiency(records)}
+        found.append({"cell": run_by_hand(LMMS_EVAL, one, task), **_collect(one, file)})
+    return found
+
+
+def _collect(summary: Mapping[str, Any], file: Path) -> dict[str, Any]:
     start = file.name.removesuffix(EFFICIENCY)
-    logged = sorted(file.parent.glob(f"{start}_samples_*.jsonl"))
+    names = {record["task"] for record in summary["samples"]}
+    logged = [one for one in sorted(file.parent.glob(f"{start}_samples_*.jsonl")) if _task(one, start) in names]
     if not logged:
         raise CellError(
             f"{start}_samples_*.jsonl is missing: the run did not log its samples, as --log_samples makes it"
@@ -89,17 +135,23 @@ def collect(run: Path) -> dict[str, Any]:
     own = json.loads(file.with_name(f"{start}_results.json").read_text(encoding="utf-8"))["results"]
     rows, reported = [], []
     for samples in logged:
-        task = samples.stem.removeprefix(f"{start}_samples_")
+        task = _task(samples, start)
         name = ""
-        for line in samples.read_text(encoding="utf-8").splitlines():
+        for line in filter(None, samples.read_bytes().split(b"\n")):
             sample = json.loads(line)
             name = next((name for name in METRICS if isinstance(sample.get(name), dict)), "")
             if not name:
                 raise CellError(f"{samples.name}: its samples have none of the metrics {', '.join(METRICS)}")
             rows.append(_row(task, sample["doc_id"], sample[name], METRICS[name], records[task, sample["doc_id"]]))
+        if not name:  # all samples of this task failed
+            continue
         score = own[task][f"{name},none"]
         reported.append(score if METRICS[name].percent else 100 * score)
     return result_of(summary, rows, reported=sum(reported) / len(reported))
+
+
+def _task(samples: Path, start: str) -> str:
+    return samples.stem.removeprefix(f"{start}_samples_")
 
 
 def _row(task: str, place: int, scored: Mapping[str, Any], metric: Metric, record: Mapping[str, Any]) -> dict[str, Any]:

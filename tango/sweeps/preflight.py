@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.constants import HF_HUB_CACHE
 
 from tango.models.pooling_head import DEFAULT_ID
+from tango.runs.provenance import hub_commit
 
 INDEX, WEIGHTS = "model.safetensors.index.json", "model.safetensors"
 
@@ -21,8 +23,10 @@ def missing_checkpoint(source: str) -> str | None:
     folder = Path(source).expanduser()
     if folder.is_dir():
         return None if (folder / "config.json").is_file() else f"{source}: the folder has no config.json"
-    if source.count("/") != 1:
-        return f"{source}: no such folder, and not a hub id of the form owner/name"
+    if source.count("/") != 1 or folder.parent.is_dir():
+        near = difflib.get_close_matches(folder.name, [one.name for one in folder.parent.glob("*/")], 1)
+        told = f"; there is {str(folder.with_name(near[0]))!r}" if near else ""
+        return f"{source}: no such folder, and not a hub id of the form owner/name{told}"
     download = f"; get it with: hf download {source}"
     if not _cached(source, "config.json"):
         return f"{source}: the checkpoint is not on this machine{download}"
@@ -40,14 +44,23 @@ def missing_pooling_head(source: str) -> str | None:
     return None if lost is None else f"{lost} (the saliency of {source} is read from it; see saliency_weights)"
 
 
-def missing_dataset(repository: str, pattern: str) -> str | None:
-    """Why a data set of the hub is not on this machine: no snapshot of it has files of this pattern."""
-    snapshots = Path(HF_HUB_CACHE) / f"datasets--{repository.replace('/', '--')}" / "snapshots"
-    if any(next(folder.glob(pattern), None) is not None for folder in snapshots.glob("*")):
+def missing_dataset(repository: str, pattern: str, branch: str = "main") -> str | None:
+    """Why a data set of the hub is not on this machine: its branch's snapshot has no files of this pattern."""
+    snapshot = dataset_snapshot(repository, branch)
+    if snapshot is not None and next(snapshot.glob(pattern), None) is not None:
         return None
+    of = "" if branch == "main" else f" --revision {branch}"
     return (
-        f"{repository}: the data set is not on this machine; get it with: hf download --repo-type dataset {repository}"
+        f"{repository}: the data set{of and f' in its branch {branch!r}'} is not on this machine; get it with: "
+        f"hf download --repo-type dataset {repository}{of}"
     )
+
+
+def dataset_snapshot(repository: str, branch: str = "main") -> Path | None:
+    """The folder of a data set of the hub on this machine; None if it is not here."""
+    commit = hub_commit(repository, branch, "dataset")
+    folder = Path(HF_HUB_CACHE) / f"datasets--{repository.replace('/', '--')}" / "snapshots"
+    return None if commit is None else folder / commit
 
 
 def processes(environ: Mapping[str, str] = os.environ) -> int:

@@ -2,20 +2,21 @@
 failures kept to their cell.
 
 A cell is one run of a framework's command line. It is finished when its `cell.json` is there, which is written whole or
-not at all; a cell that was interrupted is run again and takes its finished samples from the framework's journal. If
-what a cell stands for has changed since (checkpoint, data, code, command), it is computed anew.
+not at all; a cell that was interrupted is run again and takes its finished samples from the framework's journal, and so
+is one of whose samples some failed. If what a cell stands for has changed since (checkpoint, data, code, limit), its
+result is kept in earlier/, from where it is taken back when it is asked for again, and the cell is run anew; the
+journal stays, and knows by itself which samples still stand.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -24,11 +25,15 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
+from tango.runs.hooks import mask
 from tango.runs.journal import write_json
+from tango.runs.provenance import digest
+from tango.runs.reading import read_json
 from tango.sweeps.machines import Job, Machine, ThisMachine
 from tango.sweeps.machines import SweepError as SweepError
 
 POLL_SECONDS = 0.5
+SAMPLES_FAILED = 1  # exit status of both frameworks with our plugins
 
 
 class CellError(RuntimeError):
@@ -43,6 +48,8 @@ class Cell:
     command, environment: what to run, in the current folder; the environment is added to this process's.
     samples: how many it will answer, for the progress display.
     collect: reads what the command wrote and returns the content of cell.json; raises CellError if that is no result.
+        Its "provenance" may list samples that have no answer, under "failed".
+    what: framework, benchmark, method, ratio .., as cell.json has them.
     """
 
     name: str
@@ -51,6 +58,7 @@ class Cell:
     environment: dict[str, str]
     samples: int
     collect: Callable[[Path], dict[str, Any]] = field(repr=False)
+    what: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -63,25 +71,32 @@ class _Running:
 
 
 class JournalCounter:
-    """Counts the distinct finished samples in a folder's journals, reading only what was added since it last looked."""
+    """Counts the distinct finished samples of the latest run in a folder's journals, reading only what was added since
+    it last looked. Other runs there are of other settings or code.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._read: dict[Path, int] = {}
-        self._keys: set[str] = set()
+        self._keys: dict[str, set[str]] = {}
 
     def count(self) -> int:
         """How many answers there are by now."""
-        for file in self.folder.glob("*.jsonl"):
+        latest, changed = "", 0
+        for file in filter(Path.is_file, self.folder.glob("*.jsonl")):  # a pipe would wait for its writer
+            run = file.name.rpartition("-rank")[0]
+            keys = self._keys.setdefault(run, set())
             with file.open("rb") as lines:
+                time_ns = os.fstat(lines.fileno()).st_mtime_ns
                 lines.seek(self._read.get(file, 0))
                 new = lines.read()
+            latest, changed = (run, time_ns) if time_ns >= changed else (latest, changed)
             whole = new[: new.rfind(b"\n") + 1]
             self._read[file] = self._read.get(file, 0) + len(whole)
-            for line in whole.splitlines():
+            for line in whole.split(b"\n"):
                 with contextlib.suppress(ValueError, TypeError, KeyError):  # the cell itself says that it is damaged
-                    self._keys.add(json.loads(line)["key"])
-        return len(self._keys)
+                    keys.add(read_json(line)["key"])
+        return len(self._keys.get(latest, ()))
 
 
 class Sweep:
@@ -92,6 +107,7 @@ class Sweep:
         cells: the grid, in the order it is to be run.
         jobs: how many run at a time on this machine; the cores are divided among them.
         machine: where else to run them.
+        part: others may work in the folder meanwhile, as parts of the same sweep, but at none of these cells.
 
     Raises:
         SweepError: no jobs, or two cells of one name.
@@ -104,13 +120,14 @@ class Sweep:
         jobs: int = 1,
         console: Console | None = None,
         machine: Machine | None = None,
+        part: bool = False,
     ) -> None:
         names = [cell.name for cell in cells]
         if twice := {name for name in names if names.count(name) > 1}:
             raise SweepError(f"two cells of the name {', '.join(sorted(twice))}")
         self.folder, self.cells = Path(folder), list(cells)
         self.machine: Machine = machine or ThisMachine(jobs)
-        self.console = console or Console()
+        self.console, self.part = console or Console(), part
         self.failures: dict[str, str] = {}
 
     def path(self, cell: Cell) -> Path:
@@ -118,13 +135,16 @@ class Sweep:
         return self.folder / "cells" / cell.name
 
     def finished(self, cell: Cell) -> dict[str, Any] | None:
-        """The cell's result, if it has one that still stands and is whole."""
-        file = self.path(cell) / "cell.json"
+        """The cell's result, if it has one that still stands and is whole, whether or not samples of it failed."""
+        result = self._read(self.path(cell) / "cell.json")
+        return result if result is not None and result["identity"] == cell.identity else None
+
+    def _read(self, file: Path) -> dict[str, Any] | None:
         if not file.is_file():
             return None
         try:
-            result: dict[str, Any] = json.loads(file.read_bytes())
-            return result if result["identity"] == cell.identity else None
+            result: dict[str, Any] = read_json(file.read_bytes())
+            return result if isinstance(result["identity"], str) else None
         except (ValueError, TypeError, KeyError) as error:
             self.console.print(f"{file} is damaged ({error}): the cell is run again", markup=False, soft_wrap=True)
             return None
@@ -150,7 +170,10 @@ class Sweep:
 
     def _run(self) -> dict[str, str]:
         with self._locked(), _terminated_is_interrupted(), self._progress() as progress:
-            waiting = [cell for cell in self.cells if self.finished(cell) is None]
+            for cell in self.cells:
+                self._exchange(cell)
+            found = [(cell, self.finished(cell)) for cell in self.cells]
+            waiting = [cell for cell, result in found if result is None or failed_samples(result)]
             done = len(self.cells) - len(waiting)
             if done:
                 self.console.print(f"{done} of {len(self.cells)} cells are finished already")
@@ -182,53 +205,68 @@ class Sweep:
                 self.machine.stop([one.job for one in running])
         return self.failures
 
+    def _exchange(self, cell: Cell) -> None:
+        """Put a finished result that stands for something else into earlier/, and take the one asked for from there."""
+        folder = self.path(cell)
+        found = self._read(folder / "cell.json")
+        if found is not None and found["identity"] != cell.identity:
+            shelf = folder / "earlier" / digest(found["identity"])
+            _move(folder, shelf)
+            self.console.print(f"{cell.name} has changed; its result is kept in {shelf}", markup=False, soft_wrap=True)
+        back = folder / "earlier" / digest(cell.identity)
+        if not (folder / "cell.json").is_file() and (back / "cell.json").is_file():
+            self._sweep_out(folder / "run")
+            _move(back, folder)
+            (folder / "identity").write_text(cell.identity, encoding="utf-8")
+
+    @staticmethod
+    def _sweep_out(run: Path) -> None:
+        """Delete the outputs of an attempt that did not finish; journals are kept."""
+        for output in run.iterdir() if run.is_dir() else []:
+            if output.name != "journal":
+                shutil.rmtree(output) if output.is_dir() and not output.is_symlink() else output.unlink()
+
     def _start(self, cell: Cell, progress: Progress) -> _Running:
         folder = self.path(cell)
         folder.mkdir(parents=True, exist_ok=True)
-        identity = folder / "identity"
-        if not identity.is_file() or identity.read_bytes() != cell.identity.encode():
-            for stale in ("cell.json", "log.txt"):
-                (folder / stale).unlink(missing_ok=True)
-            shutil.rmtree(folder / "run", ignore_errors=True)
-            identity.write_text(cell.identity, encoding="utf-8")
+        (folder / "identity").write_text(cell.identity, encoding="utf-8")
         run = folder / "run"
-        for output in run.iterdir() if run.is_dir() else []:  # of an attempt that did not finish; journals are kept
-            if output.name != "journal":
-                shutil.rmtree(output) if output.is_dir() else output.unlink()
+        self._sweep_out(run)
         job = self.machine.start(cell.command, cell.environment, folder / "log.txt")
         task = progress.add_task(f"  {cell.name}", total=cell.samples, cells="", left="")
         return _Running(cell, job, task, JournalCounter(run / "journal"))
 
     def _settle(self, cell: Cell, status: int | str) -> None:
-        """Turn what a cell's process left into its result, or into a failure."""
+        """Turn what a cell's process left into its result, or into a failure, or both if some of its samples failed."""
         folder = self.path(cell)
+        ended = "" if status == 0 else f"{_how_it_ended(status)}; {_last_words(folder / 'log.txt')}"
         try:
-            if status != 0:
-                raise CellError(f"{_how_it_ended(status)}; {_last_words(folder / 'log.txt')}")
+            if ended and status != SAMPLES_FAILED:
+                raise CellError(ended)
             result = {"identity": cell.identity, **cell.collect(folder / "run")}
+            failed = failed_samples(result)
+            if ended and not failed:
+                raise CellError(ended)
         except Exception as error:  # whatever is wrong with a cell's files, the other cells go on
             what = str(error) if isinstance(error, CellError) else f"its files are damaged: {error!r}"
-            self.failures[cell.name] = f"{what} (log: {folder / 'log.txt'})"
+            self.failures[cell.name] = f"{ended or what} (log: {folder / 'log.txt'})"
             self.console.print(f"{cell.name} failed", style="red", markup=False)
             return
         write_json(folder / "cell.json", result)
-        self.console.print(f"{cell.name} finished", markup=False)
+        if failed:
+            self.failures[cell.name] = (
+                f"{len(failed)} of its {len(failed) + len(result['samples'])} samples failed and are not in its "
+                f"result, the first: {failed[0]['reason']}; the next start tries them again (log: {folder / 'log.txt'})"
+            )
+        without = f", without {len(failed)} samples that failed" if failed else ""
+        self.console.print(f"{cell.name} finished{without}", markup=False)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "lock").open("a+", encoding="utf-8") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                lock.seek(0)
-                raise SweepError(
-                    f"another sweep (process {lock.read().strip()}) works in {str(self.folder)!r}; "
-                    "wait for it or stop it"
-                ) from error
-            lock.truncate(0)
-            lock.write(str(os.getpid()))
-            lock.flush()
+        with contextlib.ExitStack() as locks:
+            locks.enter_context(locked(self.folder, shared=self.part))
+            for cell in self.cells if self.part else []:
+                locks.enter_context(locked(self.path(cell)))
             yield
 
     def _progress(self) -> Progress:
@@ -239,6 +277,42 @@ class Sweep:
             TextColumn("{task.fields[left]}", markup=False),
             console=self.console,
         )
+
+
+@contextlib.contextmanager
+def locked(folder: Path, shared: bool = False) -> Iterator[None]:
+    """Hold a folder's lock, alone or with others who share it; SweepError if others hold it who do not."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("a+", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            lock.seek(0)
+            raise SweepError(
+                f"another sweep (process {lock.read().strip() or 'unknown'}) works in {str(folder)!r}; "
+                "wait for it or stop it"
+            ) from error
+        lock.truncate(0)
+        lock.write("" if shared else str(os.getpid()))
+        lock.flush()
+        yield
+
+
+def failed_samples(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """The samples that a result is without, as tango.runs.summary.failures() has them."""
+    return list(result.get("provenance", {}).get("failed", []))
+
+
+def _move(source: Path, target: Path) -> None:
+    """Move a cell's result, log and outputs, but no journal, which both may need."""
+    (target / "run").mkdir(parents=True, exist_ok=True)
+    outputs = [file for file in (source / "run").glob("*") if file.name != "journal"]
+    for file in [*outputs, source / "log.txt", source / "cell.json"]:  # the result last: with it the move is done
+        place = target / file.relative_to(source)
+        if place.is_dir():  # of a move that was interrupted
+            shutil.rmtree(place)
+        if file.exists():
+            os.replace(file, place)
 
 
 def _time_left(elapsed: float, computed: int, remaining: int) -> str:
@@ -262,7 +336,7 @@ def _last_words(log: Path, lines: int = 3) -> str:
     """The end of a log, without blank lines and progress bars."""
     text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
     said = [line.split("\r")[-1].strip() for line in text.splitlines() if line.strip()]
-    return " / ".join(said[-lines:]) or "it wrote no log"
+    return mask(" / ".join(said[-lines:])) or "it wrote no log"
 
 
 @contextlib.contextmanager

@@ -7,7 +7,17 @@ from typing import Any
 
 import pandas as pd
 
-from tango.sweeps.cells import EFFICIENCY, Evaluation, framework_cell, read_summary, result_of, sample_row
+from tango.sweeps.cells import (
+    EFFICIENCY,
+    Evaluation,
+    answered,
+    framework_cell,
+    read_summary,
+    read_summary_file,
+    result_of,
+    run_by_hand,
+    sample_row,
+)  # fmt: skip
 from tango.sweeps.frameworks import VLMEVALKIT
 from tango.sweeps.sweep import Cell, CellError
 
@@ -23,13 +33,15 @@ def vlmeval_cell(folder: Path, evaluation: Evaluation, *, dataset: str) -> Cell:
     Args:
         dataset: VLMEvalKit's name, with its number of frames: MotionQA_8frame.
     """
+    options = [word for k, v in evaluation.options.items() for word in (f"--{k.replace('_', '-')}", v)]
     return framework_cell(
         folder,
         VLMEVALKIT,
         evaluation,
         benchmark=dataset,
         prefix=f"vlmeval-{dataset}",
-        arguments=["--model", evaluation.pretrained, "--data", dataset],
+        arguments=["--model", evaluation.source, *options, "--data", dataset],
+        asked=[dataset],
         collect=collect,
     )
 
@@ -38,10 +50,24 @@ def collect(run: Path) -> dict[str, Any]:
     """Read what one run of VLMEvalKit wrote: provenance, efficiency, tokens, and one row a sample.
 
     Raises:
-        CellError: files are missing, samples failed, or not all were scored.
+        CellError: files are missing, all samples failed, or not all answers were scored.
     """
-    summary, file = read_summary(run)
-    records = {str(entry["doc_id"]): entry for entry in summary["samples"]}
+    return _collect(*read_summary(run))
+
+
+def collect_by_hand(file: Path) -> list[dict[str, Any]]:
+    """The same of a run of run.py, from its *_efficiency.json.
+
+    Raises:
+        CellError: see collect().
+    """
+    summary = read_summary_file(file)
+    benchmark = summary["samples"][0]["task"]
+    return [{"cell": run_by_hand(VLMEVALKIT, summary, benchmark), **_collect(summary, file)}]
+
+
+def _collect(summary: dict[str, Any], file: Path) -> dict[str, Any]:
+    records = {str(entry["doc_id"]): entry for entry in answered(summary)}
     scored = file.with_name(file.name.replace(EFFICIENCY, "_score.xlsx"))
     if not scored.is_file():
         raise CellError(f"{scored.name} is missing: the run did not score its samples")

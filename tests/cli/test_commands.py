@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -249,12 +250,63 @@ def test_sweep_prints_its_commands(capsys: Captured) -> None:
     assert "FastV" in found["left_out"][0] and "above 0.500" in found["left_out"][0]
     assert main([*words, "--dry-run"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 4 and lines[1].startswith("WRAPPER=tango TANGO_CONFIG=configs/tango_tiny.yaml TANGO_ARGS=")
+    assert len(lines) == 4 and all(line.startswith("WRAPPER=") for line in lines)
+    config = ROOT / "configs/tango_tiny.yaml"
+    assert lines[0].startswith("WRAPPER=vanilla TANGO_CONFIG= TANGO_ARGS= HF_HUB_OFFLINE=1")  # whatever is exported
+    assert lines[1].startswith(f"WRAPPER=tango TANGO_CONFIG={config} TANGO_ARGS=retention_ratio=0.1 ")
+    for line in lines:  # nothing that depends on the folder it is pasted in
+        words_of = shlex.split(line)
+        assert str(ROOT / "checkpoints/tango-tiny") in line and not [
+            w for w in words_of if w.startswith((".", "build"))
+        ]
+
+
+def test_a_grid_means_paths_as_its_file(capsys: Captured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "grids").mkdir()
+    grid = tmp_path / "grids" / "mine.yaml"
+    grid.write_text("config: ../settings.yaml\nratios: 0.1\n")
+    (tmp_path / "settings.yaml").write_text("expansion: 2\n")
+    monkeypatch.chdir(tmp_path / "grids")
+    for name in ("mine.yaml", str(grid)):
+        found = told(capsys, "sweep", name, "--dry-run")
+        assert found["cells"][1]["environment"]["TANGO_CONFIG"] == str(tmp_path / "settings.yaml")
+    assert main(["sweep", "mine.yaml", "--config", "../settings.yml", "--dry-run"]) == 2  # an option: from here
+
+
+def test_how_models_are_loaded_reaches_the_cells(capsys: Captured) -> None:
+    words = ["sweep", "--framework", "lmms-eval", "--framework", "VLMEvalKit", "--ratio", "0.1", "--dry-run"]
+    found = told(capsys, *words, "--dtype", "float32", "--attn-implementation", "eager")
+    lmms, vlm = found["cells"][0]["command"], found["cells"][2]["command"]
+    assert any(word.endswith(",dtype=float32,attn_implementation=eager") for word in lmms)
+    assert " ".join(vlm).partition("--dtype ")[2].startswith("float32 --attn-implementation eager --data ")
+    assert main([*words, "--dtype", "int3"]) == 2 and "float32, float16, bfloat16" in capsys.readouterr().err
+
+
+def test_bfloat16_on_a_processor_without_it(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    for has in (True, False):
+        monkeypatch.setattr("tango.sweeps.expand.cpu_has_bfloat16", lambda has=has: has)
+        assert main(["sweep", "--ratio", "0.1", "--dtype", "bfloat16", "--dry-run"]) == 0
+        assert ("no instructions for" in capsys.readouterr().err) != has
+
+
+def test_a_mistyped_model_is_told_at_once(capsys: Captured) -> None:
+    for name, near in (("checkpoints/tango-tny", "there is 'checkpoints/tango-tiny'"), ("nope", "no such folder")):
+        assert main(["sweep", "--model", name, "--dry-run"]) == 2
+        assert near in capsys.readouterr().err
+
+
+def test_sweep_of_one_cell_by_its_number(capsys: Captured) -> None:
+    words = ["sweep", "configs/sweeps/tango_tiny.yaml", "--dry-run"]
+    every = told(capsys, *words)["cells"]
+    assert [told(capsys, *words, "--cell", str(n))["cells"] for n in (1, 9)] == [[every[0]], [every[8]]]
+    assert main([*words, "--cell", str(len(every) + 1)]) == 2
+    assert f"--cell {len(every) + 1}: this grid has cells 1 to {len(every)}" in capsys.readouterr().err
+    assert main([*words, "--cell", "0"]) == 2
 
 
 def test_sweep_names_what_is_missing(capsys: Captured) -> None:
     words = ["sweep", "--framework", "VLMEvalKit", "--benchmark", "MVBench", "--model", "owner/name", "--dry-run"]
-    found = told(capsys, *words)
+    found = told(capsys, *words, code=2)
     assert len(found["cells"]) == 4 and all("owner/name" in cell["command"] for cell in found["cells"])
     assert [line.partition(":")[0] for line in found["missing"]] == ["owner/name", "OpenGVLab/MVBench"]
 
@@ -266,7 +318,7 @@ def test_sweep_knows_models_and_benchmarks_in_both_frameworks(
     monkeypatch.setenv("NPROC", "2")
     words = ["sweep", "--framework", "lmms-eval", "--framework", "VLMEvalKit", "--frames", "16", "--ratio", "0.1"]
     words += ["--model", "Qwen/Qwen2.5-VL-7B-Instruct", "--model", "lmms-lab/LLaVA-Video-7B-Qwen2", "--limit", "5"]
-    found = told(capsys, *words, "--benchmark", "mlvu_dev", "--benchmark", "MVBench", "--dry-run")
+    found = told(capsys, *words, "--benchmark", "mlvu_dev", "--benchmark", "MVBench", "--dry-run", code=2)
     lines = [" ".join(cell["command"]) for cell in found["cells"]]
     assert len(lines) == 16 and all("--nproc-per-node=2 -m " in line for line in lines)
     for model, lmms in (("Qwen2.5-VL", "qwen2_5_vl"), ("LLaVA-Video", "llava_vid")):

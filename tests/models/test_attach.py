@@ -13,7 +13,7 @@ from tiny_llava import pixels, prompt, video
 from torch import nn
 
 from tango.models import FAMILIES, TRANSFORMERS, attach, family_of
-from tango.pruners import REGISTRY
+from tango.pruners import REGISTRY, Uniform
 
 SETTINGS = [(d, a, b) for d in (torch.float32, torch.bfloat16) for a in ("sdpa", "eager") for b in (1, 3)]
 # Tango in all of them; what dtype, kernel and batch do to the seam does not depend on the method, so others in two.
@@ -287,6 +287,12 @@ def test_unknown_model():
     with pytest.raises(TypeError, match="no pruning for Linear; supported: " + ", ".join(FAMILIES)), \
             attach(nn.Linear(2, 2), make_pruner("uniform", 0.5)):  # fmt: skip
         pass
+
+
+@pytest.mark.parametrize("other, name", [("tango", "str"), (Uniform, ".*Uniform"), (nn.Linear(2, 2), "Linear$")])
+def test_what_is_no_pruner(family, other, name):
+    with pytest.raises(TypeError, match=rf"needs a pruner, as Tango\(retention_ratio=0.1\), not {name}"):
+        attach(family.model(), other).__enter__()
 
 
 def test_every_family_is_tested():

@@ -13,6 +13,7 @@ from families import IMAGE, VIDEO, Spy, make_pruner
 from tiny_qwen import END, START
 from torch import nn
 from transformers import DynamicCache
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from tango.models import attach
 from tango.pruners import REGISTRY
@@ -21,6 +22,7 @@ QUESTION = [7, 8, 9]
 PLACEHOLDERS = [IMAGE, VIDEO, START, END]  # as an answer they would be taken for another video
 GREEDY = {"suppress_tokens": PLACEHOLDERS, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
 INSIDE = ("fastv",)  # methods that prune inside the language model
+HOOKS_AGAIN = "__call__" in vars(GradientCheckpointingLayer)  # before transformers 5.23, with checkpointing
 
 
 def example(family, rows=1):
@@ -169,11 +171,20 @@ def test_caches_that_cannot_go_on(family):
         assert model(input_ids=ids[:, -1:], **{name: empty}).logits.shape[1] == 1
 
 
-@pytest.mark.parametrize("method", ["tango", "fastv"])
-def test_threads(family, method):
+@pytest.mark.parametrize(
+    "method, ratio, settings",
+    [
+        ("tango", 0.1, {}),
+        ("holitom", 0.2, {}),
+        ("holitom", 0.2, {"pruned_layer": 1, "positions": "trained"}),
+        ("fastv", 0.7, {}),
+        ("tango", 0.4, {"pruned_layer": 1, "llm_retention": 0.5, "causal": False}),
+    ],
+)
+def test_threads(family, method, ratio, settings):
     model = family.model()
     prompts = [example(family) | family.pixels(seed=seed) for seed in range(4)]
-    with attach(model, make_pruner(method, 0.4)) as session:
+    with attach(model, make_pruner(method, ratio, **settings)) as session:
 
         def ask(seed):
             ids = model.generate(**prompts[seed], max_new_tokens=4, do_sample=False)
@@ -247,8 +258,10 @@ def test_wrapped_while_attached(family):
 
 
 @pytest.mark.parametrize("method", [name for name in REGISTRY if name not in INSIDE])
-def test_gradients_are_those_of_what_is_merged(family, method, tmp_path):
+def test_gradients_reach_projector_and_tower(family, method, tmp_path):
+    """With a decoder that is not trained; what they are is in tests/pruners/test_every_method.py."""
     model, inputs = family.build(tmp_path), example(family)
+    model.model.language_model.requires_grad_(False)
     weights = family.projector(model), next(family.tower(model).parameters())
     labels = inputs["input_ids"].clone()
     labels[:, :-3] = -100
@@ -263,23 +276,33 @@ def test_gradients_are_those_of_what_is_merged(family, method, tmp_path):
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
-@pytest.mark.parametrize("method", ["tango", "topk", "visionzip"])
-def test_gradient_checkpointing(family, method, reentrant, tmp_path):
-    model, inputs = family.build(tmp_path).train(), example(family)
+@pytest.mark.parametrize(
+    "method, settings",
+    [("tango", {}), ("topk", {}), ("visionzip", {}), ("fastv", {}), ("holitom", {"pruned_layer": 1, "causal": False})],
+)
+def test_gradient_checkpointing(family, method, settings, reentrant, tmp_path):
+    """Also where another prompt comes between, and where the pruner is gone when layers are computed again."""
+    model, inputs = family.build(tmp_path).train(), example(family, 3)
     weights = family.projector(model), next(family.tower(model).parameters())
+    pruner = make_pruner(method, 0.6, **settings)
     grads = []
     for checkpointing in (False, True):
         model.zero_grad()
         if checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
             model.enable_input_require_grads()
-        with attach(model, make_pruner(method, 0.5)):
-            model(**inputs, use_cache=False).logits.square().sum().backward()
+        with attach(model, pruner) as session:
+            if checkpointing and HOOKS_AGAIN and (settings or method in INSIDE):
+                with pytest.raises(ValueError, match="gradient_checkpointing_disable"):
+                    model(**inputs, use_cache=False)
+                return
+            logits = model(**inputs, use_cache=False).logits
+            assert session.videos[0].average_retention < 0.9
+            model(**example(family), use_cache=False)
+        logits.square().sum().backward()
         grads.append([weight.grad.clone() for weight in weights])
     for own, expected in zip(*grads, strict=True):
         torch.testing.assert_close(own, expected, atol=1e-2, rtol=1e-4)
-    with attach(model, make_pruner("fastv", 0.5)), pytest.raises(ValueError, match="gradient_checkpointing_disable"):
-        model(**inputs, use_cache=False)
 
 
 @pytest.mark.parametrize("method", ["tango", "fastv"])
@@ -318,7 +341,7 @@ def test_static_cache_of_several_rows(family, method):
 
 
 @pytest.mark.parametrize("method", ["tango", "fastv", "visionzip"])
-@pytest.mark.parametrize("where", ["cpu", "disk"])
+@pytest.mark.parametrize("where", ["cpu", "disk", "device_map", "device_map in parts"])
 def test_offloaded(family, method, where, tmp_path):
     model, inputs = family.build(tmp_path), example(family)
     with torch.no_grad():
@@ -326,9 +349,17 @@ def test_offloaded(family, method, where, tmp_path):
             expected, ids = model(**inputs).logits, model.generate(**inputs, max_new_tokens=3, do_sample=False)
         if where == "cpu":
             accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
+        elif where.startswith("device_map"):
+            model.save_pretrained(tmp_path / "saved")
+            children = [f"model.{name}" for name, _ in model.model.named_children()]
+            devices = dict.fromkeys(children, "disk") | {"model.image_newline": "cpu", "lm_head": "cpu"}
+            devices = devices if "parts" in where else {"": "disk"}
+            folder = str(tmp_path / "weights")
+            model = type(model).from_pretrained(tmp_path / "saved", device_map=devices, offload_folder=folder).eval()
+            model.config._name_or_path = str(tmp_path)
         else:
             accelerate.disk_offload(model, str(tmp_path / "weights"), execution_device=torch.device("cpu"))
-        assert next(model.parameters()).is_meta
+        assert any(weight.is_meta for weight in model.parameters())
         with attach(model, make_pruner(method, 0.5)):
             assert torch.equal(model(**inputs).logits, expected)
             assert torch.equal(model.generate(**inputs, max_new_tokens=3, do_sample=False), ids)
@@ -359,30 +390,88 @@ def test_lora(family, method, tmp_path):
     assert beside.shape != plain.shape or (beside - plain).abs().max() > 0.01
 
 
-def test_linear_layers_of_another_kind(family, tmp_path):
-    """As 8-bit layers are: their `weight` is not what they compute with."""
+class EightBits(nn.Linear):
+    """As bitsandbytes has it: int8 of the right shape, and a scale of each row elsewhere."""
 
-    class Scaled(nn.Module):
-        def __init__(self, linear):
-            super().__init__()
-            self.weight = nn.Parameter((linear.weight * 64).round().to(torch.int8), requires_grad=False)
-            self.bias, self.in_features, self.out_features = linear.bias, linear.in_features, linear.out_features
+    def __init__(self, linear):
+        super().__init__(linear.in_features, linear.out_features)
+        weight = linear.weight.detach()
+        self.scale = weight.abs().amax(1, keepdim=True) / 127
+        self.weight, self.bias = self.packed((weight / self.scale).round()), linear.bias
 
-        def forward(self, x):
-            return nn.functional.linear(x, self.weight.to(x) / 64, self.bias)
+    def packed(self, codes):
+        return nn.Parameter(codes.to(torch.int8), requires_grad=False)
 
+    def codes(self):
+        return self.weight
+
+    def plain(self):
+        return self.codes() * self.scale
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.plain().to(x), self.bias)
+
+
+class FourBits(EightBits):
+    """As bitsandbytes has it: two codes a byte, in one column of another length."""
+
+    def packed(self, codes):
+        self.shape, codes = codes.shape, (codes / 18.2).round() + 8
+        codes = codes.to(torch.uint8).flatten()
+        return nn.Parameter((codes[::2] * 16 + codes[1::2])[:, None], requires_grad=False)
+
+    def codes(self):
+        pairs = torch.cat((self.weight // 16, self.weight % 16), 1)
+        return (pairs.view(self.shape).float() - 8) * 18.2
+
+
+@pytest.mark.parametrize("kind", [EightBits, FourBits])
+def test_linear_layers_of_another_kind(family, kind, tmp_path):
+    """Their `weight` is not what they compute with: as with plain layers of what it stands for."""
     model, inputs = family.build(tmp_path), example(family)
     plain = copy.deepcopy(model)
-    for module, other in zip(model.modules(), plain.modules(), strict=True):
+    changed = 0
+    for module, other in zip(list(model.modules()), list(plain.modules()), strict=True):
         for name, child in list(module.named_children()):
-            if isinstance(child, nn.Linear) and name in ("q_proj", "k_proj", "qkv"):
-                setattr(module, name, Scaled(child))
-                getattr(other, name).weight.data = (child.weight * 64).round() / 64
+            if type(child) is nn.Linear and name != "lm_head":
+                setattr(module, name, layer := kind(child))
+                getattr(other, name).weight.data = layer.plain()
+                changed += 1
+    assert changed > 20
     with torch.no_grad():
-        for method in ("visionzip", "tango", "fastv"):
+        for method in ("visionzip", "tango", "fastv", "fastvid", "holitom"):
             with attach(model, make_pruner(method, 0.5)) as one, attach(plain, make_pruner(method, 0.5)) as two:
                 torch.testing.assert_close(model(**inputs).logits, plain(**inputs).logits, atol=1e-4, rtol=1e-4)
                 assert torch.equal(one.videos[0].indices, two.videos[0].indices)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_bitsandbytes(family, bits, tmp_path):
+    """Layers of its own: the same tokens as with plain layers of what it makes of the weights, and they are pruned."""
+    bitsandbytes = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    model, inputs = family.build(tmp_path), example(family)
+    plain = copy.deepcopy(model)
+    for module, other in zip(list(model.modules()), list(plain.modules()), strict=True):
+        for name, child in list(module.named_children()):
+            if type(child) is not nn.Linear or name == "lm_head":
+                continue
+            size, bias = (child.in_features, child.out_features), child.bias is not None
+            if bits == 8:
+                layer = bitsandbytes.nn.Linear8bitLt(*size, bias, has_fp16_weights=False)
+            else:
+                layer = bitsandbytes.nn.Linear4bit(*size, bias, compute_dtype=torch.float32, quant_type="nf4")
+            layer.load_state_dict(child.state_dict())
+            setattr(module, name, layer.to("cpu"))
+            with torch.no_grad():
+                own = layer(torch.eye(size[0])).T
+            getattr(other, name).weight.data = own if child.bias is None else own - child.bias[:, None]
+    with torch.no_grad():
+        for method in ("visionzip", "tango", "fastv"):
+            with attach(model, make_pruner(method, 0.5)) as one, attach(plain, make_pruner(method, 0.5)) as two:
+                logits = model(**inputs).logits
+                assert logits.shape == plain(**inputs).logits.shape
+                shared = set(one.videos[0].indices.tolist()) & set(two.videos[0].indices.tolist())
+                assert len(shared) >= 0.9 * len(two.videos[0].indices)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -397,6 +486,9 @@ def test_shift_labels_follow_their_tokens(family, side):
             with attach(model, pruner):
                 expected = model(**inputs, labels=labels).loss
                 assert torch.equal(model(**inputs, labels=labels, shift_labels=shifted).loss, expected)
+                for name in ("labels", "shift_labels"):
+                    with pytest.raises(ValueError, match=rf"^{name} has shape \(2, 7\); the prompt .* has \(2, "):
+                        model(**inputs, **{name: labels[:, :7]})
         with attach(model, make_pruner("fastv", 0.5)), pytest.raises(ValueError, match="shift_labels do not work"):
             model(**inputs, shift_labels=shifted)
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import peft
 import pytest
 import torch
 from families import Spy
@@ -139,6 +140,36 @@ def test_a_tower_with_its_head(tmp_path):
     build_model(tmp_path)  # writes another head there, which only counts if one asks for it
     assert torch.equal(saliency(model), own)
     assert not torch.allclose(saliency(model, saliency_weights=str(beside)), own, rtol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.float8_e4m3fn])
+def test_a_head_of_its_own_that_is_quantized(tmp_path, dtype):
+    def quantize(module, name):
+        setattr(module, name, torch.nn.Parameter(getattr(module, name).detach().to(dtype), requires_grad=False))
+
+    model = build_model(tmp_path, vision_use_head=True)
+    head = model.model.vision_tower.head
+    quantize(head.mlp.fc2, "weight")
+    with make_pruner("tango", 0.3)(model):
+        pass  # which needs the head's attention alone
+    with pytest.raises(ValueError, match=r"quantized or has an adapter \(head.mlp.fc2.weight\).* saliency_weights"):
+        make_pruner("fastvid", 0.3)(model).__enter__()
+    quantize(head.attention, "in_proj_weight")
+    with pytest.raises(ValueError, match=r"\(head.attention.in_proj_weight\)") as caught:
+        make_pruner("tango", 0.3)(model).__enter__()
+    assert "\n" not in str(caught.value)
+    with make_pruner("fastvid", 0.3, saliency_weights=str(tmp_path))(model):
+        pass
+
+
+def test_a_head_of_its_own_with_an_adapter(tmp_path):
+    model = build_model(tmp_path, vision_use_head=True)
+    plain = saliency(model)
+    config = peft.LoraConfig(target_modules=r".*head.mlp.fc1|.*head.attention", init_lora_weights=False)
+    adapted = peft.get_peft_model(model, config).eval()
+    with pytest.raises(ValueError, match="quantized or has an adapter"):
+        saliency(adapted)
+    assert not torch.allclose(saliency(adapted.merge_and_unload()), plain, rtol=1e-3)
 
 
 def test_read_once_for_each_attachment(models, monkeypatch):

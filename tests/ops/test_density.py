@@ -364,3 +364,12 @@ def test_points_too_far_apart_for_a_density():
     assert peaks.scores.isfinite()[0, 1:].all() and (peaks.scores > 0).all()
     assert peaks.indices[0].tolist() == [0, 3, 2, 1]
     assert assign(points, peaks)[0].tolist() == [0, 1, 2, 3, 3]
+
+
+@pytest.mark.parametrize("size", [1, 256, 600])
+def test_own_products(size):
+    points = unit(2, size, 32)
+    products = density.own_products(points)
+    torch.testing.assert_close(products, torch.einsum("gnd,gmd->gnm", points, points), atol=1e-6, rtol=0)
+    below = torch.ones(size, size, dtype=torch.bool).tril(-density.STRIP)
+    assert torch.equal(products[:, below], products.mT[:, below])

@@ -37,8 +37,9 @@ def distances(x):
     return torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist").tolist()
 
 
-def peaks(x, neighbours, count, strict=False):
+def peaks(x, neighbours, count, strict=False, penalties=None):
     """Density peaks on raw features, distance / sqrt(D), a point among its own neighbours; by falling score."""
+    penalties = penalties or [0.0] * len(x)
     d = distances(x)
     n = len(d)
     rho = []
@@ -49,7 +50,7 @@ def peaks(x, neighbours, count, strict=False):
     scores = []
     for i in range(n):
         denser = [d[i][j] for j in range(n) if rho[j] > rho[i] or (not strict and rho[j] == rho[i] and j < i)]
-        scores.append(rho[i] * min(denser, default=longest))
+        scores.append(rho[i] * min(denser, default=longest) - penalties[i])
     order = []
     left = list(range(n))
     while len(order) < count:
@@ -65,7 +66,7 @@ def nearest(x, centres):
     ]
 
 
-def fastvid(x, saliency, vectors, r, min_segments=8, tau=0.9, share=0.4, interval=4, beta=0.6):
+def fastvid(x, saliency, vectors, r, min_segments=8, tau=0.9, share=0.4, interval=4, beta=0.6, sinks=None, twice=2):
     frames, tokens, _ = x.shape
     x = x.double()
     alike = neighbours(vectors)
@@ -88,7 +89,8 @@ def fastvid(x, saliency, vectors, r, min_segments=8, tau=0.9, share=0.4, interva
             own = others[f]
             if not own:
                 continue
-            chosen = sorted(peaks(x[f, own], 4, min(wanted, len(own))))
+            lower = sinks and [(twice if wanted > context else 1) * sinks[place] for place in own]
+            chosen = sorted(peaks(x[f, own], 4, min(wanted, len(own)), penalties=lower))
             anchors = x[f, [own[place] for place in chosen]]
             pool = [f] if wanted == context else range(start, end)
             joined = [[] for _ in anchors]
@@ -144,26 +146,33 @@ def holitom_windows(static, longest):
     return sizes
 
 
-def holitom(x, saliency, r, tau, beta=0.6, k=7, longest=1024):
+def holitom(x, saliency, r, tau, beta=0.6, k=7, longest=1024, sinks=None, lift=None, static_tau=0.8):
     frames, tokens, _ = x.shape
     x = x.double()
-    static = torch.zeros(frames - 1, tokens, dtype=torch.bool)
+    alike = torch.zeros(frames - 1, tokens, dtype=torch.float64)
     for place in range(tokens):
-        static[:, place] = torch.tensor(neighbours(x[:, place])) > tau
-    sizes = holitom_windows(static, longest)
+        alike[:, place] = torch.tensor(neighbours(x[:, place]))
+    sizes = holitom_windows(alike > tau, longest)
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
-    still = [
-        [p for p in range(tokens) if n > 1 and static[a : a + n - 1, p].all()]
-        for a, n in zip(starts, sizes, strict=True)
-    ]
+
+    def static_places(static):
+        return [
+            [p for p in range(tokens) if n > 1 and static[a : a + n - 1, p].all()]
+            for a, n in zip(starts, sizes, strict=True)
+        ]
+
+    still = static_places(alike > tau)
     saved = sum(len(s) * (n - 1) for s, n in zip(still, sizes, strict=True))
     raised = min(1.0, r / ((frames * tokens - saved) / (frames * tokens)))
+    if lift:
+        still = static_places(alike + torch.tensor(lift) > static_tau)
     indices, values = [], []
     for a, n, positions in zip(starts, sizes, still, strict=True):
         count = round(len(positions) * raised)
         if count:
             means = torch.stack([x[a : a + n, p].mean(0) for p in positions])
-            centres = sorted(peaks(means, min(k, count), count))
+            lower = sinks and [sinks[p] for p in positions]
+            centres = sorted(peaks(means, min(k, count), count, penalties=lower))
             groups = [[] for _ in centres]
             for i, group in enumerate(nearest(means, centres)):
                 if i not in centres:

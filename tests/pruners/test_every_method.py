@@ -173,3 +173,20 @@ def test_a_clocks_zero_changes_nothing(name, offset):
     for late in (times + offset, (times + offset).tolist(), (times + offset).numpy()):
         found = method.prune(features, saliency, grid, late, **parts)
         assert torch.equal(found.indices, expected.indices) and torch.equal(found.features, expected.features)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_gradients_are_those_of_a_weighted_sum(name, exact):
+    """Each token carries its own number as a one-hot vector, so that what comes out tells its weights: P = W X."""
+    for seed in range(3):
+        features, *rest = made_up(6, (4, 5), 16, seed=seed)
+        frames, tokens, dim = features.shape
+        numbers = 0.01 * torch.eye(frames * tokens).view(frames, tokens, -1)
+        features = torch.cat((features, numbers), -1).requires_grad_()
+        pruned = prune(METHODS[name](retention_ratio=0.3, exact_budget=exact), (features, *rest)).features
+        weights = pruned[:, dim:].detach() / 0.01
+        torch.testing.assert_close(weights @ features.detach().flatten(0, 1), pruned.detach(), atol=1e-4, rtol=1e-4)
+        upstream = torch.randn(pruned.shape, generator=torch.Generator().manual_seed(seed))
+        (pruned * upstream).sum().backward()
+        torch.testing.assert_close(features.grad.flatten(0, 1), weights.T @ upstream, atol=1e-4, rtol=1e-4)

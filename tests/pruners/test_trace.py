@@ -134,6 +134,9 @@ EVERY_METHOD = [(name, {}) for name in sorted(REGISTRY) if name != "tango"] + [
     ("prunevid", {"tau": 0.3, "merge_above": 4}),
     ("prunevid", {"tau": 0.3, "order": "ascending", "exact_budget": True, "retention_ratio": 0.9}),
     ("prunevid", {"cluster_ratio": 1.0, "tau": 0.3}),
+    ("stop_visionzip", {"dominant_ratio": 0.3, "exact_budget": True}),
+    ("stop_fastvid", {"min_segments": 1, "similarity_threshold": -1.0, "anchor_interval": 2}),
+    ("stop_holitom", {"similarity_threshold": 0.3, "static_threshold": 0.3, "exact_budget": True}),
     ("topk", {"scope": "video"}),
     ("tango", {}),
     ("tango", {"static_threshold": 0.2, "exact_budget": True}),
@@ -143,7 +146,7 @@ EVERY_METHOD = [(name, {}) for name in sorted(REGISTRY) if name != "tango"] + [
 @pytest.mark.parametrize("name, settings", EVERY_METHOD, ids=str)
 def test_every_kept_token_is_made_of_the_tokens_that_are_told(name, settings):
     """Tokens in more dimensions than there are tokens are independent: only one sum of them makes a kept one."""
-    video = made_up(6, (4, 5), 128, seed=4, noise=0.2)
+    video, base = made_up(6, (4, 5), 128, seed=4, noise=0.2), name.removeprefix("stop_")
     method = REGISTRY[name](**{"retention_ratio": 0.3} | settings)
     plain = prune(method, video)
     with traced() as traces:
@@ -167,19 +170,20 @@ def test_every_kept_token_is_made_of_the_tokens_that_are_told(name, settings):
         assert bool((share[made_of] > 0).all())
         if role == SALIENT and first and not trace.static[index]:
             assert made_of == [index]
-        if name == "visionzip" and role == CONTEXT:
+        if base == "visionzip" and role == CONTEXT:
             assert abs(share.sum() - min(2, len(made_of))) < 1e-3
         elif name != "flashvid" or method.tree_mean == "exact":
             assert abs(share.sum() - 1) < 1e-3
         if name == "prunevid":
             assert bool(((share[made_of] - 1 / len(made_of)).abs() < 1e-4).all())
     known = (trace.joined >= 0).all(1)
-    assert name in ("fastvid", "flashvid") or trace.joined.shape[1] == 1 or method.exact_budget
-    if name in ("visionzip", "prunevid") and not method.exact_budget and settings.get("dominant_ratio") != 1:
+    assert base in ("fastvid", "flashvid") or trace.joined.shape[1] == 1 or method.exact_budget
+    if base in ("visionzip", "prunevid") and not method.exact_budget and settings.get("dominant_ratio") != 1:
         assert bool(known.all())  # nothing is dropped: every token is part of a kept one
 
 
-@pytest.mark.parametrize("name", ["visionzip", "fastvid", "holitom", "flashvid", "prunevid", "tango"])
+@pytest.mark.parametrize("name", ["visionzip", "fastvid", "holitom", "flashvid", "prunevid", "tango", "stop_visionzip",
+                                  "stop_fastvid", "stop_holitom"])  # fmt: skip
 def test_the_settings_above_reach_every_kind_of_token(name):
     roles, several, still = set(), False, False
     for settings in (settings for other, settings in EVERY_METHOD if other == name):
@@ -189,8 +193,9 @@ def test_the_settings_above_reach_every_kind_of_token(name):
         several |= traces[0].joined.shape[1] > 1
         still |= bool(traces[0].static.any())
     assert {GONE, CONTEXT} <= roles and (SALIENT in roles) == (name != "prunevid")
-    assert still == (name in ("holitom", "prunevid", "tango"))
-    assert several or name not in ("fastvid", "flashvid")
+    base = name.removeprefix("stop_")
+    assert still == (base in ("holitom", "prunevid", "tango"))
+    assert several or base not in ("fastvid", "flashvid")
 
 
 def test_a_ratio_of_one_and_nobody_asking():

@@ -128,7 +128,8 @@ def test_a_sweep_that_is_stopped(number: int, status: int, tmp_path: Path, seen:
     wait_for(lambda: not alive(worker))
     assert process.exitcode == status
     lines = [line for line in (tmp_path / "stderr").read_text().splitlines() if line.startswith("tango: ")]
-    assert lines == (["tango: interrupted"] if status == 130 else [])
+    told = "tango: interrupted; the same command goes on from what is finished"
+    assert lines == ([told] if status == 130 else [])
     assert "Traceback" not in (tmp_path / "stderr").read_text()
     finished = answers(folder)
     again = sweep_of(folder, cell(folder, "a", finished + 2))
@@ -220,7 +221,7 @@ def test_a_sweep_on_a_full_disk(tmp_path: Path, seen: Seen, capsys: pytest.Captu
     big = replace(cell(tmp_path, "b"), collect=lambda run: collect(run) | {"samples": "x" * 300_000})
     cells = [cell(tmp_path, "a"), big]
     sweep = sweep_of(tmp_path, *cells)
-    with room_for(200_000), pytest.raises(SweepError, match="File too large; what was finished") as error:
+    with room_for(200_000), pytest.raises(SweepError, match=r"File too large: .*; what was finished") as error:
         sweep.run()
     assert [result["identity"] for result in sweep.results()] == ["identity of a"] and answers(tmp_path, "b") == 3
     again = sweep_of(tmp_path, *cells)
@@ -301,6 +302,17 @@ def test_a_damaged_result_is_made_again(tmp_path: Path, seen: Seen) -> None:
     seen(line, "all samples: the cell is put together from its journal")
 
 
+@pytest.mark.parametrize("content", ["[" * 100_000, "[]", '{"identity": ' + "9" * 5000 + "}", "\0"], ids=range(4))
+def test_a_result_of_another_form_is_made_again(content: str, tmp_path: Path) -> None:
+    cells = [cell(tmp_path, "a")]
+    assert sweep_of(tmp_path, *cells).run() == {}
+    damage(tmp_path / "cells/a/cell.json", content)
+    os.mkfifo(tmp_path / "cells/a/run/journal/r-rank1.jsonl")  # and what would wait for ever if it was read
+    again = sweep_of(tmp_path, *cells)
+    assert again.run() == {} and [result["resumed"] for result in again.results()] == [3]
+    assert "cell.json is damaged" in said_by(again)
+
+
 @pytest.mark.fault("a cell's output damaged", "a framework that writes half of its file, and says that all is well")
 def test_damaged_output(tmp_path: Path, seen: Seen) -> None:
     broken = replace(cell(tmp_path, "a"), collect=lambda run: json.loads('{"resumed": '))
@@ -326,13 +338,28 @@ def test_a_damaged_journal(tmp_path: Path, seen: Seen) -> None:
     assert sweep_of(tmp_path, cell(tmp_path, "a")).run() == {}
     (tmp_path / "cells/a/cell.json").unlink()
     journal = tmp_path / "cells/a/run/journal/r-rank0.jsonl"
-    first, _, third = journal.read_text().splitlines()
+    first, _, third = journal.read_text().split("\n")[:3]
     damage(journal, f'{first}\n{{"key": "1", "resp\n{third}\n')
-    sweep = sweep_of(tmp_path, cell(tmp_path, "a"), cell(tmp_path, "b"))
+    again = sweep_of(tmp_path, cell(tmp_path, "a"), cell(tmp_path, "b"))
+    assert again.run() == {} and [result["resumed"] for result in again.results()] == [2, 0]
+    line = next(line for line in (tmp_path / "cells/a/log.txt").read_text().split("\n") if "set aside" in line)
+    assert "line 2, is set aside and its sample computed anew" in line
+    seen(line, "all samples but the damaged one, and its line as it is")
+
+
+@pytest.mark.fault("a file in the place of a journal", "a text file with the journal's name, and a link to one")
+def test_a_file_that_is_no_journal(tmp_path: Path, seen: Seen) -> None:
+    sweep = sweep_of(tmp_path, cell(tmp_path, "a"))
+    assert sweep.run() == {}
+    (tmp_path / "cells/a/cell.json").unlink()
+    journal, notes = tmp_path / "cells/a/run/journal/r-rank0.jsonl", tmp_path / "notes.txt"
+    damage(journal, "precious")
     failures = sweep.run()
-    assert list(failures) == ["a"] and "line 2, is not an entry" in failures["a"]
-    assert len(journal.read_text().splitlines()) == 3 and len(sweep.results()) == 1
-    seen(f"tango: a failed: {failures['a']}", "the other cells; the journal is left to the user, whole lines and all")
+    assert "is no journal of ours" in failures["a"] and journal.read_text() == "precious"
+    journal.rename(notes)
+    journal.symlink_to(notes)
+    assert "is a link" in sweep.run()["a"] and notes.read_text() == "precious"
+    seen(f"tango: a failed: {failures['a']}", "the file and what the link points to, as they are; the other cells")
 
 
 @pytest.mark.fault("a journal torn at its end", "the last bytes cut off, as a kill or a power failure does")

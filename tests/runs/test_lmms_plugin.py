@@ -1,6 +1,8 @@
 """The lmms-eval plugin in this process: whose models win, what arguments mean, prompts, failures, and the task."""
 
 import json
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +83,8 @@ def test_the_task_scores_by_rule_and_by_whatever_kinds_there_are() -> None:
         ({"frames": 8}, "unknown model arguments frames; known are .*max_frames_num"),
         ({"mm_spatial_pool_mode": "max"}, "mm_spatial_pool_mode='max': .* use bilinear"),
         ({"conv_template": "vicuna_v1"}, "chat template.* use qwen_1_5 or qwen_2"),
-        ({"batch_size": 4}, "batch_size=4: each sample is timed by itself; use 1"),
+        ({"batch_size": "many"}, "batch_size='many': give a number of at least 1, or auto"),
+        ({"batch_size": 0}, "batch_size=0"),
         ({"customized_config": "x.json"}, "use nothing or leave it out"),
         ({"max_frames_num": 0}, "at least one frame"),
         ({"dtype": "float32", "torch_dtype": "bfloat16"}, "pass one of them"),
@@ -104,7 +107,7 @@ def test_mistakes_end_the_process_before_a_model_is_loaded(monkeypatch: pytest.M
 def test_the_published_commands_arguments_are_taken(checkpoint: Path) -> None:
     model = LlavaOnevision.create_from_arg_string(
         f"pretrained={checkpoint},conv_template=qwen_1_5,model_name=llava_qwen,attn_implementation=flash_attention_2",
-        {"batch_size": "1", "max_batch_size": None, "device": "cpu"},
+        {"batch_size": "4", "max_batch_size": 8, "device": "cpu"},
     )
     assert model.device.type == "cpu" and model.run.described["attn_implementation"] == "sdpa"
 
@@ -117,7 +120,7 @@ def test_llava_video(tmp_path: Path, benchmark: Path, monkeypatch: pytest.Monkey
         f"pretrained={tmp_path / 'it'},conv_template=qwen_1_5,max_frames_num=4,mm_spatial_pool_mode=average,"
         "mm_newline_position=grid,mm_resampler_location=after,force_sample=True,add_time_instruction=True,"
         "video_decode_backend=decord,overwrite=True,attn_implementation=flash_attention_2",
-        {"batch_size": "1", "max_batch_size": None, "device": "cpu"},
+        {"batch_size": "4", "max_batch_size": 8, "device": "cpu"},
     )
     assert model.run is not None and model.run.chat.time_instruction and model.run.described["time_instruction"]
     (reply,) = model.generate_until(requests(model, [str(benchmark / "videos" / "0.mp4")]))
@@ -177,8 +180,39 @@ def test_a_prompt_is_known_by_its_contents(tmp_path: Path) -> None:
     )
     assert before != identity(simple_messages("What?", [str(video), Image.new("RGB", (2, 2), "blue")]))
     assert before != identity(simple_messages("Why?", [str(video), Image.new("RGB", (2, 2), "red")]))
+    (tmp_path / "moved").mkdir()
+    elsewhere = shutil.move(video, tmp_path / "moved")
+    assert before == identity(simple_messages("What?", [str(elsewhere), Image.new("RGB", (2, 2), "red")]))
     video.write_bytes(b"another")
     assert before != identity(simple_messages("What?", [str(video), Image.new("RGB", (2, 2), "red")]))
+
+
+def test_data_that_are_public_need_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def download(self: Any, kwargs: Any) -> None:
+        asked.append(kwargs["token"])
+
+    for found in (None, "hf_something"):
+        monkeypatch.setattr(hooks, "get_token", lambda found=found: found)
+        hooks._download(download, None, {"token": True})
+    assert asked == [None, True]
+
+
+def test_a_task_that_ends_the_process_fails_its_sample_alone(model: LlavaOnevision, benchmark: Path) -> None:
+    """Video-MME's and MLVU's tasks do, over a video that is missing."""
+    there = str(benchmark / "videos/0.mp4")
+    asked = requests(model, [there, "gone.mp4", there])
+    visuals = asked[1].arguments[2]
+
+    def gone(doc: Any) -> Any:
+        sys.exit(f"video path:{visuals(doc)[0]} does not exist, please check")
+
+    asked[1].arguments = (*asked[1].arguments[:2], gone, *asked[1].arguments[3:])
+    texts = model.generate_until(asked)
+    assert [text.text == FAILED for text in texts] == [False, True, False]
+    (failed,) = [record for record in model.run.runner.records if record.failure]
+    assert "FileNotFoundError: the task gave up: video path:gone.mp4 does not exist" in failed.failure
 
 
 def requests(model: LlavaOnevision, videos: list[str], **generation: Any) -> list[Instance]:

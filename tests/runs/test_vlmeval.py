@@ -1,20 +1,27 @@
 """The VLMEvalKit plugin in this process: settings, prompts, data sets, scores, what is taken again and what is not."""
 
 import json
+import os
 import re
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+import stand_ins
+import vlmeval.dataset.mvbench
 import vlmeval.run
+from huggingface_hub.constants import HF_HUB_CACHE
 from PIL import Image
 from tango_lmms_eval.tasks.motionqa import utils
 from tango_vlmeval import command, datasets, hooks, models
-from tango_vlmeval.datasets import LongVideoBenchFiles, MotionQA, MVBenchFiles, video_of_frames
+from tango_vlmeval.datasets import LongVideoBenchFiles, MotionQA, MVBenchFiles, unpack, video_of_frames
 from tango_vlmeval.models import Prompt, TangoLlavaOnevision, TangoLlavaVideo, TangoQwenVL, conversation
 from tiny import save_qwen, write_benchmark, write_video
+from vlmeval.smp import file as vlmeval_files
+from vlmeval.smp import modelscope_flag_set
 
 from tango.inference.video import read_video
 from tango.pruners import Tango
@@ -280,6 +287,9 @@ def test_runs_take_again_what_is_theirs_and_nothing_else(
     assert status == 0 and second["method"] == "vanilla" and second["n_resumed"] == 0
     assert second["tokens"]["share_kept"] == 1.0
     assert len(pd.read_excel(stale)) == 4
+    (kept,) = (work / "tiny" / "earlier").glob("*/tiny_Mine_efficiency.json")  # the first run's, with its scores
+    assert json.loads(kept.read_text())["run"] == first["run"] == kept.parent.name
+    assert (kept.parent / "tiny_Mine_score.xlsx").read_text() == "scores of other answers"
 
     monkeypatch.setenv("WRAPPER", "tango")
     status, third = run(checkpoint, data, work, "--retain-ratio", "0.2", "--limit", "3")
@@ -309,9 +319,11 @@ def test_a_failed_sample_is_told_not_scored_and_tried_again(
     assert [(entry["doc_id"], entry["tries"]) for entry in summary["failed"]] == [("1-0", 2), ("1-1", 2)]
     error = capsys.readouterr().err
     assert "tiny x Mine: 2 of 4 samples failed" in error and "1.mp4" in error
-    assert not (tmp_path / "out" / "tiny" / "tiny_Mine_score.xlsx").exists()
-    with pytest.raises(CellError, match=r"2 samples failed, the first: .*1\.mp4"):
-        collect(tmp_path / "out")
+    scored = pd.read_excel(tmp_path / "out" / "tiny" / "tiny_Mine_score.xlsx")
+    assert list(scored["index"]) == ["0-0", "0-1"]  # neither right nor wrong
+    assert list(pd.read_excel(tmp_path / "out" / "tiny" / "tiny_Mine.xlsx")["index"]) == ["0-0", "0-1", "1-0", "1-1"]
+    cell = collect(tmp_path / "out")
+    assert [row["id"] for row in cell["samples"]] == ["0-0", "0-1"] and len(cell["provenance"]["failed"]) == 2
     again = ["--config", str(data / "config.json"), "--work-dir", str(tmp_path / "out")]
     assert command.main([*again, "--mode", "eval", "--keep-failed"]) == 0
     table = pd.read_excel(tmp_path / "out" / "tiny" / "tiny_Mine_score.xlsx")
@@ -319,6 +331,49 @@ def test_a_failed_sample_is_told_not_scored_and_tried_again(
     write_video(video, seed=1)
     status, summary = run(checkpoint, data, tmp_path / "out")
     assert status == 0 and summary["n_failed"] == 0 and summary["n_resumed"] == 2
+
+
+def test_all_samples_failed(checkpoint: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for video in (data / "videos").glob("*.mp4"):
+        video.unlink()
+    status, _ = run(checkpoint, data, tmp_path / "out")
+    assert status == 1 and "4 of 4 samples failed, so the data set was not scored" in capsys.readouterr().err
+    with pytest.raises(CellError, match="all 4 samples failed, the first: "):
+        collect(tmp_path / "out")
+
+
+def test_data_sets_come_from_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VLMEVALKIT_USE_MODELSCOPE", raising=False)
+    assert command.main(["--data", "MotionQA", "--limit", "0"]) == 2
+    assert os.environ["VLMEVALKIT_USE_MODELSCOPE"] == "0" and not modelscope_flag_set()
+    monkeypatch.setenv("VLMEVALKIT_USE_MODELSCOPE", "1")
+    command.main(["--data", "MotionQA", "--limit", "0"])
+    assert modelscope_flag_set()
+    hooks.install()
+    monkeypatch.setenv("HF_HUB_CACHE", "/somewhere/cache")
+    assert vlmeval_files.HFCacheRoot() == HF_HUB_CACHE
+
+
+def test_mvbench_asks_about_missing_clips_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From archives as they are published; unpacked once, and the second archive beside the first."""
+    (tmp_path / "clip.mp4").write_bytes(b"a clip")
+    stand_ins.mvbench(tmp_path / "hub", b"a clip")
+    monkeypatch.setenv("VLMEVALKIT_USE_MODELSCOPE", "0")
+    monkeypatch.setattr(vlmeval.dataset.mvbench, "get_cache_path", lambda *_, **__: str(tmp_path / "hub"))
+    for _ in range(2):
+        found = MVBenchFiles(nframe=8)
+        assert len(found.data) == 20 and found.data["index"].tolist() == list(range(20))
+    paths = [Path(found.data_root, row["prefix"], row["video"]) for _, row in found.data.iterrows()]
+    assert [path.name for path in paths if not path.exists()] == ["fine_grained_pose.avi"]
+    assert (tmp_path / "hub/video/perception/videos/state_change.mp4").read_bytes() == b"a clip"
+    assert not (tmp_path / "hub/video/data0613").exists()
+    one = found.data.iloc[1]
+    assert one["start"] == 0.5 and one["end"] == 2.0 and one["task_type"] == "Action Prediction"
+    hostile = tmp_path / "x.zip"
+    with zipfile.ZipFile(hostile, "w") as archive:
+        archive.writestr("../outside.mp4", b"x")
+    unpack(hostile, tmp_path / "hub")
+    assert not (tmp_path / "outside.mp4").exists()
 
 
 def test_what_upstream_only_logs_is_an_error(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from lmms_eval.tasks.mvbench.utils import mvbench_aggregate_results, mvbench_pro
 from lmms_eval.tasks.videomme.utils import videomme_aggregate_results, videomme_process_results
 from tango_lmms_eval.tasks.motionqa import utils as motionqa
 
-from tango.sweeps.lmms_cells import collect
+from tango.sweeps.lmms_cells import collect, collect_by_hand
 from tango.sweeps.sweep import CellError
 
 TOKENS = {"video_tokens_before": 100, "video_tokens_after": 10, "video_tokens_average": 8.0}
@@ -129,3 +129,32 @@ def test_runs_that_are_no_result(tmp_path: Path) -> None:
     file.unlink()
     with pytest.raises(CellError, match="--log_samples"):
         collect(tmp_path / "short")
+
+
+def test_what_lmms_eval_wrote_when_it_was_run_by_hand(tmp_path: Path) -> None:
+    """Two benchmarks of one run; a reply with a line separator in it; a question that failed."""
+    one = {"question_id": "1-1", "duration": "short", "category": "K", "sub_category": "L", "task_category": "T"}
+    tasks = {
+        "videomme": [{"videomme_perception_score": one | {"pred_answer": "A\u2028", "answer": "A\u2028"}}],
+        "mvbench_state_change": [{"mvbench_accuracy": {"pred_answer": "b", "gt_answer": "b"}}],
+        "mvbench_moving_count": [{"mvbench_accuracy": {"pred_answer": "b", "gt_answer": "a"}}],
+    }
+    scores = {"videomme": {"videomme_perception_score,none": 100.0}}
+    scores |= {name: {"mvbench_accuracy,none": 50.0} for name in tasks if name != "videomme"}
+    write_run(tmp_path, tasks, scores)
+    file = tmp_path / "model" / "1_efficiency.json"
+    summary = json.loads(file.read_text())
+    lost = {"task": "videomme", "doc_id": 1, "failure": "gone", "tokens": {}, "videos": []}
+    told = {"timing": None, "rank": 0, "wall_s": 1.0, "peak_mem_gb": 1.0, "cold": False, "failure": None}
+    summary["samples"] = [sample | told for sample in [*summary["samples"], lost]]
+    summary["samples"][-1]["failure"] = "gone"
+    summary |= {"failed": [{"task": "videomme", "doc_id": 1, "reason": "gone"}], "n_failed": 1}
+    summary |= {"settings": {"retention_ratio": 0.1}, "model": {"pretrained": "lmms-lab/ov"}}
+    file.write_text(json.dumps(summary))
+    found = {cell["cell"]["benchmark"]: cell for cell in collect_by_hand(file)}
+    assert set(found) == {"videomme", "mvbench"}
+    assert found["videomme"]["cell"] | {"benchmark": ""} == found["mvbench"]["cell"] | {"benchmark": ""} == {
+        "framework": "lmms-eval", "model": "ov", "benchmark": "", "method": "tango", "ratio": 0.1, "variant": None
+    }  # fmt: skip
+    assert [len(found[name]["samples"]) for name in ("videomme", "mvbench")] == [1, 2]
+    assert [found[name]["provenance"]["n_failed"] for name in ("videomme", "mvbench")] == [1, 0]

@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,12 +20,12 @@ from tango.sweeps.lmms_cells import lmms_cell
 from tango.sweeps.sweep import Cell, CellError, JournalCounter, Sweep, SweepError
 
 # Answers questions one by one as a framework with a journal does, then writes an output. argv: run folder, questions,
-# seconds a question, exit status.
+# seconds a question, exit status, what the answers follow from.
 WORKER = """
 import json, os, pathlib, sys, time
 run, number, seconds, status = pathlib.Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4])
 (run / "journal").mkdir(parents=True, exist_ok=True)
-path = run / "journal" / "r-rank0.jsonl"
+path = run / "journal" / (sys.argv[5] + "-rank0.jsonl")
 done = len(path.read_text().splitlines()) if path.exists() else 0
 print("starting at", done, "pid", os.getpid(), flush=True)
 with path.open("a") as journal:
@@ -45,10 +47,10 @@ def read_output(run: Path) -> dict[str, Any]:
     return dict(json.loads(file.read_text()))
 
 
-def cell(folder: Path, name: str, questions: int = 3, seconds: float = 0.0, status: int = 0) -> Cell:
+def cell(folder: Path, name: str, questions: int = 3, seconds: float = 0.0, status: int = 0, code: str = "r") -> Cell:
     run = str(folder / "cells" / name / "run")
-    command = [sys.executable, "-c", WORKER, run, str(questions), str(seconds), str(status)]
-    return Cell(name, f"identity of {name}", command, {"WRAPPER": name}, questions, read_output)
+    command = [sys.executable, "-c", WORKER, run, str(questions), str(seconds), str(status), code]
+    return Cell(name, f"identity of {name}, {questions}, {code}", command, {"WRAPPER": name}, questions, read_output)
 
 
 def quiet() -> Console:
@@ -67,14 +69,69 @@ def test_finished_cells_are_not_computed_again(tmp_path: Path) -> None:
     assert len(again.results()) == 3
 
 
-def test_what_changed_is_computed_anew(tmp_path: Path) -> None:
-    first = cell(tmp_path, "a")
-    Sweep(tmp_path, [first], console=quiet()).run()
-    changed = Sweep(tmp_path, [replace(first, identity="other")], console=quiet())
-    assert changed.results() == []
-    changed.run()
-    assert changed.results()[0]["resumed"] == 0
-    assert changed.results()[0]["identity"] == "other"
+def made(folder: Path, *cells: Cell) -> tuple[list[dict[str, Any]], str]:
+    """The results of a sweep of cells, and what it said."""
+    sweep = Sweep(folder, cells, console=quiet())
+    assert sweep.run() == {}
+    return sweep.results(), sweep.console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_nothing_finished_is_deleted(tmp_path: Path) -> None:
+    first, _ = made(tmp_path, cell(tmp_path, "a"))
+    assert first[0]["resumed"] == 0
+    more, said = made(tmp_path, cell(tmp_path, "a", 5))  # another limit: goes on from the samples that there are
+    assert more[0]["resumed"] == 3 and "a has changed; its result is kept in" in said
+    other, _ = made(tmp_path, cell(tmp_path, "a", code="other"))
+    assert other[0]["resumed"] == 0
+    marks = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("cell.json")}
+    assert len(marks) == 3 and sorted(mark.parts[-2] for mark in marks)[-1] != "a"
+    for questions in (3, 5, 3):  # earlier ones are taken back without computing
+        again, said = made(tmp_path, cell(tmp_path, "a", questions))
+        assert again[0]["resumed"] == {3: 0, 5: 3}[questions] and "1 of 1 cells are finished already" in said
+        assert json.loads((tmp_path / "cells/a/run/out/result.json").read_text())["resumed"] == again[0]["resumed"]
+        assert sorted(marks.values()) == sorted(file.stat().st_mtime_ns for file in tmp_path.rglob("cell.json"))
+    assert len(list(tmp_path.glob("cells/a/run/journal/*"))) == 2
+
+
+def test_shelves_stay_in_their_cell(tmp_path: Path) -> None:
+    made(tmp_path, cell(tmp_path, "a"))
+    file = tmp_path / "cells/a/cell.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"identity": "../../../b"}))
+    made(tmp_path, cell(tmp_path, "a"))
+    assert {path.name for path in tmp_path.iterdir()} == {"cells", "lock"}
+    assert len(list(tmp_path.glob("cells/a/earlier/*/cell.json"))) == 1
+
+
+def test_a_move_that_was_interrupted_is_made_again(tmp_path: Path) -> None:
+    made(tmp_path, cell(tmp_path, "a"))
+    made(tmp_path, cell(tmp_path, "a", 5))
+    (shelf,) = tmp_path.glob("cells/a/earlier/*")
+    (tmp_path / "cells/a/cell.json").unlink()  # taken back, all but the result
+    (tmp_path / "cells/a/run/out").rename(tmp_path / "gone")
+    (shelf / "run/out").rename(tmp_path / "cells/a/run/out")
+    again, said = made(tmp_path, cell(tmp_path, "a"))
+    assert again[0]["resumed"] == 0 and "1 of 1 cells are finished already" in said
+
+
+def test_samples_that_failed_are_left_out_and_tried_again(tmp_path: Path) -> None:
+    failed = [{"task": "t", "doc_id": 7, "reason": "FileNotFoundError: no clip", "tries": 2}]
+
+    def collect(run: Path) -> dict[str, Any]:
+        lost = failed if (tmp_path / "lost").exists() else []
+        return {"provenance": {"failed": lost}, "samples": [1, 2], "resumed": 0}
+
+    (tmp_path / "lost").touch()
+    one = replace(cell(tmp_path / "s", "a", status=1), collect=collect)
+    sweep = Sweep(tmp_path / "s", [one], console=quiet())
+    assert "1 of its 3 samples failed and are not in its result, the first: FileNotFoundError: no clip" in str(
+        sweep.run()
+    )
+    assert len(sweep.results()) == 1
+    (tmp_path / "lost").unlink()
+    mended = Sweep(tmp_path / "s", [replace(cell(tmp_path / "s", "a"), collect=collect)], console=quiet())
+    assert mended.run() == {} and mended.results()[0]["provenance"]["failed"] == []
+    crashed = replace(cell(tmp_path / "s", "b", status=1), collect=collect)  # says that it failed, without a sample
+    assert "exit status 1" in Sweep(tmp_path / "s", [crashed], console=quiet()).run()["b"]
 
 
 def test_a_failure_stays_in_its_cell(tmp_path: Path) -> None:
@@ -86,7 +143,7 @@ def test_a_failure_stays_in_its_cell(tmp_path: Path) -> None:
     assert "exit status 1" in failures["bad"] and "it went wrong" in failures["bad"] and "log.txt" in failures["bad"]
     assert "no result.json" in failures["odd"]
     assert [r["method"] for r in sweep.results()] == ["good"]
-    mended = Sweep(tmp_path, [replace(cells[0], command=cell(tmp_path, "bad").command)], console=quiet())
+    mended = Sweep(tmp_path, [cell(tmp_path, "bad")], console=quiet())
     assert mended.run() == {}
     assert mended.results()[0]["resumed"] == 3  # what it had finished was not lost with its failure
 
@@ -166,10 +223,37 @@ def test_what_a_cell_of_lmms_eval_depends_on(tmp_path: Path, checkpoint: Path) -
     assert tango.name == "t-tango-0.15"
     assert tango.environment["TANGO_ARGS"] == "retention_ratio=0.15" and tango.environment["WRAPPER"] == "tango"
     assert tango.identity == made(**ours).identity
-    others = [made(), made(method="tango", ratio=0.1), made(**ours, limit=3), made(**ours, processes=2)]
+    several = made(**ours, processes=2)
+    assert several.identity == tango.identity and "--nproc-per-node=2" in several.command
+    others = [made(), made(method="tango", ratio=0.1), made(**ours, limit=3), made(**ours, dtype="float16")]
+    assert others[2].samples == 3
     data.write_text("[1]")
     others.append(made(**ours))
-    assert len({tango.identity, *(other.identity for other in others)}) == 6
-    assert others[2].samples == 3 and "--nproc-per-node=2" in others[3].command
+    moved = tmp_path / "elsewhere" / "model"
+    shutil.copytree(checkpoint, moved)
+    (tmp_path / "data").mkdir()
+    given |= {"pretrained": str(moved), "data": [Path(shutil.copy(data, tmp_path / "data"))]}
+    assert made(**ours).identity == others[-1].identity  # the same files in other folders
+    weights = moved / "model.safetensors"
+    times = weights.stat()
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns))
+    others.append(made(**ours))
+    assert len({tango.identity, *(other.identity for other in others)}) == 7
     with pytest.raises(ValueError, match="needs a retention ratio"):
         made(method="tango")
+
+
+def test_parts_of_a_sweep_share_its_folder(tmp_path: Path) -> None:
+    cells = [cell(tmp_path, "a"), cell(tmp_path, "b")]
+    whole, one = Sweep(tmp_path, cells, console=quiet()), Sweep(tmp_path, cells[:1], console=quiet(), part=True)
+    other, again = (Sweep(tmp_path, found, console=quiet(), part=True) for found in (cells[1:], cells[:1]))
+    with one._locked():
+        assert other.run() == {} and other.results()[0]["resumed"] == 0  # another cell, at the same time
+        with pytest.raises(SweepError, match=r"another sweep \(process \d+\) works in '.*/cells/a'"):
+            again.run()
+        with pytest.raises(SweepError, match=r"another sweep \(process unknown\) works in"):
+            whole.run()
+    with whole._locked(), pytest.raises(SweepError, match=rf"process {os.getpid()}"):
+        one.run()
+    assert whole.run() == {} and len(whole.results()) == 2

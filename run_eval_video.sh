@@ -1,0 +1,3 @@
+#!/usr/bin/env bash
+# LLaVA-Video-7B on the paper's benchmarks: VLMEvalKit/run_eval_video.sh, from the repository's root.
+exec bash "$(dirname "${BASH_SOURCE[0]}")/VLMEvalKit/run_eval_video.sh" "$@"

@@ -1,0 +1,91 @@
+"""`tango sweep --dry-run --estimate`: what the cells will take, as a table or JSON (tango.sweeps.estimate)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from tango.cli.common import console, print_json
+from tango.motionqa.shipped import MODEL, shipped
+from tango.runs.summary import terminal_table
+
+if TYPE_CHECKING:
+    from tango.sweeps.expand import Expanded
+    from tango.sweeps.grid import Grid
+
+COLUMNS = {
+    "questions": "{:d}", "prompt": "{:d}", "vision": "{:.3g}", "prefill": "{:.3g}", "decoding": "{:.2g}",
+    "computing": "{:.2f}", "hours": "{:.2f}", "gpu_hours": "{:.2f}", "memory": "{:.2f}",
+}  # fmt: skip
+HEADINGS = {
+    "prompt": "tokens of\nthe prompt", "vision": "vision\n(TFLOP)", "prefill": "prefill\n(TFLOP)",
+    "decoding": "decoding\n(TFLOP)", "computing": "generate()\n(GPU h)", "hours": "wall\n(h)",
+    "gpu_hours": "GPUs held\n(h)", "memory": "memory of\na GPU (GB)",
+}  # fmt: skip
+
+
+def show_estimates(expanded: Expanded, grid: Grid, tflops: float | None, as_json: bool) -> None:
+    """Print what each cell and all of them will take, and for which models too little is known to say."""
+    from tango.sweeps import estimate
+    from tango.sweeps.expand import processes_of
+
+    sources = {Path(source).name: source for source in (shipped(MODEL) if m == MODEL else m for m in grid.models)}
+    configs = {name: estimate.config_here(source) for name, source in sources.items()}
+    models = {
+        name: None if config is None else estimate.model_of(config, grid.frames) for name, config in configs.items()
+    }
+    count = processes_of(grid, [])
+    cells = [
+        estimate.estimate(cell, name, model, count, tflops)
+        for name, model in models.items()
+        for cell in expanded.cells.get(name, [])
+        if model is not None
+    ]
+    every = [cell for found in expanded.cells.values() for cell in found]
+    disk = estimate.disk(every, {sources[name]: model for name, model in models.items()})
+    rate = tflops if tflops is not None else round(estimate.PREFILL_RATE / 1e12)
+    total = {
+        "hours": sum(one.hours for one in cells) / grid.jobs,
+        "gpu_hours": sum(one.gpu_hours for one in cells),
+        "memory": max((one.memory for one in cells), default=0.0),
+        "disk": sum(size for _, size, _ in disk) + sum(one.disk for one in cells),
+    }
+    notes = [
+        f"An estimate by count of operations, at {rate:g} TFLOP/s sustained in prefill and half of that in the tower "
+        f"(--tflops), {count} GPU{'s' * (count > 1)} a cell: nothing was measured. The arithmetic: docs/reproduce.md.",
+        *(f"no estimate for {name}: its config.json is not here" for name, model in models.items() if model is None),
+    ]
+    if as_json:
+        print_json({
+            "cells": [asdict(one) for one in cells],
+            "disk": [{"name": name, "GB": size, "known": known} for name, size, known in disk],
+            "total": total,
+            "units": {name: text.partition("(")[2].rstrip(")") for name, text in HEADINGS.items() if "(" in text},
+            "notes": notes,
+        })  # fmt: skip
+        return
+    screen = console()
+    screen.print(_table([asdict(one) for one in cells], total))
+    for name, size, known in [*disk, ("results", sum(one.disk for one in cells), "records, logs and journals")]:
+        screen.print(f"disk: {name}: {_gigabytes(size)} ({known})", soft_wrap=True, markup=False, highlight=False)
+    screen.print(f"disk in all: {_gigabytes(total['disk'])}", highlight=False)
+    for note in notes:
+        screen.print(note, soft_wrap=True, markup=False, highlight=False)
+
+
+def _gigabytes(size: float) -> str:
+    return f"{size:,.0f} GB" if size >= 10 else f"{size:.2g} GB"
+
+
+def _table(cells: list[dict[str, Any]], total: Mapping[str, float]) -> Table:
+    table = terminal_table("Estimates")
+    for column in COLUMNS:
+        table.add_column(HEADINGS.get(column, column), justify="right", no_wrap=True)
+    for one in cells:
+        table.add_row(f"{one['model']}: {one['name']}", *(text.format(one[name]) for name, text in COLUMNS.items()))
+    table.add_row("all", *(text.format(total[name]) if name in total else "" for name, text in COLUMNS.items()))
+    return table

@@ -1,0 +1,210 @@
+"""From a cell back to its samples: its rows, tokens and times made again from what its run left, which are records,
+their journal and the framework's own logs. For tango.results.verify.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tango.results import recount
+from tango.results.cells import Cell, ResultsError, read_cell
+from tango.results.claims import Finding, Outcome
+from tango.results.logged import Logged, lmms_rows, vlmeval_rows
+from tango.runs.journal import JournalError, read_journal
+from tango.runs.provenance import code_fingerprint
+from tango.runs.reading import read_json
+from tango.runs.runner import Record
+from tango.runs.summary import TITLES
+from tango.sweeps.cells import EFFICIENCY
+from tango.sweeps.lmms_cells import METRICS
+
+LETTER = re.compile(r"[A-J]")
+
+
+def verify_cell(place: Path, outcome: Outcome) -> Cell | None:
+    """Check a cell against its run's files; returns it with the rows and times that these give."""
+    file = place / "cell.json"
+    if not file.is_file():
+        outcome.notes.append(f"{place}: not finished, or failed")
+        return None
+    try:
+        cell = read_cell(file)
+    except ResultsError as error:
+        outcome.differ.append(Finding(str(file), "the cell", "cannot be read", str(error)))
+        return None
+    return _checked(file, outcome, _of_sweep, file, cell)
+
+
+def _checked(file: Path, outcome: Outcome, follow: Callable[..., Cell], *given: Any) -> Cell | None:
+    """What follow(*given, outcome) returns; None, and a difference, where files of the run cannot be read."""
+    try:
+        return follow(*given, outcome)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, JournalError) as error:
+        outcome.differ.append(Finding(str(file), "the cell", "its run's files cannot be read", repr(error)))
+        return None
+
+
+def verify_run(file: Path, cell: Cell, outcome: Outcome) -> Cell | None:
+    """The same for what tables take from a framework's own run, by its file of records."""
+    return _checked(file, outcome, _followed, file, cell, file)
+
+
+def _of_sweep(file: Path, cell: Cell, outcome: Outcome) -> Cell:
+    identity = file.with_name("identity")
+    if identity.is_file():
+        outcome.hold(identity, "fingerprint", identity.read_text(encoding="utf-8").strip(), cell.get("identity"))
+    else:
+        outcome.unchecked.append(Finding(str(file), "fingerprint", str(cell.get("identity")), "no file `identity`"))
+    found = sorted((file.parent / "run").glob(f"*/*{EFFICIENCY}"))
+    if len(found) == 1:
+        return _followed(file, cell, found[0], outcome)
+    count = len(cell["samples"]) * len(cell["samples"][0]) + len(TITLES)
+    why = "no records of a run are" if not found else f"{len(found)} runs are"
+    outcome.unchecked.append(Finding(str(file), f"{count} values of rows and times", "", f"{why} beside them"))
+    return cell
+
+
+def _followed(file: Path, cell: Cell, source: Path, outcome: Outcome) -> Cell:
+    """Check a cell, which stands in a file, against the records of its run in another or the same, `source`."""
+    what, origin = cell["cell"], cell["provenance"]
+    for name, says, gives in (
+        ("method", what["method"], origin.get("method", what["method"])),
+        ("ratio", what["ratio"], origin.get("settings", {}).get("retention_ratio", what["ratio"])),
+    ):
+        outcome.hold(file, f"{name}, against its own provenance", says, gives)
+    if origin.get("code") != code_fingerprint():
+        of = origin["versions"].get("tango", "?")
+        outcome.notes.append(f"{file}: made by another code than this one (tango {of}), which is not run again here")
+    summary = read_json(source.read_bytes())
+    records = summary["samples"]
+    twice = [key for key, number in Counter(map(_who, records)).items() if number > 1]
+    outcome.differ += [Finding(str(source), f"sample {' '.join(map(str, key))}", "twice", "once") for key in twice]
+    for name, gives in (("n_samples", len(records)), ("n_failed", sum(one["failure"] is not None for one in records))):
+        outcome.hold(source, name, summary[name], gives)
+    _journal(source, origin["run"], records, outcome)
+    _numbers(source, summary, records, outcome)
+    own = [one for one in records if file != source or f"{one['task']}_".startswith(f"{what['benchmark']}_")]
+    _numbers(file, cell, own if len(own) < len(records) else records, outcome)
+    for key, value in summary.items():
+        if key not in ("samples", "efficiency", "tokens") and file != source:
+            outcome.hold(file, f"provenance: {key}", origin.get(key), value)
+    logged = list(lmms_rows(source) if what["framework"] == "lmms-eval" else vlmeval_rows(source, records))
+    logged = [one for one in logged if one.task in (None, *(record["task"] for record in own))]
+    rows = _rows(file, cell, source, own, logged, outcome)
+    if what["framework"] == "lmms-eval" and "reported" in cell:
+        _reported(file, cell, source, logged, outcome)
+    return {**cell, "samples": rows or cell["samples"], "efficiency": {**cell["efficiency"], **recount.times(own)}}
+
+
+def _numbers(file: Path, content: Mapping[str, Any], records: Sequence[Mapping[str, Any]], outcome: Outcome) -> None:
+    """Tokens and times that a file says are those of its records; older files lack some."""
+    for name, counted in (("tokens", recount.tokens(records)), ("efficiency", recount.times(records))):
+        said = content[name]
+        for key, value in counted.items():
+            if isinstance(value, dict):
+                for part in value.keys() & said.get(key, {}).keys():
+                    outcome.hold(file, f"{name}: {key} of {part}", said[key][part], value[part])
+            elif key in said or key in TITLES:
+                outcome.hold(file, f"{name}: {key}", said.get(key), value)
+
+
+def _who(record: Mapping[str, Any]) -> tuple[Any, ...]:
+    return record["task"], record["doc_id"], record["repeat"]
+
+
+def _journal(file: Path, run: str, records: Sequence[Mapping[str, Any]], outcome: Outcome) -> None:
+    """Records are those that the journal holds, field by field; it lies above the file of records."""
+    folder = next((place / "journal" for place in file.parents[:3] if (place / "journal").is_dir()), None)
+    if folder is None:
+        outcome.unchecked.append(Finding(str(file), f"{len(records)} records", "", "no journal is beside them"))
+        return
+    written: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for journal in sorted(folder.glob(f"{run}-rank*.jsonl")):
+        for entry in read_journal(journal).values():
+            written.setdefault(_who(entry), []).append(entry)
+    if not written:
+        there = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
+        outcome.differ.append(Finding(str(folder), "journal of the run", there, f"{run}-rank0.jsonl"))
+        return
+    names = sorted(Record.__dataclass_fields__.keys() - {"resumed"})
+    for record in records:
+        entries = written.get(_who(record), [])
+        where = f"sample {record['task']} {record['doc_id']}"
+        if not entries:
+            outcome.differ.append(Finding(str(folder), where, "missing", f"a record in {file.name}"))
+            continue
+        # Of several (a prompt that changed, a failure before) it is the one that is most like it.
+        entry = max(entries, key=lambda one: sum(one.get(name) == record.get(name) for name in names))
+        for name in names:
+            outcome.hold(file, f"{where}: {name}, against the journal", record.get(name), entry.get(name))
+
+
+def _rows(
+    file: Path, cell: Cell, records_file: Path, records: Sequence[Any], logged: Sequence[Logged], outcome: Outcome
+) -> list[dict[str, Any]]:
+    """The rows that a run's files give, with which those of the cell are compared."""
+    made: dict[str, dict[str, Any]] = {}
+    left = {(record["task"], record["doc_id"]): record for record in records if record["failure"] is None}
+    tasks = {record["task"] for record in records}
+    for one in logged:
+        row = one.row
+        keys = [(task, one.doc_id) for task in tasks if one.task in (None, task)]
+        key = next((key for key in keys if key in left), None)
+        where = f"sample {row['id']}"
+        if row["id"] in made:
+            outcome.differ.append(Finding(str(one.file), where, "twice", "once"))
+            continue
+        if key is None:
+            outcome.differ.append(Finding(str(one.file), where, "a score", f"no record in {records_file.name}"))
+            continue
+        record = left.pop(key)
+        if all(isinstance(row[side], str) and LETTER.fullmatch(row[side]) for side in ("prediction", "answer")):
+            outcome.hold(one.file, f"{where}: score", row["score"], float(row["prediction"] == row["answer"]))
+        if isinstance(one.reply, str) and isinstance(record["response"], str):
+            outcome.hold(one.file, f"{where}: reply", *map(_plain, (one.reply, record["response"])))
+        for name, count in one.tokens.items():
+            outcome.hold(one.file, f"{where}: {name}", count, record["tokens"].get(name, count))
+        for when in ("before", "after"):
+            videos = sum(video[f"tokens_{when}"] for video in record["videos"])
+            outcome.hold(records_file, f"{where}: tokens {when}", record["tokens"][f"video_tokens_{when}"], videos)
+        tokens = {
+            f"tokens_{which}": record["tokens"][f"video_tokens_{which}"] for which in ("before", "after", "average")
+        }
+        made[row["id"]] = row | tokens | {"kept": [video.get("kept") for video in record["videos"]]}
+    for task, doc_id in left:
+        name = logged[0].file.name if logged else "the framework's log"
+        outcome.differ.append(Finding(str(records_file), f"sample {task} {doc_id}", "a record", f"none in {name}"))
+    there = {str(row["id"]): row for row in cell["samples"]}
+    for name in sorted(there.keys() ^ made.keys()):
+        says, gives = ("nothing", "a row") if name in made else ("a row", "no such sample")
+        outcome.differ.append(Finding(str(file), f"sample {name}", says, gives))
+    for name in sorted(there.keys() & made.keys()):
+        for column, value in made[name].items():
+            outcome.hold(file, f"sample {name}: {column}", there[name].get(column), value)
+    return sorted(made.values(), key=lambda row: str(row["id"]))
+
+
+def _plain(text: str) -> str:
+    """Without what sheets cannot hold, and white space at the ends."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f]|_x000[0-9A-F]_", "", text).strip()
+
+
+def _reported(file: Path, cell: Cell, records: Path, logged: Sequence[Logged], outcome: Outcome) -> None:
+    """The score that lmms-eval itself came to: that of its file, and the share of right answers where it is one."""
+    results = records.with_name(records.name.replace(EFFICIENCY, "_results.json"))
+    own = read_json(results.read_bytes())["results"]
+    shares = []
+    for task in dict.fromkeys(one.task for one in logged):
+        of_task = [one for one in logged if one.task == task]
+        name, percent = of_task[0].metric, METRICS[of_task[0].metric].percent
+        shares.append(own[task][f"{name},none"] * (1 if percent else 100))
+        counted = recount.percent_right([one.row for one in of_task])
+        if name == "accuracy":
+            outcome.hold(results, f"{task}: {name}", shares[-1], counted)
+        elif abs(shares[-1] - counted) > 1e-6:
+            outcome.notes.append(f"{results}: {task}: lmms-eval weighs questions otherwise ({shares[-1]:.2f} %)")
+    outcome.hold(file, "reported, against lmms-eval's results", cell["reported"], sum(shares) / len(shares))

@@ -1,0 +1,67 @@
+"""Scored answers as the two frameworks log them, read for tango.results.verify apart from what makes cells of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from tango.sweeps.cells import EFFICIENCY
+from tango.sweeps.lmms_cells import METRICS
+from tango.sweeps.vlmeval_cells import ANSWERS, CHOICES, KINDS
+
+
+@dataclass(frozen=True)
+class Logged:
+    """One scored answer in a framework's own files: its file, the record's task and doc_id, and the row of it."""
+
+    file: Path
+    task: str | None
+    doc_id: Any
+    reply: Any
+    tokens: Mapping[str, Any]
+    row: dict[str, Any]
+    metric: str = ""
+
+
+def lmms_rows(file: Path) -> Iterator[Logged]:
+    """Of lmms-eval, beside its file of records."""
+    start = file.name.removesuffix(EFFICIENCY)
+    for log in sorted(file.parent.glob(f"{start}_samples_*.jsonl")):
+        task = log.stem.removeprefix(f"{start}_samples_")
+        for line in filter(None, log.read_bytes().split(b"\n")):
+            sample = json.loads(line)
+            name = next(name for name in METRICS if isinstance(sample.get(name), dict))
+            metric, scored = METRICS[name], sample[name]
+            choice, answer = scored[metric.prediction], scored[metric.answer]
+            row = {
+                "id": str(scored[metric.id]) if metric.id else f"{task}/{sample['doc_id']}",
+                "kind": str(scored[metric.kind]) if metric.kind else task,
+                "score": float(scored.get("score", choice == answer)),
+                "prediction": choice or None,
+                "answer": answer,
+            }
+            counts = sample.get("token_counts") or [{}]
+            yield Logged(log, task, sample["doc_id"], sample.get("filtered_resps"), counts[0] or {}, row, name)
+
+
+def vlmeval_rows(file: Path, records: Sequence[Mapping[str, Any]]) -> Iterator[Logged]:
+    """Of VLMEvalKit, beside its file of records."""
+    scores = file.with_name(file.name.replace(EFFICIENCY, "_score.xlsx"))
+    table = pd.read_excel(scores, keep_default_na=False)
+    kind, choice, answer = (next((name for name in names if name in table), "") for names in (KINDS, CHOICES, ANSWERS))
+    by_id = {str(record["doc_id"]): record["doc_id"] for record in records}
+    for line in table.to_dict("records"):
+        index = str(line["index"])
+        row = {
+            "id": index,
+            "kind": str(line[kind]) if kind else "all",
+            "score": max(0.0, float(line["score"])),
+            "prediction": (line[choice] or None) if choice else None,
+            "answer": line[answer] if answer else None,
+        }
+        yield Logged(scores, None, by_id.get(index, index), line.get("prediction"), {}, row)

@@ -1,0 +1,253 @@
+"""The numbers of tables counted again from the rows and records of cells, for tango.results.verify: nothing here calls
+what made the tables, but for the ends of intervals, which come from one seeded draw and are held against another.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import fmean, pstdev
+from typing import Any
+
+import numpy as np
+
+from tango.results.cells import Cell, Row, benchmarks, device, each_cell, frameworks, machine, reference
+from tango.results.statistics import CORNERS, Scores, bootstrap
+from tango.runs.summary import TITLES
+
+Table = dict[tuple[str, ...], dict[str, Any]]  # columns by what names a line
+KEYS = {
+    "accuracy": ("framework", "name"),
+    "benchmarks": ("benchmark", "framework", "name"),
+    "kinds": ("benchmark", "framework", "name", "kind"),
+    "comparisons": ("framework", "against"),
+    "agreement": ("benchmark", "name", "frameworks"),
+    "efficiency": ("benchmark", "framework", "name"),
+    "published": ("benchmark", "name", "quantity"),
+}
+Z2 = 3.841459  # 95 % of chi squared of one degree of freedom lie below it
+PARTS = {"Avg_ViT_Time": "vit_s", "Avg_Other_Time": "other_s", "Avg_LLM_Prefill_Time": "prefill_s"}
+SPED_UP = ("Total_runtime", "Total_GPU_runtime", "Avg_LLM_Prefill_Time", "Avg_Total_TTFT")
+DRAWS, SEED = 2_000, 20_260  # of the second draw
+APART = 0.5  # standard deviations that the ends of two draws may differ: many times what chance makes of 2,000 draws
+
+
+def times(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The efficiency table of some records (tango.runs.runner.Record as JSON): what tango.runs.summary.TITLES says."""
+    loops: dict[int, list[float]] = {}
+    for record in records:
+        loops.setdefault(record["rank"], []).append(record["wall_s"])
+    timed = [record for record in records if record["failure"] is None and record["timing"] is not None]
+    averaged = [record["timing"] for record in timed if not record["cold"]] or [record["timing"] for record in timed]
+    three = [1000 * (timing["vit_s"] + timing["other_s"] + timing["prefill_s"]) for timing in averaged]
+    each = {name: [1000 * timing[part] for timing in averaged] for name, part in PARTS.items()} | {
+        "Avg_Total_TTFT": three
+    }
+    after_first = math.fsum(timing["decode_s"] for timing in averaged)
+    return {
+        "Total_runtime": max(map(math.fsum, loops.values()), default=0.0),
+        "Total_GPU_runtime": math.fsum(record["timing"]["generate_s"] for record in timed),
+        "Peak_mem": max((record["peak_mem_gb"] for record in records), default=None),
+        **{name: fmean(values) if averaged else None for name, values in each.items()},
+        "Avg_Decoding_Throughput": sum(timing["new_tokens"] - 1 for timing in averaged) / after_first
+        if after_first > 0
+        else None,
+        "spread": {name: _deviation(values) for name, values in each.items()},
+        "samples_timed": len(timed),
+        "samples_averaged": len(averaged),
+        "cold_samples": sum(record["cold"] for record in timed),
+        "ranks": len(loops),
+    }
+
+
+def _deviation(values: Sequence[float]) -> float | None:
+    """Of a sample: over one less than their number."""
+    n = len(values)
+    return pstdev(values) * math.sqrt(n / (n - 1)) if n > 1 else None
+
+
+def tokens(records: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    """Video tokens over all records with an answer, and the share that was kept in the mean over layers."""
+    answered = [record["tokens"] for record in records if record["failure"] is None]
+    before, after = (sum(one.get(f"video_tokens_{when}", 0) for one in answered) for when in ("before", "after"))
+    average = sum(one.get("video_tokens_average", one.get("video_tokens_after", 0)) for one in answered)
+    return {
+        "video_tokens_before": before,
+        "video_tokens_after": after,
+        "video_tokens_average": average,
+        "share_kept": average / before if before else None,
+        "samples": len(answered),
+    }
+
+
+def percent_right(samples: Sequence[Mapping[str, Any]]) -> float:
+    """Right answers counted, of all, in percent."""
+    return 100 * math.fsum(float(row["score"]) for row in samples) / len(samples)
+
+
+def ends(percent: float, n: int) -> tuple[float, float]:
+    """The ends of Wilson's interval in percent: the shares p from which so many right answers of n are 1.96 standard
+    errors away, the roots of (share - p)^2 = 1.96^2 p (1 - p) / n.
+    """
+    share, z = percent / 100, Z2 / n
+    middle, root = (2 * share + z) / (2 + 2 * z), math.sqrt((2 * share + z) ** 2 - 4 * (1 + z) * share**2) / (2 + 2 * z)
+    return 100 * max(0.0, middle - root), 100 * min(1.0, middle + root)
+
+
+def percent_kept(cell: Cell) -> float:
+    """Video tokens kept, of all of a cell's, in percent; NaN without videos."""
+    before = math.fsum(row["tokens_before"] for row in cell["samples"])
+    kept = math.fsum(row.get("tokens_average", row["tokens_after"]) for row in cell["samples"])
+    return 100 * kept / before if before else math.nan
+
+
+def against(one: Row, other: Row | None, names: Sequence[str]) -> dict[str, float]:
+    """difference and share_kept of a line against another on some benchmarks, each with _low and _high; empty where
+    they cannot be compared.
+    """
+    if other is None or any(name not in row.cells for row in (one, other) for name in names):
+        return {}
+    pairs = []
+    for name in names:
+        scores = [{str(row["id"]): float(row["score"]) for row in each.cells[name]["samples"]} for each in (one, other)]
+        if scores[0].keys() != scores[1].keys():
+            return {}
+        pairs.append((np.array(list(scores[0].values())), np.array([scores[1][key] for key in scores[0]])))
+    if one is other:
+        return {f"{name}{end}": value for name, value in (("difference", 0.0), ("share_kept", 100.0))
+                for end in ("", "_low", "_high")}  # fmt: skip
+    mine, theirs = (fmean(percent_right(row.cells[name]["samples"]) for name in names) for row in (one, other))
+    found = {"difference": mine - theirs, "share_kept": 100 * mine / theirs if theirs else math.nan}
+    for quantity, interval, again in zip(found.copy(), bootstrap(pairs), drawn_again(pairs), strict=True):
+        limits = interval.low, interval.high
+        low, high = np.percentile(again, [2.5, 97.5])
+        if not all(abs(a - b) <= APART * float(again.std()) for a, b in zip(limits, (low, high), strict=True)):
+            limits = float(low), float(high)  # the seeded draw is not to be believed
+        found |= {f"{quantity}_low": limits[0], f"{quantity}_high": limits[1]}
+    return found
+
+
+def drawn_again(pairs: Sequence[tuple[Scores, Scores]]) -> tuple[Scores, Scores]:
+    """The bootstrap with another seed, question by question: DRAWS differences in points, and shares in percent.
+
+    Each question has a weight of an exponential distribution, and half a question of each outcome one of Gamma(1/2).
+    """
+    rng = np.random.default_rng(SEED)
+    accuracies = np.zeros((2, DRAWS))
+    for pair in pairs:
+        scores = np.hstack([np.stack(pair), CORNERS])
+        for start in range(0, DRAWS, 200):  # 200 draws at a time, for memory
+            weights = np.hstack([rng.standard_exponential((200, len(pair[0]))), rng.standard_gamma(0.5, (200, 4))])
+            accuracies[:, start : start + 200] += scores @ (weights / weights.sum(axis=1, keepdims=True)).T / len(pairs)
+    return 100 * (accuracies[0] - accuracies[1]), 100 * accuracies[0] / accuracies[1]
+
+
+def recount(rows: Sequence[Row]) -> dict[str, Table]:
+    """The numbers of all tables of some lines, by the tables' names, lines (KEYS) and columns."""
+    names = benchmarks(rows)
+    found: dict[str, Table] = {name: {} for name in KEYS}
+    for row in rows:
+        scores = {n: percent_right(row.cells[n]["samples"]) if n in row.cells else math.nan for n in names}
+        found["accuracy"][row.framework, row.name] = {
+            "method": row.method,
+            "tokens_kept": fmean(percent_kept(cell) for cell in row.cells.values()),
+            **_with_ends(row, scores),
+            "questions": sum(len(cell["samples"]) for cell in row.cells.values()),
+            **against(row, reference(rows, row), names),
+        }
+    for name, row, cell in each_cell(rows):
+        key = (name, row.framework, row.name)
+        asked = cell["samples"]
+        found["benchmarks"][key] = {
+            "method": row.method,
+            "questions": len(asked),
+            **_named("accuracy", percent_right(asked), len(asked)),
+            "tokens_kept": percent_kept(cell),
+            "unparsed": sum(answer["prediction"] is None for answer in asked),
+            **against(row, reference(rows, row), [name]),
+        }
+        for kind in {str(answer["kind"]) for answer in asked}:
+            of_kind = [answer for answer in asked if str(answer["kind"]) == kind]
+            found["kinds"][*key, kind] = {"questions": len(of_kind)} | _named(
+                "accuracy", percent_right(of_kind), len(of_kind)
+            )
+        found["efficiency"][key] = _efficiency(row, name, cell, reference(rows, row))
+    _against_tango(rows, found)
+    _agreement(rows, found["agreement"])
+    return found
+
+
+def _named(name: str, percent: float, n: int) -> dict[str, float]:
+    """A number of right answers in percent, and the ends of its interval."""
+    low, high = ends(percent, n)
+    return {name: percent, f"{name}_low": low, f"{name}_high": high}
+
+
+def _with_ends(row: Row, scores: Mapping[str, float]) -> dict[str, float]:
+    """Accuracies by benchmark, their mean, and their intervals; the mean's distances are root mean squares."""
+    found: dict[str, float] = {}
+    for name, score in scores.items():
+        n = len(row.cells[name]["samples"]) if name in row.cells else 0
+        found |= _named(name, score, n) if n else {name: math.nan, f"{name}_low": math.nan, f"{name}_high": math.nan}
+    mean = math.fsum(scores.values()) / len(scores)
+    reach = {
+        end: math.sqrt(math.fsum((found[name + end] - found[name]) ** 2 for name in scores))
+        for end in ("_low", "_high")
+    }
+    return (
+        found
+        | {"average": mean}
+        | {f"average{end}": mean + sign * reach[end] / len(scores) for end, sign in (("_low", -1), ("_high", 1))}
+    )
+
+
+def _efficiency(row: Row, name: str, cell: Cell, unpruned: Row | None) -> dict[str, Any]:
+    line: dict[str, Any] = {"method": row.method, "device": device(cell), "machine": machine(cell)}
+    line |= {f"{title} ({unit})": cell["efficiency"][title] for title, (unit, _) in TITLES.items()}
+    line |= {f"{title} sd": value for title, value in cell["efficiency"].get("spread", {}).items()}
+    line |= {f"load_{key}": value for key, value in (cell["provenance"].get("load") or {}).items()}
+    base = unpruned.cells.get(name) if unpruned is not None else None
+    for title in SPED_UP:
+        mine, theirs = cell["efficiency"][title], base["efficiency"][title] if base is not None else None
+        same = base is not None and mine and theirs is not None and machine(base) == machine(cell)
+        line[f"{title} speed-up"] = theirs / mine if same else math.nan
+    return line
+
+
+def _against_tango(rows: Sequence[Row], found: dict[str, Table]) -> None:
+    """Tango against each other method and variant at the same retention ratio."""
+    for row in rows:
+        same = [other for other in rows if other.what == ("tango", row.retention_ratio, "")]
+        tango = next((other for other in same if other.framework == row.framework), None)
+        if row.unpruned or tango is None or tango is row or not (line := against(tango, row, benchmarks(rows))):
+            continue
+        low, high = line["difference_low"], line["difference_high"]
+        verdict = "better" if low > 0 else "worse" if high < 0 else "not distinguishable"
+        kept = {"questions": found["accuracy"][row.framework, row.name]["questions"]} | {
+            f"tokens_kept_{which}": found["accuracy"][one.framework, one.name]["tokens_kept"]
+            for which, one in (("tango", tango), ("baseline", row))
+        }
+        found["comparisons"][row.framework, row.name] = line | kept | {"Tango is": verdict}
+
+
+def _agreement(rows: Sequence[Row], table: Table) -> None:
+    """What pairs of frameworks made of the same questions."""
+    order = frameworks(rows)
+    pairs = [(one, other) for one in rows for other in rows if one.what == other.what]
+    for one, other in pairs:
+        if order.index(one.framework) >= order.index(other.framework):
+            continue
+        for name in one.cells.keys() & other.cells.keys():
+            mine, theirs = ({str(row["id"]): row for row in each.cells[name]["samples"]} for each in (one, other))
+            both = mine.keys() & theirs.keys()
+            line: dict[str, Any] = {"questions": len(both), "only_one": len(mine.keys() ^ theirs.keys())}
+            for column, fields in (("answers", ["prediction"]), ("scores", ["score"])):
+                line[f"{column}_differ"] = sum(
+                    mine[key][field] != theirs[key][field] for key in both for field in fields
+                )
+            rows_of_both = [(mine[key], theirs[key]) for key in both]
+            if all("kept" in row for pair in rows_of_both for row in pair):
+                line["kept_differ"] = sum(
+                    (a["tokens_after"], a["kept"]) != (b["tokens_after"], b["kept"]) for a, b in rows_of_both
+                )
+            table[name, one.name, f"{one.framework}, {other.framework}"] = line

@@ -1,0 +1,184 @@
+"""Qwen3-VL in vLLM: videos pruned as tango.models.qwen3_vl does, times as text among the tokens, and deepstack.
+
+A video's item in the prompt holds the times and markers of its frames too, and all placeholders stand in its first
+frame, since how many each frame keeps depends on what is seen. The embeddings of an item then are those of all its
+tokens in their true order, text included, each with its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from vllm.model_executor.models.qwen3_vl import (
+    Qwen3VLDummyInputsBuilder,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLMultiModalProcessor,
+    Qwen3VLProcessingInfo,
+)
+from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.multimodal.inputs import MultiModalFieldConfig
+
+from tango.pruners.video import VideoTokens
+from tango_vllm import mrope, runner
+from tango_vllm.processing import TIMES, PrunedVideos, VideoPlaceholders, with_videos
+from tango_vllm.qwen_vl import QwenParser, QwenTower
+
+runner.call_after_loading(mrope.enable)
+
+
+class Info(Qwen3VLProcessingInfo):
+    """As vLLM's; a video may come without times."""
+
+    def get_data_parser(self) -> QwenParser:
+        merge = self.get_hf_config().vision_config.spatial_merge_size
+        return QwenParser(merge, video_needs_metadata=True, expected_hidden_size=self._get_expected_hidden_size())
+
+    def get_max_video_tokens(self, seq_len: int, mm_counts: Mapping[str, int]) -> int:
+        """As vLLM's, and room for the times and markers of as many frames as a video may have: items hold those too."""
+        processor = self.get_video_processor()
+        frames = processor.max_frames // processor.temporal_patch_size
+        written = len(self.get_tokenizer().encode("<9999.9 seconds>", add_special_tokens=False)) + 2
+        return super().get_max_video_tokens(seq_len, mm_counts) + frames * written
+
+
+def item_tokens(config: Any, tokenizer: Any, times: Any, counts: Sequence[int]) -> list[int]:
+    """The tokens of a video's item: of each frame its time, a marker, so many placeholders, a marker."""
+    return Qwen3VLMultiModalProcessor.get_video_repl(
+        tokens_per_frame=list(counts),
+        timestamps=times,
+        tokenizer=tokenizer,
+        vision_start_token_id=config.vision_start_token_id,
+        vision_end_token_id=config.vision_end_token_id,
+        video_token_id=config.video_token_id,
+    ).full
+
+
+class Processor(PrunedVideos, Qwen3VLMultiModalProcessor):
+    """As vLLM's; of a video's placeholders there are budget()."""
+
+    def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Any) -> Mapping[str, Any]:
+        fields = super()._get_mm_fields_config(hf_inputs, hf_processor_mm_kwargs)
+        return {**fields, TIMES: MultiModalFieldConfig.batched("video", keep_on_cpu=True)}
+
+    def _get_prompt_updates(self, mm_items: Any, hf_processor_mm_kwargs: Any, out_mm_kwargs: Any) -> Sequence[Any]:
+        config, tokenizer = self.info.get_hf_config(), self.info.get_tokenizer()
+        group = config.vision_config.spatial_merge_size**2
+
+        def placeholders(index: int) -> VideoPlaceholders:
+            item = out_mm_kwargs["video"][index]
+            frames, height, width = item["video_grid_thw"].data.tolist()
+            tokens = height * width // group
+            kept = self.pruner.budget(frames, tokens)
+            full = item_tokens(config, tokenizer, item["timestamps"].data, [kept] + [0] * (frames - 1))
+            return VideoPlaceholders(full, None, frames * tokens, kept)
+
+        updates = super()._get_prompt_updates(mm_items, hf_processor_mm_kwargs, out_mm_kwargs)
+        (target,) = (update.target for update in updates if update.modality == "video")
+        return list(with_videos(updates, target, placeholders))
+
+
+class PrunedQwen3VL(QwenTower):
+    """Mixin of vLLM's models: their videos are pruned; `tango` is the method."""
+
+    # -- videos --------------------------------------------------------------------------------------------------
+
+    def _parse_and_validate_video_input(self, **kwargs: Any) -> Any:
+        return super()._parse_and_validate_video_input(**kwargs), kwargs.get(TIMES)  # type: ignore[misc]
+
+    def _process_video_input(self, video_input: Any) -> list[Tensor]:
+        """Of each video the embeddings of its item's tokens, deepstack, and in columns behind them, their places."""
+        videos, times = video_input
+        grids = videos["video_grid_thw"].tolist()
+        packed = videos["pixel_values_videos"].split([t * h * w for t, h, w in grids])
+        return [self._pruned(*video) for video in zip(packed, grids, videos["timestamps"], times, strict=True)]
+
+    def _pruned(self, pixels: Tensor, grid: Sequence[int], written: Any, times: Tensor) -> Tensor:
+        frames, rows, columns = grid[0], grid[1] // self.merge, grid[2] // self.merge
+        parts = self.encoded(pixels, grid)
+        features, deepstack = parts.pop("tokens").split([self.visual_dim, self.multiscale_dim], dim=-1)
+        times = self.frame_times(times, frames) if len(times) else torch.arange(frames)
+        pruned = self.tango.prune_tokens(VideoTokens(features, (rows, columns), times, **parts))
+        order = pruned.indices.argsort(stable=True)
+        indices = pruned.indices[order].cpu()
+
+        tokens = torch.tensor(item_tokens(self.config, self._tokenizer, written, [rows * columns] * frames))
+        visual = tokens == self.config.video_token_id
+        times_kept = (~visual).long()  # text once; a place where a method puts several tokens, so often
+        times_kept[visual] = indices.bincount(minlength=frames * rows * columns)
+        places = self._places(visual, frames, rows, columns).repeat_interleave(times_kept, 0)
+        tokens, visual = (x.repeat_interleave(times_kept).to(features.device) for x in (tokens, visual))
+        text = self.get_language_model().embed_input_ids(tokens)
+        out = torch.cat((text, text.new_zeros(len(text), self.multiscale_dim)), dim=1)
+        extra = deepstack.flatten(0, 1)[indices.to(deepstack.device)]
+        out[visual] = torch.cat((pruned.features[order], extra), dim=1).to(out)
+        return mrope.with_columns(out, torch.cat((places, torch.arange(len(places))[:, None]), dim=1))
+
+    @staticmethod
+    def _places(visual: Tensor, frames: int, rows: int, columns: int) -> Tensor:
+        """Places (n, 3) of an unpruned item's tokens from its start, given which of them are visual."""
+        positions, before = mrope.Positions(), 0
+        for first in visual.nonzero()[:: rows * columns, 0].tolist():
+            positions.text(first - before)
+            positions.add(mrope.grid_places(torch.zeros(1, dtype=torch.int64), rows, columns))
+            before = first + rows * columns
+        return positions.finish(len(visual))[0].T
+
+    def _postprocess_image_embeds_evs(self, image_embeds: Any, image_input: Any) -> Any:
+        return image_embeds
+
+    def _postprocess_video_embeds_evs(self, video_embeds: Any, video_input: Any) -> Any:
+        return video_embeds
+
+    # -- positions -----------------------------------------------------------------------------------------------
+
+    def get_mrope_input_positions(self, input_tokens: list[int], mm_features: Any) -> tuple[Tensor, int]:
+        """Final positions (3, N) of text and images; those of a video's item come with its embeddings."""
+        positions = mrope.Positions()
+        for feature in sorted(mm_features, key=lambda one: one.mm_position.offset):
+            positions.text(feature.mm_position.offset - positions.length)
+            frames, height, width = feature.data[f"{feature.modality}_grid_thw"].data.tolist()
+            rows, columns = height // self.merge, width // self.merge
+            if feature.modality == "image":
+                positions.add(mrope.grid_places(torch.arange(frames), rows, columns))
+            else:
+                length = feature.mm_position.length
+                first = feature.mm_position.offset
+                kept = input_tokens[first : first + length].count(self.config.video_token_id)
+                reach = length - kept + frames * max(rows, columns)
+                positions.add(torch.zeros(length, 3, dtype=torch.int64), reach)
+        return positions.finish(len(input_tokens))
+
+    def recompute_mrope_positions(
+        self, input_ids: Any, multimodal_embeddings: Any, mrope_positions: Tensor, num_computed_tokens: int
+    ) -> tuple[list[Tensor], Tensor, int]:
+        """Embeddings without their columns, and positions with those of the videos among them."""
+        width = self.visual_dim + self.multiscale_dim
+        positions, embeddings = mrope_positions.clone(), list(multimodal_embeddings)
+        if any(rows.shape[1] > width for rows in embeddings):
+            items = [first for first in self._items(input_ids) if first >= num_computed_tokens]
+            for index, rows in enumerate(embeddings):
+                if rows.shape[1] == width:
+                    continue
+                embeddings[index], places = mrope.without_columns(rows, 4)
+                at = int(places[0, 3])  # the number of its first token within its item
+                first = num_computed_tokens if at else items.pop(0)
+                origin = positions[:, first - at - 1 : first - at] + 1  # behind <|vision_start|>
+                positions[:, first : first + len(rows)] = places[:, :3].T.to(positions) + origin
+        return embeddings, positions, int(positions[0, -1]) + 1 - positions.shape[1]
+
+    def _items(self, input_ids: Any) -> list[int]:
+        """Where the items of videos start: behind a <|vision_start|> whose next one has a placeholder behind it."""
+        tokens = torch.as_tensor(input_ids).tolist()
+        starts = [index for index, token in enumerate(tokens[:-1]) if token == self.config.vision_start_token_id]
+        filled = [tokens[index + 1] == self.config.video_token_id for index in starts]
+        return [
+            one + 1 for one, itself, following in zip(starts, filled, filled[1:], strict=False) if following > itself
+        ]
+
+
+@MULTIMODAL_REGISTRY.register_processor(Processor, info=Info, dummy_inputs=Qwen3VLDummyInputsBuilder)
+class TangoQwen3VL(PrunedQwen3VL, Qwen3VLForConditionalGeneration):
+    """Qwen3VLForConditionalGeneration whose videos are pruned; `tango` is the method."""
