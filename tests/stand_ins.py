@@ -19,7 +19,7 @@ from transformers import LlavaOnevisionForConditionalGeneration, SiglipVisionCon
 from tango.models.llava_video import LlavaVideoForConditionalGeneration
 from tango.sweeps.videos import MVBENCH
 
-TOWER = "google/siglip-so400m-patch14-384"
+SIGLIP, TOWER = "google/siglip-so400m-patch14-384", "google/siglip-small-patch8-40"  # the latter's size is read
 VIDEOS = ("fFjv93ACGo8", "N1cdUjctpG8")
 OPTIONS = ["It moves left.", "It moves right.", "It vanishes.", "It stays."]
 OWN_TO_OWNERS = "nturgbd"  # whose clips the published MVBench is without
@@ -54,11 +54,11 @@ def models(folder: Path) -> None:
         head = {name: value for name, value in parts.items() if ".head." in name or ".post_layernorm." in name}
         save_file(head, folder / name / "pooling_head.safetensors")
     save_qwen(folder / "Qwen/Qwen2.5-VL-7B-Instruct")
-    siglip = folder / TOWER
-    siglip.mkdir(parents=True)
-    save_file(parts, siglip / "model.safetensors")
-    config = {"architectures": ["SiglipModel"], "model_type": "siglip", "vision_config": vision}
-    (siglip / "config.json").write_text(json.dumps(config))
+    for siglip in (folder / SIGLIP, folder / TOWER):
+        siglip.mkdir(parents=True)
+        save_file(parts, siglip / "model.safetensors")
+        config = {"architectures": ["SiglipModel"], "model_type": "siglip", "vision_config": vision}
+        (siglip / "config.json").write_text(json.dumps(config))
 
 
 def put(file: Path, content: Any) -> None:

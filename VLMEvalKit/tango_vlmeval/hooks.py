@@ -197,7 +197,8 @@ def _infer(
         evaluate = dataset.evaluate
         dataset.evaluate = lambda eval_file, **judge: _evaluate_answered(evaluate, Path(eval_file), lost, **judge)
         if rank == 0:  # which scores; that of another would end its launcher before
-            RUN.problems.append(f"{model_name} x {name}: {told} and were not scored; {why}")
+            called = Path(result_file).stem.removeprefix(f"{model_name}_")
+            RUN.problems.append(f"{model_name} x {called}: {told} and were not scored; {why}")
     return model
 
 

@@ -4,6 +4,7 @@ Nothing on disk is touched.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
@@ -16,6 +17,7 @@ from huggingface_hub import get_token
 
 SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|API_?KEY|ACCESS_?KEY", re.IGNORECASE)  # in names of variables
 HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{8,}")
+FLAG = re.compile(r"(--[\w-]*(?:key|token|secret|password)[=\s]+)(?!-)\S+", re.IGNORECASE)  # of a command line
 HIDDEN = "[hidden]"
 LEAST = 4  # letters of what is taken for a secret
 
@@ -45,11 +47,16 @@ def mask(text: str) -> str:
     values = {value for name, value in os.environ.items() if SECRET.search(name)} | {get_token() or ""}
     for value in sorted((value for value in values if len(value) >= LEAST), key=len, reverse=True):
         text = text.replace(value, HIDDEN) if value.lower() not in ("true", "false", "none") else text
-    return HUB_TOKEN.sub(HIDDEN, text)
+    return FLAG.sub(rf"\1{HIDDEN}", HUB_TOKEN.sub(HIDDEN, text))
 
 
 def mask_output() -> None:
-    """Whatever this process prints from now on, by whichever logger, passes through mask()."""
+    """Whatever this process prints or logs from now on, also to files, passes through mask()."""
+    factory = logging.getLogRecordFactory()
+    if not getattr(factory, "_tango", False):
+        record = functools.partial(_record_masked, factory)
+        record._tango = True  # type: ignore[attr-defined]
+        logging.setLogRecordFactory(record)
     for stream in (sys.stdout, sys.stderr):
         if stream is not None and not getattr(stream.write, "_tango", False):
             write = functools.partial(_write_masked, stream.write)
@@ -60,6 +67,14 @@ def mask_output() -> None:
 def _write_masked(original: Callable[[str], int], text: str) -> int:
     original(mask(text))
     return len(text)
+
+
+def _record_masked(original: Callable[..., logging.LogRecord], *args: Any, **kwargs: Any) -> logging.LogRecord:
+    record = original(*args, **kwargs)
+    with contextlib.suppress(TypeError, ValueError):  # a message that does not fit its arguments: logging tells so
+        if (message := record.getMessage()) != (masked := mask(message)):
+            record.msg, record.args = masked, None
+    return record
 
 
 def give_up(plugin: str, problems: Iterable[str]) -> NoReturn:

@@ -11,7 +11,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pandas as pd
-from huggingface_hub.constants import HF_HOME
 
 from tango.sweeps.frameworks import LMMS_EVAL, Framework
 from tango.sweeps.preflight import dataset_snapshot
@@ -54,7 +53,7 @@ def absent_videos(framework: Framework, name: str) -> str | None:
         return None
     where = snapshot
     if framework is LMMS_EVAL and name != "MVBench":
-        where = Path(HF_HOME) / UNPACKED[name]
+        where = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser() / UNPACKED[name]  # as it does
     elif name == "LongVideoBench":
         where = snapshot / "videos"
     if not where.is_dir() and any(snapshot.rglob("*.tar*")):

@@ -1,7 +1,9 @@
 """Secrets in what frameworks print, and in what results say of their command."""
 
 import io
+import logging
 import sys
+from pathlib import Path
 
 import pytest
 from loguru import logger
@@ -25,6 +27,10 @@ def secrets(monkeypatch: pytest.MonkeyPatch) -> None:
         ("{'token': 'hf_abc'}", "{'token': '[hidden]'}"),
         ("key=sk-12345,1 true", "key=[hidden],1 true"),  # what is no secret stays
         ("pass word, hf_ofTheFile99 and hf_ofSomebodyElse", "[hidden], [hidden] and [hidden]"),
+        (
+            "run.py --judge-key sk-9 --key=a --max-tokens 32 --hf-token",
+            "run.py --judge-key [hidden] --key=[hidden] --max-tokens 32 --hf-token",
+        ),
         ("hf_home and shelf_abcdefgh", "hf_home and shelf_abcdefgh"),
     ],
 )
@@ -45,6 +51,22 @@ def test_whatever_prints(monkeypatch: pytest.MonkeyPatch) -> None:
     sys.__excepthook__(ValueError, ValueError("hf_abc"), None)
     said = [stream.buffer.getvalue().decode() for stream in streams]  # type: ignore[attr-defined]
     assert said == ["a {'token': '[hidden]'}\nEvaluation tracker args: [hidden]\n", "ValueError: [hidden]\n"]
+
+
+def test_logs_in_files(tmp_path: Path) -> None:
+    before = logging.getLogRecordFactory()
+    handler = logging.FileHandler(tmp_path / "log")
+    mine = logging.getLogger("of a framework")
+    mine.addHandler(handler)
+    try:
+        hooks.mask_output()
+        mine.warning("judge: %s", {"key": "sk-12345"})
+        mine.warning("%d of %s", 3, "these")
+    finally:
+        logging.setLogRecordFactory(before)
+        mine.removeHandler(handler)
+        handler.close()
+    assert (tmp_path / "log").read_text() == "judge: {'key': '[hidden]'}\n3 of these\n"
 
 
 def test_the_command_of_a_result(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     hub = tmp_path / "hf" / "hub"
     for module in (provenance, preflight):
         monkeypatch.setattr(module, "HF_HUB_CACHE", str(hub))
-    monkeypatch.setattr(videos, "HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     return hub
 
 
