@@ -42,7 +42,7 @@ UP = Import("tango.pruners.base", "tango.models", "function")
 SHARED = {f"tango.pruners.{name}" for name in ("base", "video", "trace", "budget", "in_llm")}
 
 # Ceilings, counted after `ruff format`. They only ever go down.
-PATH_FILES, PATH_LINES = 13, 2_075  # entered by one generate() of LLaVA-OneVision with Tango; 2,000 were the aim
+PATH_FILES, PATH_LINES = 13, 2_000  # entered by one generate() of LLaVA-OneVision with Tango
 METHOD_LINES = 1_000  # tango/ops/ and tango/pruners/tango.py together
 ALL_LINES = 17_500  # tango/
 

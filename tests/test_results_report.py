@@ -88,6 +88,54 @@ def test_both_frameworks_in_one_table(tmp_path: Path, cells: list[dict[str, Any]
     assert not (tmp_path / "agreement.csv").exists()  # of what is not there any more
 
 
+def test_times_of_a_busy_machine_are_told(tmp_path: Path, cells: list[dict[str, Any]]) -> None:
+    quiet = {"start": 0.2, "end": 1.9, "cores": 2, "waited": 0.01}
+    for cell in cells[:2]:
+        cell["provenance"]["load"] = quiet
+        cell["efficiency"]["spread"] = {"Avg_Total_TTFT": 1.25, "Avg_ViT_Time": None}
+    made = write_results(cells, tmp_path, "x")
+    readme = (tmp_path / "README.md").read_text()
+    assert (
+        "load at the start and end of cells was 0.2 to 1.9 on 2 cores, and they waited for a core for up to 1 %"
+        in readme
+    )
+    assert not made.remarks and "25.00 ± 1.25" in readme and "10.00 ± 1.25" in readme
+    times = read(tmp_path / "efficiency.csv")
+    assert times["Avg_Total_TTFT sd"].tolist()[:2] == [1.25, 1.25] and times["load_waited"].tolist()[:2] == [0.01, 0.01]
+    cells[1]["provenance"]["load"] = {"start": 9.1, "end": 14.2, "cores": 2, "waited": 0.43}
+    made = write_results(cells, tmp_path, "x")
+    assert made.remarks == [
+        "Tango 10 % on MotionQA in lmms-eval ran on a busy machine, so its times say little: load 9.1 to 14.2 on 2 "
+        "cores, 43 % of the time waiting for a core"
+    ]
+    assert made.remarks[0] in (tmp_path / "README.md").read_text()
+
+
+def test_frameworks_whose_times_are_far_apart_are_told(tmp_path: Path) -> None:
+    cells = [made_up("tango", 0.1, [1], ttft=1792.0), made_up("tango", 0.1, [1], framework="VLMEvalKit", ttft=367.0)]
+    assert write_results(cells, tmp_path, "x").remarks == [
+        "Tango 10 % on MotionQA: lmms-eval took 1792 ms to the first token, VLMEvalKit 367 ms on the same machine, so "
+        "one of them was disturbed or did something else"
+    ]
+    cells[1]["provenance"]["device"]["name"] = "Another"  # times of different machines say nothing
+    assert not write_results(cells, tmp_path, "x").remarks
+    cells[1] = made_up("tango", 0.1, [1], framework="VLMEvalKit", ttft=1500.0)
+    assert not write_results(cells, tmp_path, "x").remarks
+
+
+def test_numbers_stand_beside_every_interval(tmp_path: Path, cells: list[dict[str, Any]]) -> None:
+    for cell in cells:
+        cell["samples"] = [row | {"score": 1.0} for row in cell["samples"][:6]]
+    write_results(cells, tmp_path, "x")
+    readme = (tmp_path / "README.md").read_text()
+    assert "100.0 [100.0, 100.0]" not in readme and "[+0.0, +0.0]" not in readme
+    assert readme.count("| 100.0 [61.0, 100.0] |") == 3 and "Tango is not distinguishable (n = 6)" in readme
+    assert readme.count("|   6 |") == 3 and "colour (n = 3)" in readme
+    assert "& 6 & 100.0 [61.0, 100.0] &" in (tmp_path / "accuracy.tex").read_text()
+    for name in ("accuracy", "benchmarks", "kinds", "comparisons"):
+        assert (read(tmp_path / f"{name}.csv")["questions"] == (3 if name == "kinds" else 6)).all()
+
+
 def test_without_the_unpruned_model_there_is_nothing_to_compare_with(tmp_path: Path, cells: list[Any]) -> None:
     write_results(cells[1:2], tmp_path, "x")
     assert "share_kept" not in read(tmp_path / "accuracy.csv")

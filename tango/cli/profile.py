@@ -53,6 +53,7 @@ def profile(
 
     The ways take turns, so that a machine that gets slower or faster does so for all of them.
     """
+    from tango.inference.files import write_whole
     from tango.runs.provenance import provenance
 
     if output is not None:
@@ -73,7 +74,7 @@ def profile(
     if output is not None:
         whole = next(iter(tokens.values()))["video_tokens_before"]
         origin = f"{path}, {whole:.0f} tokens; each way {repeats} times in turn after {warmup} not counted"
-        output.write_text(page(series, tokens, provenance(checkpoint.device), origin), encoding="utf-8")
+        write_whole(output, page(series, tokens, provenance(checkpoint.device), origin))
     if as_json:
         print_json(
             {"video": path, "model": checkpoint.described, "repeats": repeats, "warmup": warmup}

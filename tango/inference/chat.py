@@ -239,6 +239,8 @@ class Chat:
         width, count = inputs["input_ids"].shape[1], reply.shape[1]
         inputs["input_ids"] = torch.cat((inputs["input_ids"], reply), 1)
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        if "mm_token_type_ids" in inputs:
+            inputs["mm_token_type_ids"] = torch.nn.functional.pad(inputs["mm_token_type_ids"], (0, count))
         with torch.inference_mode():
             logits = model(**inputs, **extra, logits_to_keep=count + 1).logits[0, -count - 1 : -1].float()
         chosen = torch.log_softmax(logits, -1).gather(1, reply[0, :, None].to(logits.device))

@@ -13,7 +13,7 @@ def write_whole(path: Path, content: bytes | str) -> None:
     file as it was before; if this fails, it stays so.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: it cannot be written; names the file.
     """
     data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
@@ -23,8 +23,10 @@ def write_whole(path: Path, content: bytes | str) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except BaseException:
+    except BaseException as error:
         partial.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     sync_folder(path.parent)
 

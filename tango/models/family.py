@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from tango.models import refusals
@@ -24,7 +24,6 @@ from tango.models.prompt import Edit, PaddingSide, Prompt, columns_left, take, w
 from tango.pruners.base import Pruner
 from tango.pruners.video import Pruned, VideoTokens
 
-NO_TIMES = "frames are taken to be 1 s apart; pass video_timestamps, or video_metadata with the frames' rate"
 # The parts of VideoTokens that a method may need beside features, grid and timestamps.
 PARTS = frozenset({"saliency", "segment_features", "frame_vectors", "keys", "key"})
 
@@ -157,7 +156,7 @@ class Family(ABC):
                 parts["timestamps"] = self.timestamps(timestamps, frames)
             if "timestamps" not in parts:
                 if self.reads_times and frames > 1:
-                    warnings.warn(NO_TIMES, stacklevel=2)  # Python says it once
+                    warnings.warn(refusals.NO_TIMES, stacklevel=2)  # Python says it once
                 parts["timestamps"] = torch.arange(frames)
             try:
                 tokens = VideoTokens(**parts, key=key)
@@ -214,9 +213,3 @@ class Family(ABC):
         elif not unchanged and (self.keep_positions or not bool(real.all())):
             mask = attended.long()  # without a mask, gaps would be taken for starts of other sequences
         return Prompt(out.contiguous(), extra, mask, positions, source, spans, visual, following, unchanged)
-
-
-def language_model(model: Any) -> nn.Module:
-    """The decoder, without its output projection; the same in all families."""
-    decoder: nn.Module = model.model.language_model
-    return decoder

@@ -291,3 +291,9 @@ def rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def take_rows(tensor: Tensor, source: Tensor) -> Tensor:
     """Rows of (B or 1, N, d) at source (B, n')."""
     return take(tensor.expand(len(source), -1, -1), source)
+
+
+def language_model(model: Any) -> nn.Module:
+    """The decoder, without its output projection; the same in all families."""
+    decoder: nn.Module = model.model.language_model
+    return decoder

@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tango.models import refusals
 from tango.models.attention import from_attention
-from tango.models.family import Family, PlacedVideo, language_model
-from tango.models.pooling_head import load_pooling_head
+from tango.models.family import Family, PlacedVideo
+from tango.models.in_llm import language_model
+from tango.models.pooling_head import load_pooling_head, pooled
 from tango.models.prompt import Edit
 from tango.models.tower import joined, recorded, weight
 from tango.pruners.base import Pruner, full_precision
@@ -23,6 +25,7 @@ __all__ = ["FAMILY", "LlavaOnevision", "language_model", "vision_modules"]
 
 # The tower sees no more frames at once, so that its memory does not grow with the video.
 FRAMES_PER_CALL = 64
+IMAGE_OPTIONS = ("image_sizes", "vision_feature_layer", "vision_feature_select_strategy", "batch_num_images")
 VECTORS = ("segment_features", "frame_vectors")
 
 
@@ -50,9 +53,7 @@ class LlavaOnevision(Family):
     def __init__(self, model: Any, pruner: Pruner) -> None:
         self.tower = model.model.vision_tower
         if not hasattr(self.tower, "encoder") or not hasattr(self.tower, "post_layernorm"):
-            raise TypeError(
-                f"{self.title} is supported with a SigLIP vision tower, not with {type(self.tower).__name__}"
-            )
+            raise refusals.other_tower(self.title, self.tower)
         super().__init__(model, pruner)
         self.vectors = [name for name in VECTORS if name in self.needs]
         self.head_saliency = "saliency" in self.needs and self.saliency == "pooling_head"
@@ -122,15 +123,14 @@ class LlavaOnevision(Family):
                 if self.head_saliency:
                     of_patches["saliency"] = weights.mean(1)
                 if self.vectors:
-                    parts |= dict.fromkeys(self.vectors, self.head.pooled(normed, weights))
+                    parts |= dict.fromkeys(self.vectors, pooled(self.head, normed, weights))
             for name, values in of_patches.items():  # (F, P), or (F, P, width)
-                pooled = core.apply_pooling(values.flatten(2) if values.dim() > 2 else values[..., None])
-                parts[name] = pooled.view(*pooled.shape[:2], *values.shape[2:])
+                tokens = core.apply_pooling(values.flatten(2) if values.dim() > 2 else values[..., None])
+                parts[name] = tokens.view(*tokens.shape[:2], *values.shape[2:])
         return parts
 
     def image_features(self, inputs: Mapping[str, Any]) -> Tensor:
-        names = ("image_sizes", "vision_feature_layer", "vision_feature_select_strategy", "batch_num_images")
-        options = {name: inputs.get(name) for name in names}
+        options = {name: value for name, value in inputs.items() if name in IMAGE_OPTIONS}
         images = self.core.get_image_features(inputs["pixel_values"], return_dict=True, **options)
         return torch.cat(images.pooler_output)
 

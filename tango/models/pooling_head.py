@@ -15,6 +15,8 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from torch.nn import functional as F
+from transformers.activations import ACT2FN
 
 from tango.models.tower import PoolingHead, weight
 
@@ -43,7 +45,7 @@ def load_pooling_head(tower: Any, checkpoint: str | None, given: str | None, wit
 
     checkpoint: where the model came from, a folder or hub id (`model.config._name_or_path`).
     given: a .safetensors file, a folder or a hub id to read it from, and only from there.
-    with_output: read what PoolingHead.pooled() needs, too.
+    with_output: read what pooled() needs, too.
 
     Raises FileNotFoundError, saying what to download or pass, if the head is nowhere; ValueError for tensors that are
     missing or of another shape than the tower's, and for files that are not safetensors.
@@ -57,6 +59,18 @@ def load_pooling_head(tower: Any, checkpoint: str | None, given: str | None, wit
     if files is None:
         raise FileNotFoundError(missing(tower.config, tried))
     return PoolingHead(read(files, names, tensor_shapes(tower.config)), tower.config)
+
+
+def pooled(head: PoolingHead, normed: Tensor, weights: Tensor) -> Tensor:
+    """The head's output (F, D) for what its attention() returned."""
+    t = head.tensors
+    frames, _, width = normed.shape
+    value, bias = t["head.attention.in_proj_weight"].chunk(3)[2], t["head.attention.in_proj_bias"].chunk(3)[2]
+    mixed = torch.einsum("fhd,hod->fho", weights @ normed, value.view(head.heads, -1, width)).reshape(frames, width)
+    out = F.linear(mixed + bias, t["head.attention.out_proj.weight"], t["head.attention.out_proj.bias"])
+    inner = F.layer_norm(out, (width,), t["head.layernorm.weight"], t["head.layernorm.bias"], head.eps)
+    inner = ACT2FN[head.activation](F.linear(inner, t["head.mlp.fc1.weight"], t["head.mlp.fc1.bias"]))
+    return out + F.linear(inner, t["head.mlp.fc2.weight"], t["head.mlp.fc2.bias"])
 
 
 def own_head(tower: Any, names: Sequence[str]) -> dict[str, Tensor]:

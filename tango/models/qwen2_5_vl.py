@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tango.models.family import language_model
+from tango.models.in_llm import language_model
 from tango.models.prompt import written
 from tango.models.qwen_vl import QwenVL, vision_modules
 from tango.pruners.base import Pruner

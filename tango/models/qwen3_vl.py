@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tango.models.family import language_model
+from tango.models.in_llm import language_model
 from tango.models.prompt import Prompt
 from tango.models.qwen_vl import QwenVL, vision_modules
 from tango.pruners.base import Pruner

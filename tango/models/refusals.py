@@ -8,6 +8,7 @@ UNSUPPORTED = (
     "encoder_repetition_penalty", "encoder_no_repeat_ngram_size", "penalty_alpha", "dola_layers", "force_words_ids",
     "constraints",
 )  # fmt: skip
+NO_TIMES = "frames are taken to be 1 s apart; pass video_timestamps, or video_metadata with the frames' rate"
 
 
 def assistant(model: Any, method: str) -> ValueError:
@@ -23,6 +24,11 @@ def unsupported(name: str, value: Any) -> ValueError:
     text = repr(value)
     shown = text if len(text) < 60 and "\n" not in text else type(value).__name__
     return ValueError(f"{name}={shown} does not work while a pruner is attached; leave it out")
+
+
+def other_tower(family: str, tower: Any) -> TypeError:
+    """A LLaVA model with another vision tower than SigLIP's."""
+    return TypeError(f"{family} is supported with a SigLIP vision tower, not with {type(tower).__name__}")
 
 
 def encoded_already() -> ValueError:

@@ -19,7 +19,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
 
 from tango.models import refusals
 from tango.models.cache import held_by, next_tokens
@@ -38,10 +37,8 @@ class Seam:
     another thread waits, also while this one streams.
     """
 
-    def __init__(
-        self, model: nn.Module, family: Family, pruner: Pruner, decoder_pruner: DecoderPruner | None = None
-    ) -> None:
-        self.model: Any = model
+    def __init__(self, model: Any, family: Family, pruner: Pruner, decoder_pruner: DecoderPruner | None) -> None:
+        self.model = model
         self.family = family
         self.pruner = pruner
         self.decoder_pruner = decoder_pruner
@@ -78,12 +75,12 @@ class Seam:
         """
         with self.lock:
             self._begin()
-            self._generating = True
+            self.session.videos, self._generating = [], True
             try:
                 return original(**self._call(inputs))
             finally:
                 self._generating = False
-                self._begin(keep_records=True)
+                self._begin()
 
     def forward(self, original: Callable[..., Any], inputs: dict[str, Any]) -> Any:
         """Run the replaced method, on the pruned prompt where it is called by hand."""
@@ -93,6 +90,7 @@ class Seam:
                 inputs = without_cache(inputs, *self._uncached, self.model.get_input_embeddings())
             elif not self._generating:
                 self._begin()
+                self.session.videos = []
                 inputs = by_hand(inputs, self.family, self.decoder_pruner, self.prune)
             held, self._filling = self._filling, None
             output = original(**inputs)
@@ -100,10 +98,8 @@ class Seam:
                 setattr(cache, HELD, held)
             return output
 
-    def _begin(self, keep_records: bool = False) -> None:
+    def _begin(self) -> None:
         """Forget what an earlier call has left, which may have failed."""
-        if not keep_records:
-            self.session.videos = []
         self._uncached = self._filling = None
         self._arm(None)
 

@@ -4,13 +4,12 @@ What is computed from the tower's queries and keys is in attention.py. All in fp
 """
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers.activations import ACT2FN
 
 
 @contextlib.contextmanager
@@ -48,7 +47,7 @@ class PoolingHead:
     """SigLIP's attention pooling (arXiv 2303.15343): a learned probe attends to all patches of a frame.
 
     tensors: by their names below the vision model, see tango.models.pooling_head, which reads them; those of the output
-    only where pooled() is wanted. config: a SiglipVisionConfig.
+    only where pooled() there is wanted. config: a SiglipVisionConfig.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor], config: Any) -> None:
@@ -56,7 +55,7 @@ class PoolingHead:
         self.tensors = {name: tensor.detach().to(torch.float32, copy=True) for name, tensor in tensors.items()}
         self.heads: int = config.num_attention_heads
         self.eps: float = config.layer_norm_eps
-        self.activation: Callable[[Tensor], Tensor] = ACT2FN[config.hidden_act]
+        self.activation: str = config.hidden_act
         query, key, _ = self.tensors["head.attention.in_proj_weight"].chunk(3)
         bias = self.tensors["head.attention.in_proj_bias"].chunk(3)[0]
         # One query a frame, so no key is needed: q . (W x + b) = (W^T q) . x + a constant that softmax cancels.
@@ -71,17 +70,6 @@ class PoolingHead:
         weight, bias = self.tensors["post_layernorm.weight"], self.tensors["post_layernorm.bias"]
         normed = F.layer_norm(hidden.float(), weight.shape, weight, bias, self.eps)
         return normed, torch.softmax(self.tensors["folded"] @ normed.mT, dim=-1)
-
-    def pooled(self, normed: Tensor, weights: Tensor) -> Tensor:
-        """The head's output (F, D) for what attention() returned."""
-        t = self.tensors
-        frames, _, width = normed.shape
-        value, bias = t["head.attention.in_proj_weight"].chunk(3)[2], t["head.attention.in_proj_bias"].chunk(3)[2]
-        mixed = torch.einsum("fhd,hod->fho", weights @ normed, value.view(self.heads, -1, width)).reshape(frames, width)
-        out = F.linear(mixed + bias, t["head.attention.out_proj.weight"], t["head.attention.out_proj.bias"])
-        inner = F.layer_norm(out, (width,), t["head.layernorm.weight"], t["head.layernorm.bias"], self.eps)
-        inner = self.activation(F.linear(inner, t["head.mlp.fc1.weight"], t["head.mlp.fc1.bias"]))
-        return out + F.linear(inner, t["head.mlp.fc2.weight"], t["head.mlp.fc2.bias"])
 
 
 def joined(chunks: Iterable[Mapping[str, Tensor]], length: int) -> dict[str, Tensor]:

@@ -161,7 +161,7 @@ def assign(points: Tensor, peaks: Peaks, memory_limit: float = 256, by_score: bo
     centres = centres.clamp(max=size - 1)
     table, base = points.flatten(0, 1), size * torch.arange(groups, device=points.device)[:, None]
     near = points.gather(1, centres[..., None].expand(-1, -1, dim))
-    half = _half_squares(points)
+    half = torch.linalg.vector_norm(points, dim=-1).square_() / 2
     slack = _slack(half, dim)
     # A copy of an earlier point has score 0. The original is then a centre too: no other point may join the copy.
     half = half.gather(1, centres).masked_fill_(scores <= 0, torch.inf)
@@ -208,7 +208,7 @@ def _scores(points: Tensor, real: Tensor, k: int, itself: bool, strict: bool, ed
     A set of more than `edge` points is alone, and its closenesses are taken in blocks.
     """
     groups, size, dim = points.shape
-    table, half = points.reshape(-1, dim), _half_squares(points)
+    table, half = points.reshape(-1, dim), torch.linalg.vector_norm(points, dim=-1).square_() / 2
     slack, half = _slack(half, dim), half.masked_fill(~real, torch.inf)
     needed = min(max(1, k - itself), size)
     listed, rows_at_once = min(needed + SPARE, size), max(1, edge * edge // size)
@@ -300,11 +300,6 @@ def _rank(density: Tensor, strict: bool) -> Tensor:
         equal = torch.nn.functional.pad(density[..., 1:] == density[..., :-1], (1, 0))
         places = places.masked_fill(equal, 0).cummax(-1).values
     return torch.empty_like(order).scatter_(-1, order, places)
-
-
-def _half_squares(points: Tensor) -> Tensor:
-    lengths: Tensor = torch.linalg.vector_norm(points, dim=-1)
-    return lengths.square_() / 2
 
 
 def _slack(half: Tensor, width: int) -> Tensor:

@@ -1,15 +1,13 @@
 """Cutting a video into segments of similar frames.
 
-Tango, arXiv 2604.09547, temporal segmentation (step 2): "holitom" (largest gain from static tokens, by dynamic
-programming) and "fastvid" (cuts where neighbouring frames differ). Pure functions on tensors.
+Tango, arXiv 2604.09547, temporal segmentation (step 2), as in HoliTom: the largest gain from static tokens, by dynamic
+programming. The other way, FastVID's cuts where neighbouring frames differ, is in cuts.py. Pure functions on tensors.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-
-CUTS = 7  # fastvid cuts at the seven least similar places at least
 
 
 def neighbour_similarity(features: Tensor, block_bytes: int = 8 << 20) -> Tensor:
@@ -46,8 +44,6 @@ def holitom(similarity: Tensor, threshold: float, max_window: int | None = None)
         (S,) int64 on the CPU, frames in each segment.
     """
     pairs, frames = len(similarity), len(similarity) + 1
-    if frames == 1:
-        return torch.ones(1, dtype=torch.int64)
     # run[i, l]: how many pairs in a row, ending with pair i, are static at position l. A window of g + 1 frames ending
     # at frame i + 1 has as many static positions as run[i] has entries of at least g: counts of run lengths suffice.
     order = torch.arange(pairs, device=similarity.device)[:, None]
@@ -70,9 +66,9 @@ def holitom(similarity: Tensor, threshold: float, max_window: int | None = None)
     return torch.tensor(sizes[::-1], dtype=torch.int64)
 
 
-def holitom_threshold(retention_ratio: float) -> float:
-    """The similarity threshold that HoliTom (arXiv 2505.21334) and Tango were published with at a retention ratio."""
-    return 0.65 if retention_ratio <= 0.1 else 0.8
+def holitom_threshold(retention_ratio: float, threshold: float | None) -> float:
+    """The threshold, or what HoliTom (arXiv 2505.21334) and Tango were published with at a retention ratio."""
+    return threshold if threshold is not None else 0.65 if retention_ratio <= 0.1 else 0.8
 
 
 def static_places(similarity: Tensor, sizes: Tensor, threshold: float) -> Tensor:
@@ -86,25 +82,7 @@ def static_places(similarity: Tensor, sizes: Tensor, threshold: float) -> Tensor
     """
     static = torch.zeros(len(sizes), similarity.shape[1], dtype=torch.bool)
     several, ends = sizes > 1, sizes.cumsum(0)
-    if bool(several.any()):
-        order = torch.arange(len(similarity))[:, None]
-        broken = torch.where(similarity > threshold, -1, order).cummax(0).values
-        static[several] = broken[ends[several] - 2] < (ends - sizes)[several, None]
+    order = torch.arange(len(similarity))[:, None]
+    broken = torch.where(similarity > threshold, -1, order).cummax(0).values
+    static[several] = broken[ends[several] - 2] < (ends - sizes)[several, None]
     return static
-
-
-def fastvid(frame_vectors: Tensor, threshold: float, cuts: int = CUTS) -> Tensor:
-    """Cut between neighbouring frames that are among the `cuts` least similar pairs, or less similar than a threshold.
-
-    Args:
-        frame_vectors: (F, E) one vector a frame. threshold: pairs with a cosine below it are cut in any case.
-        cuts: how many places to cut at least, where there are as many.
-
-    Returns:
-        (S,) int64 on the CPU, frames in each segment.
-    """
-    similarity = neighbour_similarity(frame_vectors[:, None])[:, 0].cpu()
-    cut = similarity < threshold
-    cut[similarity.sort(stable=True).indices[:cuts]] = True
-    ends = torch.cat([cut.nonzero()[:, 0] + 1, torch.tensor([len(frame_vectors)])])
-    return torch.diff(ends, prepend=torch.zeros(1, dtype=torch.int64))

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,10 +19,8 @@ from tango.pruners import trace
 from tango.pruners.budget import fit
 from tango.pruners.in_llm import LayerPruning
 from tango.pruners.settings import OneOf, PositiveShare, Saliency, check_settings
+from tango.pruners.unmerged import whole
 from tango.pruners.video import Pruned, VideoTokens, as_times
-
-if TYPE_CHECKING:
-    from torch import nn
 
 
 @dataclass
@@ -107,17 +105,11 @@ class Pruner(ABC):
 
     def prune_tokens(self, video: VideoTokens) -> Pruned:
         """The same for a video that is a VideoTokens already."""
-        prune = self._whole if self.retention_ratio == 1 else self._prune
+        prune = whole if self.retention_ratio == 1 else self._prune
         traces = trace.TRACES.get()
         # What is worked out on the host stays there, also under torch.set_default_device("cuda").
         with torch.device("cpu") if torch.get_default_device().type != "cpu" else nullcontext():
             return prune(video) if traces is None else trace.recorded(traces, self, video, prune)
-
-    @staticmethod
-    def _whole(video: VideoTokens) -> Pruned:
-        """Every token as it came."""
-        tokens = video.features.flatten(0, 1)
-        return Pruned(torch.arange(len(tokens), device=tokens.device), tokens, torch.tensor([len(video.features)]))
 
     @abstractmethod
     def _prune(self, video: VideoTokens) -> Pruned:
@@ -131,18 +123,14 @@ class Pruner(ABC):
         return max(1, round(self.retention_ratio * (frames * tokens)))
 
     def exactly(self, pruned: Pruned, features: Tensor, ranking: Tensor) -> Pruned:
-        """What was pruned; with exact_budget, less its tokens that rank lowest or with the highest of the others.
+        """What was pruned; with exact_budget, less its tokens of lowest ranking (F, L), or with the highest others.
 
-        For methods whose steps do not give budget() tokens. Tokens that are added are not merged.
-
-        Args:
-            pruned: what the method keeps of features (F, L, D).
-            ranking: (F, L) what the method tells tokens apart by, the higher the sooner kept.
+        For methods whose steps do not give budget() tokens of features (F, L, D). What is added is not merged.
         """
         frames, tokens, _ = features.shape
         return fit(pruned, features, ranking, self.budget(frames, tokens)) if self.exact_budget else pruned
 
-    def __call__(self, model: nn.Module) -> AbstractContextManager[Any]:
+    def __call__(self, model: torch.nn.Module) -> AbstractContextManager[Any]:
         """Attach to a model for the length of a `with` block; gives the session that records what was pruned."""
         from tango.models import attach  # here, so that prune() works without transformers
 
@@ -161,13 +149,6 @@ def zero_sinks(saliency: Tensor, sink_tokens: Sequence[int] | None) -> Tensor:
     if max(sink_tokens) >= saliency.shape[1]:
         raise ValueError(f"sink_tokens {tuple(sink_tokens)}: a frame has positions 0 to {saliency.shape[1] - 1} only")
     return saliency.index_fill(1, torch.tensor(sink_tokens, device=saliency.device), 0.0)
-
-
-def keep(features: Tensor, indices: Tensor) -> Pruned:
-    """Keep tokens unmerged at their places: features (F, L, D), indices (K,) flat; the video is one segment."""
-    indices = indices.to(features.device)
-    frames, _, dim = features.shape
-    return Pruned(indices, features.reshape(-1, dim)[indices], torch.tensor([frames]))
 
 
 @contextmanager

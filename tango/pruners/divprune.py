@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from tango.ops.density import distances
-from tango.pruners.base import Pruner, full_precision, keep
+from tango.pruners.base import Pruner, full_precision
 from tango.pruners.budget import evenly
 from tango.pruners.settings import OneOf
+from tango.pruners.unmerged import keep
 from tango.pruners.video import Pruned, VideoTokens
 
 SCOPES = ("video", "frame")

@@ -12,9 +12,10 @@ from typing import Annotated, ClassVar
 import torch
 from torch import Tensor
 
-from tango.pruners.base import Pruner, full_precision, keep
+from tango.pruners.base import Pruner, full_precision
 from tango.pruners.budget import apportion
 from tango.pruners.settings import OneOf, Share
+from tango.pruners.unmerged import keep
 from tango.pruners.video import Pruned, VideoTokens
 
 ORDERS = ("published", "ascending")

@@ -12,8 +12,9 @@ from typing import Annotated, ClassVar
 import torch
 from torch import Tensor
 
-from tango.pruners.base import Pruner, full_precision, keep
+from tango.pruners.base import Pruner, full_precision
 from tango.pruners.settings import OneOf
+from tango.pruners.unmerged import keep
 from tango.pruners.video import Pruned, VideoTokens
 
 PRECISIONS = ("full", "features")

@@ -7,9 +7,10 @@ from typing import ClassVar
 
 import torch
 
-from tango.pruners.base import Pruner, keep
+from tango.pruners.base import Pruner
 from tango.pruners.in_llm import LayerPruning, check_layer
 from tango.pruners.settings import Count
+from tango.pruners.unmerged import keep
 from tango.pruners.video import Pruned, VideoTokens
 
 

@@ -9,8 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from tango.ops.cuts import fastvid
 from tango.ops.merging import segment_sums
-from tango.ops.segmentation import fastvid
 from tango.pruners import trace
 from tango.pruners.base import Pruner, full_precision
 from tango.pruners.peaks import ChoosePeaks, plain_peaks

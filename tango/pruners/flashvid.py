@@ -9,14 +9,15 @@ from typing import Annotated, ClassVar
 import torch
 from torch import Tensor
 
+from tango.ops.cuts import fastvid
 from tango.ops.density import assign, density_peaks
 from tango.ops.merging import segment_sums
-from tango.ops.segmentation import fastvid
 from tango.pruners import trace
-from tango.pruners.base import Pruner, full_precision, keep
+from tango.pruners.base import Pruner, full_precision
 from tango.pruners.in_llm import LayerPruning, before_layer, prefill_ratio
 from tango.pruners.settings import Cosine, Count, OneOf, Positive, PositiveShare, Saliency, Share, reject
 from tango.pruners.similarity import most_similar
+from tango.pruners.unmerged import keep
 from tango.pruners.video import Pruned, VideoTokens
 
 EXPANSION = 1.25  # of the published settings, 28 / (20 + 8 * 0.3) = 36 / (28 + 8 * 0.1)

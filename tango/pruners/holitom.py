@@ -112,9 +112,7 @@ class HoliTom(Pruner):
         self, features: Tensor, saliency: Tensor, still: Callable[[Tensor], Tensor] | None, peaks: ChoosePeaks
     ) -> Pruned:
         frames, tokens, dim = features.shape
-        threshold = self.similarity_threshold
-        if threshold is None:
-            threshold = holitom_threshold(self.retention_ratio)
+        threshold = holitom_threshold(self.retention_ratio, self.similarity_threshold)
         similarity = neighbour_similarity(features.detach())
         sizes = holitom(similarity, threshold, self.max_window)
         starts = (sizes.cumsum(0) - sizes).tolist()

@@ -8,9 +8,10 @@ from typing import Annotated, ClassVar
 
 import torch
 
-from tango.pruners.base import Pruner, keep
+from tango.pruners.base import Pruner
 from tango.pruners.budget import token_budget
 from tango.pruners.settings import Integer
+from tango.pruners.unmerged import keep
 from tango.pruners.video import Pruned, VideoTokens
 
 

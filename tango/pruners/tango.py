@@ -14,10 +14,11 @@ from typing import Annotated, ClassVar
 import torch
 from torch import Tensor
 
+from tango.ops.cuts import fastvid
 from tango.ops.density import cluster
 from tango.ops.merging import merge, segment_sums, take
 from tango.ops.rope import rope_sections, rotate_rows
-from tango.ops.segmentation import fastvid, holitom, holitom_threshold, neighbour_similarity, static_places
+from tango.ops.segmentation import holitom, holitom_threshold, neighbour_similarity, static_places
 from tango.ops.selection import select
 from tango.pruners import trace
 from tango.pruners.base import Pruner, full_precision, zero_sinks
@@ -127,7 +128,8 @@ class Tango(Pruner):
             if inside is None:
                 return self
             ratio = prefill_ratio(self.retention_ratio, layers, inside.layer, inside.retention)
-        return replace(self, retention_ratio=ratio, similarity_threshold=self._threshold())
+        threshold = holitom_threshold(self.retention_ratio, self.similarity_threshold)
+        return replace(self, retention_ratio=ratio, similarity_threshold=threshold)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -171,7 +173,7 @@ class Tango(Pruner):
 
         if trace.RECORDER.get() is not None:
             trace.static(static.repeat_interleave(sizes, 0))
-            _trace(sets, salient, rest, stand, labels)
+            trace.sets(sets, salient, rest, stand, labels)
         indices, order = sets.home(torch.cat([salient, stand])).sort()
         values = torch.cat([take(features_of, sets.rows[salient]), context])[order]
         return self.exactly(Pruned(indices, values.to(features.dtype), sizes), features, saliency)
@@ -180,10 +182,11 @@ class Tango(Pruner):
         """Frames in each segment (S,); similarity (F - 1, L) of neighbouring frames."""
         if self.segmentation == "none":
             return torch.tensor([len(features)])
+        threshold = holitom_threshold(self.retention_ratio, self.similarity_threshold)
         if self.segmentation == "holitom":
-            return holitom(similarity, self._threshold())
+            return holitom(similarity, threshold)
         vectors = features.detach().mean(1, dtype=torch.float32) if frame_vectors is None else frame_vectors
-        return fastvid(vectors, self._threshold())
+        return fastvid(vectors, threshold)
 
     def _sets(self, sizes: Tensor, static: Tensor, device: torch.device) -> Sets:
         """The sets and their budgets, for segments of sizes (S,) frames with static places (S, L), both on the host."""
@@ -242,20 +245,3 @@ class Tango(Pruner):
         """A function that gives the ST-RoPE vectors of places (..), of tokens (F * L, D) at positions (F * L, 3)."""
         block = int(min(self.memory_limit, 8 if table.device.type == "cpu" else math.inf) * 2**20)  # 8: of a cache
         return lambda places: rotate_rows(table, positions, sets.home(places), self.time_base, self.space_base, block)
-
-    def _threshold(self) -> float:
-        given = self.similarity_threshold
-        return holitom_threshold(self.retention_ratio) if given is None else given
-
-
-def _trace(sets: Sets, salient: Tensor, rest: Tensor, stand: Tensor, labels: Tensor) -> None:
-    """Say what became of each token: a place of `rest` went to stand[its label], a static token where its mean went."""
-    total = len(sets.rows) - sets.static.numel()
-    went = torch.full_like(sets.rows, -1)
-    went[salient] = salient
-    went[rest[labels < len(stand)]] = stand[labels[labels < len(stand)]]
-    place = torch.arange(total, device=went.device)
-    place[sets.averaged] = (total + sets.static.flatten().nonzero()[:, 0])[sets.mean_of]
-    there = (went[place] >= 0).nonzero()[:, 0]
-    trace.salient(sets.home(salient))
-    trace.merged(there, sets.home(went[place[there]]))

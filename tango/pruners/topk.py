@@ -8,9 +8,10 @@ from typing import Annotated, ClassVar
 import torch
 
 from tango.pruners import trace
-from tango.pruners.base import Pruner, keep, zero_sinks
+from tango.pruners.base import Pruner, zero_sinks
 from tango.pruners.budget import evenly, token_budget
 from tango.pruners.settings import OneOf, TokenPositions
+from tango.pruners.unmerged import keep
 from tango.pruners.video import Pruned, VideoTokens
 
 SCOPES = ("frame", "video")

@@ -105,6 +105,22 @@ def merged(rows: Tensor, into: Tensor, tokens: Tensor | None = None) -> None:
         roles[stands] = torch.where(roles[stands] == SALIENT, SALIENT, CONTEXT).to(torch.uint8)
 
 
+def sets(tokens: Any, salient_places: Tensor, rest: Tensor, stand: Tensor, labels: Tensor) -> None:
+    """Say what becomes of the places of Tango's Sets: those of `rest` go to stand[labels], salient ones stay.
+
+    A static token goes where the mean that it is part of goes; what has a label of len(stand) goes nowhere.
+    """
+    total = len(tokens.rows) - tokens.static.numel()
+    went = torch.full_like(tokens.rows, -1)
+    went[salient_places] = salient_places
+    went[rest[labels < len(stand)]] = stand[labels[labels < len(stand)]]
+    place = torch.arange(total, device=went.device)
+    place[tokens.averaged] = (total + tokens.static.flatten().nonzero()[:, 0])[tokens.mean_of]
+    there = (went[place] >= 0).nonzero()[:, 0]
+    salient(tokens.home(salient_places))
+    merged(there, tokens.home(went[place[there]]))
+
+
 def recorded(traces: list[Trace], pruner: Any, video: VideoTokens, prune: Callable[[VideoTokens], Pruned]) -> Pruned:
     """What prune(video) returns; a Trace of the call is added to the list."""
     roles = torch.zeros(video.features[..., 0].numel(), dtype=torch.uint8, device=video.features.device)

@@ -7,8 +7,9 @@ from typing import ClassVar
 
 import torch
 
-from tango.pruners.base import Pruner, keep
+from tango.pruners.base import Pruner
 from tango.pruners.budget import token_budget
+from tango.pruners.unmerged import keep
 from tango.pruners.video import Pruned, VideoTokens
 
 

@@ -11,8 +11,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tango.pruners.base import Pruner, full_precision, keep
+from tango.pruners.base import Pruner, full_precision
 from tango.pruners.budget import apportion
+from tango.pruners.unmerged import keep
 from tango.pruners.video import Pruned, VideoTokens
 
 BANDWIDTHS = (0.125, 0.25, 0.5, 1.0, 2.0)

@@ -14,7 +14,7 @@ from rich.table import Table as RichTable
 
 from tango.inference.files import write_whole
 from tango.results import layout, tables
-from tango.results.cells import Cell, Row, arrange, benchmarks, each_cell, frameworks, read_folders, setting
+from tango.results.cells import Cell, Row, arrange, benchmarks, each_cell, frameworks, machine, read_folders, setting
 from tango.results.escaping import markdown_items, markdown_text, plain
 from tango.results.plots import plot_all
 from tango.results.statistics import Interval
@@ -23,6 +23,7 @@ from tango.runs.provenance import digest
 from tango.runs.summary import TITLES
 
 LONGEST = 200  # bytes of a folder's name
+APART = 1.5  # times, of the same on the same machine, that are told to be far apart
 
 
 @dataclass
@@ -116,7 +117,7 @@ def write_results(
     """
     rows, remarks = arrange(cells)
     used = [cell for row in rows for cell in row.cells.values()]
-    remarks = [*missing, *remarks, *_busy(rows)]
+    remarks = [*missing, *remarks, *_busy(rows), *_apart(rows)]
     lines = layout.origin(used, command)
     frames = {
         "accuracy": tables.accuracy_table(rows),
@@ -196,6 +197,22 @@ def _busy(rows: Sequence[Row]) -> list[str]:
         for name, row, cell in each_cell(rows)
         if (load := cell["provenance"].get("load")) and busy(load)
     ]
+
+
+def _apart(rows: Sequence[Row]) -> list[str]:
+    """Where two frameworks took very different times for the same on the same machine."""
+    said = []
+    for name, row, cell in each_cell(rows):
+        for other in rows[rows.index(row) + 1 :]:
+            twin = other.cells.get(name) if other.what == row.what else None
+            times = [one["efficiency"]["Avg_Total_TTFT"] for one in (cell, twin) if one is not None]
+            if twin is None or machine(cell) != machine(twin) or not all(times) or max(times) <= APART * min(times):
+                continue
+            said.append(
+                f"{row.name} on {name}: {row.framework} took {times[0]:.0f} ms to the first token, {other.framework} "
+                f"{times[1]:.0f} ms on the same machine, so one of them was disturbed or did something else"
+            )
+    return said
 
 
 def _agreement(frame: pd.DataFrame) -> list[str]:

@@ -316,12 +316,12 @@ def disk(cells: Sequence[Cell], sources: Mapping[str, Model | None], ask: bool =
         sources: checkpoints, folders or hub ids. ask: the hub, for sizes; it is waited for a few seconds.
     """
     found: list[tuple[str, float, str]] = []
-    sizes: dict[tuple[str, str], float | None] = {}
+    sizes: dict[tuple[str, ...], float | None] = {}
 
-    def told(name: str, kind: str) -> float | None:
-        if ask and None not in sizes.values() and (name, kind) not in sizes:  # without an answer it is not asked again
-            sizes[name, kind] = hub_size(name, kind)
-        return sizes.get((name, kind))
+    def told(*which: str) -> float | None:
+        if ask and None not in sizes.values() and which not in sizes:  # without an answer it is not asked again
+            sizes[which] = hub_size(*which)
+        return sizes.get(which)
 
     for source, model in sources.items():
         folder = Path(source).expanduser()
@@ -333,10 +333,11 @@ def disk(cells: Sequence[Cell], sources: Mapping[str, Model | None], ask: bool =
             found.append((source, model.memory(None)[0], "its weights, counted"))
     sets = {(cell.what["framework"], benchmark_name(cell.what["benchmark"])) for cell in cells}
     for framework, name in sorted(sets):
-        repository = FRAMEWORKS[framework].benchmarks[name].repository
+        benchmark = FRAMEWORKS[framework].benchmarks[name]
+        repository = benchmark.repository
         if repository is None:
             found.append((name, folder_size(Path(shipped(DATA))), "here"))
-        elif (size := told(repository, "dataset")) is not None:
+        elif (size := told(repository, "dataset", benchmark.branch)) is not None:
             found.append((repository, 2 * size, "the hub says so, and the same again unpacked"))
         else:
             found.append((repository, 2 * VIDEOS_GB[name], "assumed: hours of video at 1 Mbit/s, packed and unpacked"))
@@ -348,10 +349,10 @@ def folder_size(folder: Path) -> float:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e9
 
 
-def hub_size(repository: str, kind: str) -> float | None:
+def hub_size(repository: str, kind: str, branch: str = "main") -> float | None:
     """GB of a hub's repository by its list of files; None where the hub cannot be asked."""
     try:
-        info = HfApi().repo_info(repository, repo_type=kind, files_metadata=True, timeout=5)
+        info = HfApi().repo_info(repository, repo_type=kind, revision=branch, files_metadata=True, timeout=5)
     except Exception as error:  # of any of its libraries: no network, no right to see it, HF_HUB_OFFLINE
         log.debug("the hub does not tell the size of %s: %s", repository, error)
         return None

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import shutil
 import signal
@@ -29,6 +28,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from tango.runs.hooks import mask
 from tango.runs.journal import write_json
 from tango.runs.provenance import digest
+from tango.runs.reading import read_json
 from tango.sweeps.machines import Job, Machine, ThisMachine
 from tango.sweeps.machines import SweepError as SweepError
 
@@ -83,7 +83,7 @@ class JournalCounter:
     def count(self) -> int:
         """How many answers there are by now."""
         latest, changed = "", 0
-        for file in self.folder.glob("*.jsonl"):
+        for file in filter(Path.is_file, self.folder.glob("*.jsonl")):  # a pipe would wait for its writer
             run = file.name.rpartition("-rank")[0]
             keys = self._keys.setdefault(run, set())
             with file.open("rb") as lines:
@@ -95,7 +95,7 @@ class JournalCounter:
             self._read[file] = self._read.get(file, 0) + len(whole)
             for line in whole.split(b"\n"):
                 with contextlib.suppress(ValueError, TypeError, KeyError):  # the cell itself says that it is damaged
-                    keys.add(json.loads(line)["key"])
+                    keys.add(read_json(line)["key"])
         return len(self._keys.get(latest, ()))
 
 
@@ -143,7 +143,7 @@ class Sweep:
         if not file.is_file():
             return None
         try:
-            result: dict[str, Any] = json.loads(file.read_bytes())
+            result: dict[str, Any] = read_json(file.read_bytes())
             return result if isinstance(result["identity"], str) else None
         except (ValueError, TypeError, KeyError) as error:
             self.console.print(f"{file} is damaged ({error}): the cell is run again", markup=False, soft_wrap=True)

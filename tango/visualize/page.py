@@ -6,12 +6,14 @@ import base64
 import html
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from tango.inference.files import write_whole
 from tango.visualize.picture import HEAT, HUE_STEP, KEPT_COLOUR, SALIENT_COLOUR, Panel, Picture
 
 TEMPLATE = Path(__file__).with_name("page.html")
@@ -23,9 +25,9 @@ def write_page(picture: Picture, path: Path) -> None:
     data = json.dumps(page_data(picture), separators=(",", ":"), allow_nan=False)
     # Inside a script element only "<" could end it or open a comment.
     data = data.replace("<", "\\u003c")
-    page = TEMPLATE.read_text(encoding="utf-8")
-    page = page.replace("{{title}}", html.escape(f"{picture.video}: tokens kept")).replace("{{data}}", data)
-    path.write_text(page, encoding="utf-8")
+    parts = {"title": html.escape(f"{picture.video}: tokens kept"), "data": data}
+    page = re.sub(r"\{\{(title|data)\}\}", lambda place: parts[place[1]], TEMPLATE.read_text(encoding="utf-8"))
+    write_whole(path, page)
 
 
 def page_data(picture: Picture) -> dict[str, Any]:

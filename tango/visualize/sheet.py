@@ -6,6 +6,7 @@ What would be too large for one file goes on in the next, by methods.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from tango.inference.files import write_whole
 from tango.pruners.trace import CONTEXT, KEPT, SALIENT
 from tango.visualize.picture import Colour, Panel, Picture, group_colour, groups, heat_colours
 from tango.visualize.tiles import DIM, GAP, Tiles, hatch, mark
@@ -50,7 +52,9 @@ def _write(parts: Sequence[Image.Image], width: int, folder: Path, number: int) 
         sheet.paste(part, (MARGIN, upper))
         upper += part.height + GAP
     path = folder / ("sheet.png" if number == 1 else f"sheet_{number}.png")
-    sheet.save(path)
+    content = io.BytesIO()
+    sheet.save(content, "PNG")
+    write_whole(path, content.getvalue())
     return path
 
 

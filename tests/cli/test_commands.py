@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -60,6 +61,58 @@ def test_ask_for_people(capsys: Captured) -> None:
     assert [cell.strip() for cell in rows["video tokens"]] == ["256", "256"]
     assert int(rows["into the language model"][0]) == 256 > int(rows["into the language model"][1])
     assert {"answer", "vision tower (ms)", "prefill (ms)", "decoding (ms)"} <= set(rows)
+
+
+@pytest.mark.parametrize(
+    "question", ["What is in [/box]?", "[red] or [option]? :smile:", "<video> [bold]<|im_end|>[/]"]
+)
+def test_text_is_no_markup(question: str, capsys: Captured, tmp_path: Path) -> None:
+    video = tmp_path / "[x] [red]a :boom:.mp4"
+    shutil.copy(VIDEO, video)
+    assert main(["ask", str(video), question, "--frames", "2", "--max-new-tokens", "1"]) == 0
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert question in lines and any(line.endswith(video.name) for line in lines)
+    short = ["--repeats", "1", "--warmup", "0", "--new-tokens", "2", "--frames", "2", "--question", question]
+    assert main(["profile", str(video), *short, "--output", str(tmp_path / "[red]a.md")]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert video.name in said and "[red]a.md" in said
+    assert main(["visualize", str(video), "--frames", "2", "--ratio", "0.5", "--output", str(tmp_path / "[bold]")]) == 0
+    assert "[bold]" in capsys.readouterr().out
+
+
+def test_names_that_are_no_text(capsys: Captured, tmp_path: Path) -> None:
+    shutil.copy(VIDEO, video := tmp_path / "\udcff.mp4")
+    assert told(capsys, "ask", str(video), "What?", "--frames", "1", "--max-new-tokens", "1")["video"] == str(video)
+
+
+def test_ask_leaves_out_what_does_not_fit(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    """540 positions for 512 tokens of the video and a question of as many letters as leave room where it is pruned."""
+    words = [
+        "ask",
+        VIDEO,
+        "a" * 100,
+        "--method",
+        "topk",
+        "--method",
+        "fastv",
+        "--ratio",
+        "0.6",
+        "--max-new-tokens",
+        "1",
+    ]
+    shipped = load
+
+    def smaller(*args: Any, **kwargs: Any) -> Any:
+        checkpoint = shipped(*args, **kwargs)
+        checkpoint.model.config.get_text_config().max_position_embeddings = 540
+        return checkpoint
+
+    monkeypatch.setattr("tango.inference.checkpoints.load", smaller)
+    found = told(capsys, *words)
+    assert [way["name"] for way in found["answers"]] == ["topk 0.6"]
+    assert list(found["left_out"]) == ["unpruned", "fastv 0.6"] and "positions for 540" in found["left_out"]["unpruned"]
+    assert main(words) == 0
+    assert "left out: unpruned: the prompt is" in capsys.readouterr().out
 
 
 def test_profile_measures_every_stage_of_every_run(capsys: Captured) -> None:
@@ -132,6 +185,12 @@ def test_doctor_finds_the_shipped_things_well(capsys: Captured) -> None:
     count, size = doctor.weights("checkpoints/tango-tiny")
     assert count == sum(tensor.numel() for tensor in tensors.values())
     assert size == pytest.approx(4 * count / 2**30, rel=0.01)  # float32, and a header
+
+
+def test_doctor_of_a_named_model(capsys: Captured) -> None:
+    assert told(capsys, "doctor", "--model", "checkpoints/tango-tiny")["ok"]
+    found = told(capsys, "doctor", "--model", "checkpoints/tango-tiny", "--model", "owner/name", code=2)
+    assert not found["ok"] and {one["name"]: one["status"] for one in found["findings"]}["owner/name"] == "missing"
 
 
 def test_doctor_says_what_is_too_little(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """The command as a whole: help, exit codes, one line for bad input, and what is imported for it."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -83,6 +84,21 @@ BAD_INPUT = [
     (["ask", "--model", "{}/none"], ["none"]),
     (["ask", "--model", "{}/bert"], ["BertModel", "LlavaOnevisionForConditionalGeneration"]),
     (["ask", "--model", "{}/gone"], ["gone"]),
+    (["ask", "--model", "./nomodel"], ["./nomodel", "no such folder"]),
+    (["ask", "--model", "checkpoints/tango-tny"], ["no such folder", "did you mean 'checkpoints/tango-tiny'"]),
+    (["ask", "--model", "checkpoint/tango-tiny"], ["no such folder", "did you mean 'checkpoints/tango-tiny'"]),
+    (["profile", "--model", "tango-tiny"], ["no such folder", "did you mean 'checkpoints/tango-tiny'"]),
+    (["visualize", "--model", "checkpoints/../checkpoints/tiny-tango"], ["tiny-tango", "no such folder"]),
+    (["ask", "--model", "no spaces/in names"], ["no spaces/in names", "not a hub id"]),
+    (["ask", "--model", "checkpoints/motion"], ["no such folder in 'checkpoints'", "hf download checkpoints/motion"]),
+    (["doctor", "--model", "nope"], ["nope", "no such folder"]),
+    (["doctor", "--model", "./nomodel"], ["./nomodel", "no such folder"]),
+    (["ask", "data/motionqa/videos/0.mp4", "bad \udcff"], ["bad", "not UTF-8 at character 5"]),
+    (["profile", "--question", "\ud800"], ["not UTF-8 at character 1"]),
+    (["visualize", "--question", "a\udc80"], ["not UTF-8 at character 2"]),
+    (["ask", "data/motionqa/videos/0.mp4", "a" * 40_000], ["positions for 32768", "a shorter text"]),
+    (["profile", "--question", "a " * 40_000], ["positions for 32768", "a shorter text"]),
+    (["visualize", "--question", "a" * 40_000, "--output", "{}/seen"], ["positions for 32768", "a shorter text"]),
     (["ask", "--device", "tpu"], ["tpu", "cuda"]),
     (["ask", "--dtype", "int3"], ["int3", "bfloat16"]),
     (["profile", "--method", "fastv", "--ratio", "0.3"], ["0.3", "above 0.500"]),
@@ -122,6 +138,53 @@ def test_bad_input_gets_one_line(
     lines = [line for line in said.err.splitlines() if line.startswith("tango: ")]
     assert len(lines) == 1 and not said.out and "Traceback" not in said.err, said
     assert all(part in lines[0] for part in told), lines[0]
+
+
+def tango_with(change: str, words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A command line in a shell of its own, its streams changed there."""
+    line = f"{sys.executable} -m tango.cli {words} {change}"
+    return subprocess.run(line, shell=True, cwd=ROOT, capture_output=True, text=True, env={**os.environ, **environment})
+
+
+@pytest.mark.parametrize(
+    "words, code", [("--version", 0), ("methods", 0), ("methods --json", 0), ("methods tangle", 2)]
+)
+@pytest.mark.parametrize("change", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams(words: str, code: int, change: str) -> None:
+    done = tango_with(change, words)
+    assert done.returncode == code and "Traceback" not in done.stderr
+    assert (done.stdout == "") == (">&-" in change.split() or code == 2)
+    assert (done.stderr == "") == ("2>&-" in change or code == 0)
+
+
+def test_json_alone_where_stderr_is_closed() -> None:
+    done = tango_with("2>&-", "methods tangle --json")
+    assert json.loads(done.stdout)["exit_code"] == done.returncode == 2
+
+
+@pytest.mark.parametrize("name", ["OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_MAX_THREADS", "NUMEXPR_NUM_THREADS"])
+@pytest.mark.parametrize("value", ["abc", "0", "-3", "1.5", "²"])
+def test_odd_numbers_of_threads(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(name, value)
+    assert main(["methods"]) == 2
+    assert capsys.readouterr().err == f"tango: {name}={value!r}: give a number of threads of at least 1, or unset it\n"
+    monkeypatch.setenv(name, " ")
+    assert main(["methods"]) == 0
+
+
+@pytest.mark.parametrize("command, told", [("sweep", "goes on from what is finished"), ("methods", "starts anew")])
+def test_an_interruption_says_how_to_go_on(
+    command: str, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tango.cli.methods.describe", interrupted)
+    monkeypatch.setattr("tango.sweeps.grid.read_grid", interrupted)
+    assert main([command]) == 130
+    assert capsys.readouterr().err.startswith(f"tango: interrupted; the same command {told}")
 
 
 def test_errors_for_machines(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,10 +1,12 @@
-"""YAML settings and variables of methods."""
+"""Settings of a method in YAML, and questions to a model: what is no text or no setting is named."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 from hypothesis import strategies as st
 
+from tango.inference.chat import Chat
+from tango.inference.checkpoints import load
 from tango.runs.settings import MethodSettings, SettingsError, from_environment, methods
 
 WORDS = st.sampled_from(
@@ -26,3 +28,37 @@ def test_settings_of_any_words(fuzz: Callable[..., None], tmp_path: Path) -> Non
             assert "settings.yaml" in str(error)  # noqa: PT017 (either is right)
 
     fuzz(check, 200, words=st.lists(WORDS, max_size=20), method=st.sampled_from(methods()))
+
+
+ROOT = Path(__file__).parents[2]
+SPELLED = st.sampled_from(
+    ["<video>", "<image>", "<|im_start|>", "<|im_end|>", "<|endoftext|>", "user", "\n", "[/]", "\0"]
+)
+QUESTIONS = st.lists(st.one_of(SPELLED, st.text(max_size=5), st.characters(categories=["Cs"])), max_size=8)
+
+
+def test_questions_of_any_text(fuzz: Callable[..., None]) -> None:
+    """What the model is asked is what was asked, with the template's special tokens and no others."""
+    checkpoint = load(str(ROOT / "checkpoints/tango-tiny"))
+    tokenizer, video = checkpoint.processor.tokenizer, str(ROOT / "data/motionqa/videos/0.mp4")
+
+    def prompt(chat: Chat, text: str) -> list[int]:
+        content = [{"type": "video", "video": video}, {"type": "text", "text": text}]
+        ids: list[int] = chat._prepare([{"role": "user", "content": content}])[0]["input_ids"][0].tolist()
+        return ids
+
+    with Chat(checkpoint, max_frames=1).session() as chat:
+        around = prompt(chat, "")
+
+        def check(pieces: list[str]) -> None:
+            text = "".join(pieces)
+            try:
+                ids = prompt(chat, text)
+            except ValueError as error:
+                assert "is not UTF-8" in str(error) and any("\ud800" <= letter < "\ue000" for letter in text)  # noqa: PT017
+                return
+            special = set(tokenizer.all_special_ids) | {checkpoint.model.config.video_token_id}
+            assert [i for i in ids if i in special] == [i for i in around if i in special]
+            assert text in tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+
+        fuzz(check, 60, pieces=QUESTIONS)

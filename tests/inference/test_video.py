@@ -1,5 +1,7 @@
 """Frames of video files: which, when, and what of files that are not as they should be."""
 
+import itertools
+import os
 import weakref
 from fractions import Fraction
 from pathlib import Path
@@ -7,6 +9,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from PIL import Image
 from tiny import SIZE, write_video
 
 from tango.inference.video import read_video, uniform_indices
@@ -115,6 +118,30 @@ def test_one_frame_at_a_time_is_held_in_full_size(video: Path) -> None:
 
     clip = read_video(video, 5, resize=smaller)
     assert len(held) == 5 and np.array_equal(clip.frames, read_video(video, 5).frames[:, ::2, ::2])
+
+
+def test_what_is_no_file_of_a_video(tmp_path: Path, video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is waited for, and no other file is read than the named one."""
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("fifo")
+    Path("link.mp4").symlink_to("fifo")
+    for number in range(3):
+        Image.new("RGB", (8, 8)).save(f"img{number:03d}.jpg")
+    names = ["fifo", "link.mp4", ".", "/dev/zero", "/dev/null", "img%03d.jpg", "img*.jpg", f"file:{video}", "pipe:0"]
+    for name in [*names, f"concat:{video}|{video}", "lavfi:testsrc", "http://127.0.0.1:1/a.mp4"]:
+        with pytest.raises(FileNotFoundError, match="no video file"):
+            read_video(name, 2)
+    (tmp_path / "other.mp4").write_bytes(video.read_bytes())
+    texts = {
+        "playlist": "#EXTM3U\n#EXT-X-TARGETDURATION:3\n#EXTINF:3,\nother.mp4\n#EXT-X-ENDLIST\n",
+        "list": "ffconcat version 1.0\nfile other.mp4\n", "notes": "Notes of a meeting.\n" * 99,
+        "subtitles": "1\n00:00:01,000 --> 00:00:02,000\nHi\n", "stream": "v=0\ns=x\nm=video 5004 RTP/AVP 96\n",
+        "drawing": '<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>', "metadata": ";FFMETADATA1\n",
+    }  # fmt: skip
+    for (name, text), suffix in itertools.product(texts.items(), ("mp4", "txt", "m3u8")):
+        (path := Path(f"{name}.{suffix}")).write_text(text)
+        with pytest.raises(ValueError, match=r"is not a video|cannot be read"):
+            read_video(path, 2)
 
 
 def test_files_that_cannot_be_read(tmp_path: Path, video: Path) -> None:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from tango.pruners import Pruner
-from tango.pruners.base import keep
 from tango.pruners.in_llm import LayerPruning
+from tango.pruners.unmerged import keep
 
 
 class Inside(Pruner):

@@ -1,11 +1,14 @@
 """forward() under a pruner, what a pruner is given, long and malformed input."""
 
+import warnings
+
 import pytest
 import torch
 from families import GRID, TOKENS, VIDEO, Spy, make_pruner
 from transformers.video_utils import VideoMetadata
 
 from tango.models import attach, family_of
+from tango.models.family import NO_TIMES
 from tango.models.prompt import place
 
 
@@ -162,6 +165,18 @@ def test_times_and_keys(family):
                     model(**inputs, **{name: values})
         with pytest.raises(ValueError, match="3 timestamps for a video of 4 frames"):
             model(**inputs, video_timestamps=[[0, 1, 2]] * 3)
+
+
+def test_times_that_nobody_gave_are_said_once(family):
+    model, inputs = family.model(), example(family, [9, *family.video(), 8])
+    inputs.pop("second_per_grid_ts", None)
+    given = {"video_timestamps": [[0.0, 1.0, 2.0, 3.0]]}
+    with warnings.catch_warnings(record=True) as told, torch.no_grad():
+        warnings.simplefilter("default")
+        for method, times in (("topk", {}), ("tango", given), ("tango", {}), ("tango", {})):
+            with attach(model, make_pruner(method, 0.3)):
+                model(**inputs, **times)
+    assert [str(one.message) for one in told if "1 s apart" in str(one.message)] == [NO_TIMES]
 
 
 def test_a_clocks_zero_changes_nothing(family):

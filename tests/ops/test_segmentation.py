@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tango.ops.segmentation import fastvid, holitom, neighbour_similarity, static_places
+from tango.ops.cuts import fastvid
+from tango.ops.segmentation import holitom, neighbour_similarity, static_places
 
 
 def gain(static, start, end):

@@ -13,6 +13,10 @@ Made by `FAULTS=docs/reliability.md python -m pytest tests/reliability`.
 
 A run is never lost to one of these: samples are on the disk one by one before the next one starts, cells of a sweep
 are written whole or not at all, and what was stopped goes on where it was when it is started again.
+Which tokens are kept does not depend on the number of threads, on what else is in the batch, on the order of videos, on
+torch's default dtype or on the instructions of the processor (below, "The same numbers twice": every method on the
+shipped model). What changes the features themselves may change them too: the model's dtype, its attention kernel, a GPU
+in place of a CPU. Each cell.json names these.
 Exit codes of `tango`: 0 all is well, 1 something failed, 2 bad input, 130 interrupted.
 """
 observed: dict[tuple[str, str, str], tuple[str, str]] = {}  # (group, case, injected) -> (what is seen, what is kept)

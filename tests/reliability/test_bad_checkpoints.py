@@ -186,7 +186,7 @@ FAULTS = [
           "config.json: no patch", "`patch_size` 0"),
     fault(config("text_config", hidden_act="nope"), "text_config.hidden_act = 'nope'; expected an activation",
           "config.json: unknown activation", "`hidden_act` nope"),
-    fault(config("text_config", rope_parameters={"rope_type": "nope"}), "rope_type = 'nope'; expected default or",
+    fault(config("text_config", rope_parameters={"rope_type": "nope"}), "config.json: KeyError: 'nope'",
           "config.json: unknown rotary embedding", "`rope_type` nope"),
     fault(config(dtype="float8_e4m3fn"), "dtype = 'float8_e4m3fn'; expected one of float16",
           "config.json: float8", "`dtype` float8_e4m3fn"),

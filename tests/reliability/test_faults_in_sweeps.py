@@ -221,7 +221,7 @@ def test_a_sweep_on_a_full_disk(tmp_path: Path, seen: Seen, capsys: pytest.Captu
     big = replace(cell(tmp_path, "b"), collect=lambda run: collect(run) | {"samples": "x" * 300_000})
     cells = [cell(tmp_path, "a"), big]
     sweep = sweep_of(tmp_path, *cells)
-    with room_for(200_000), pytest.raises(SweepError, match="File too large; what was finished") as error:
+    with room_for(200_000), pytest.raises(SweepError, match=r"File too large: .*; what was finished") as error:
         sweep.run()
     assert [result["identity"] for result in sweep.results()] == ["identity of a"] and answers(tmp_path, "b") == 3
     again = sweep_of(tmp_path, *cells)
@@ -300,6 +300,17 @@ def test_a_damaged_result_is_made_again(tmp_path: Path, seen: Seen) -> None:
     line = next(line for line in said_by(again).splitlines() if "damaged" in line)
     assert "cell.json is damaged" in line and "run again" in line
     seen(line, "all samples: the cell is put together from its journal")
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "[]", '{"identity": ' + "9" * 5000 + "}", "\0"], ids=range(4))
+def test_a_result_of_another_form_is_made_again(content: str, tmp_path: Path) -> None:
+    cells = [cell(tmp_path, "a")]
+    assert sweep_of(tmp_path, *cells).run() == {}
+    damage(tmp_path / "cells/a/cell.json", content)
+    os.mkfifo(tmp_path / "cells/a/run/journal/r-rank1.jsonl")  # and what would wait for ever if it was read
+    again = sweep_of(tmp_path, *cells)
+    assert again.run() == {} and [result["resumed"] for result in again.results()] == [3]
+    assert "cell.json is damaged" in said_by(again)
 
 
 @pytest.mark.fault("a cell's output damaged", "a framework that writes half of its file, and says that all is well")

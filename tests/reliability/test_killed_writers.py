@@ -207,7 +207,7 @@ def test_a_journal_on_a_disk_that_is_full_at_each_byte(tmp_path: Path, seen: See
     seen(f"JournalError: {error.value}", "every sample before it, and no part of this one")
 
 
-@fault("no permission to write a journal", "a folder of mode 555, and a journal of another user")
+@fault("no permission to write a journal", "a folder of mode 555 for the journal")
 def test_a_journal_without_permission(read_only: Path, seen: Seen) -> None:  # noqa: F811
     with pytest.raises(PermissionError) as error:
         Journal(read_only, "run")

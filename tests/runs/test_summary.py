@@ -48,6 +48,19 @@ def test_the_table_covers_all_ranks_and_leaves_cold_samples_out_of_averages() ->
     assert (table["samples_timed"], table["samples_averaged"], table["cold_samples"], table["ranks"]) == (3, 2, 1, 2)
 
 
+def test_the_spread_is_that_of_samples_and_stands_below_the_mean() -> None:
+    table = efficiency([record(0, 1.0, False, vit_s=vit) for vit in (0.1, 0.2, 0.3)])
+    assert table["Avg_ViT_Time"] == pytest.approx(200) and table["Avg_Total_TTFT"] == pytest.approx(250)
+    assert table["spread"] == pytest.approx(
+        {"Avg_ViT_Time": 100, "Avg_Other_Time": 0, "Avg_LLM_Prefill_Time": 0, "Avg_Total_TTFT": 100}, abs=1e-9
+    )
+    assert set(efficiency([record(0, 1.0, False)])["spread"].values()) == {None}  # of one sample there is none
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(efficiency_table({"[b]a[/b]": table}))
+    text = console.export_text()
+    assert "[b]a[/b]" in text and text.count("±100.00") == 2 and "…" not in text
+
+
 def test_cold_samples_are_better_than_none() -> None:
     table = efficiency([record(0, 1.0, True)])
     assert (table["samples_averaged"], table["cold_samples"]) == (1, 1)

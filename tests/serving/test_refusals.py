@@ -32,7 +32,7 @@ def test_the_environment(monkeypatch, wrapper, args, said):
     ({"method": "fastv"}, True, "fastv with these settings prunes inside the language model"),
     ({"method": "holitom", "pruned_layer": 2}, True, "prunes inside the language model"),
     ({"method": "tango", "keep_positions": True}, True, "without gaps"),
-    ({"method": "fastvid"}, True, "set keep_positions=false"),
+    ({"method": "fastvid"}, True, "without gaps; set keep_positions=false"),
     ({"method": "tango", "saliency": "pooling_head"}, False, "this model has global_query"),
     ({"method": "tango", "positions": "transformers"}, False, "trained with"),
     ({"method": "nothing"}, True, "there is no such method"),

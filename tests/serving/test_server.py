@@ -90,10 +90,12 @@ def ask(client, row, *addresses, kind="video_url", **options):
 
 def address_of(row, kind, web):
     path = ROOT / DATA / row["video"]
-    return {"file": f"file://{path}", "http": f"{web}/{row['video']}"}.get(kind) or data(path.read_bytes())
+    return {"file": f"file://{path}", "path": str(path), "http": f"{web}/{row['video']}"}.get(kind) or data(
+        path.read_bytes()
+    )
 
 
-@pytest.mark.parametrize("kind", ["file", "http", "data"])
+@pytest.mark.parametrize("kind", ["file", "path", "http", "data"])
 def test_answers_are_those_of_transformers(client, rows, expected, web, kind):
     assert [ask(client, row, address_of(row, kind, web)) for row in rows[:20]] == expected[:20]
 
@@ -109,6 +111,7 @@ def broken(web):
         ([f"file://{ROOT}/none.mp4"], "cannot fetch file.*No such file"),
         (["file:///etc/passwd"], "allowed"),
         ([f"file://{ROOT}/README.md"], "video"),
+        (["/etc/passwd"], "allowed"),
         ([data(video)] * 3, "At most 2"),
         (["nonsense"], "URL"),
     ]

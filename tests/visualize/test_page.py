@@ -4,6 +4,7 @@ import contextlib
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 import small_picture
@@ -32,8 +33,12 @@ def example():
 def test_the_page_is_one_file_of_plain_data(tmp_path):
     picture = example()
     write_page(picture, tmp_path / "page.html")
+    write_page(replace(picture, video="caf\udce9{{title}}.mp4"), tmp_path / "other.html")  # a name that is no UTF-8
+    named = (tmp_path / "other.html").read_text(encoding="utf-8")
+    assert "<title>caf\\udce9{{title}}.mp4: tokens kept</title>" in named
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert not re.search(r"(src|href|url\()\s*=?\s*[\"']?(https?:)?//", page)
+    assert page.count(json.dumps(picture.command)) == 1 and "{{data}}" in page.split("</title>")[0]
     assert page.count("<script") == page.count("</script") == 2
     assert "Content-Security-Policy" in page and "default-src 'none'" in page
     (data,) = re.findall(r'<script id="data" type="application/json">(.*?)</script>', page, re.S)

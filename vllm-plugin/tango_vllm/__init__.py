@@ -43,6 +43,10 @@ def register() -> None:
         ModelRegistry.register_model(name, path)
     runner.refuse_other_models()
     os.environ.setdefault("VLLM_MEDIA_CONNECTOR", "tango")  # see loader.py
+    if os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0") not in ("0", "false", "False"):
+        raise RuntimeError(
+            "VLLM_USE_V2_MODEL_RUNNER is set, and pruning is tested with the first model runner: unset it"
+        )
 
 
 def check_version() -> None:

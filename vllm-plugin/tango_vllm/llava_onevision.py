@@ -19,7 +19,7 @@ from vllm.multimodal.inputs import MultiModalFieldConfig
 
 from tango.models.attention import from_attention, parts_of_attention
 from tango.models.llava_onevision import FRAMES_PER_CALL, VECTORS, LlavaOnevision
-from tango.models.pooling_head import load_pooling_head
+from tango.models.pooling_head import load_pooling_head, pooled
 from tango.models.tower import joined, recorded
 from tango.pruners.base import Pruner, full_precision
 from tango.pruners.video import VideoTokens
@@ -134,5 +134,5 @@ class TangoLlavaOnevision(LlavaOnevisionForConditionalGeneration):
                 if self.head_saliency:
                     parts["saliency"] = self.apply_pooling(weights.mean(1)[..., None]).squeeze(-1)
                 if self.vectors:
-                    parts |= dict.fromkeys(self.vectors, self.pooling_head.pooled(normed, weights))
+                    parts |= dict.fromkeys(self.vectors, pooled(self.pooling_head, normed, weights))
         return parts

@@ -1,13 +1,15 @@
 """Fetching and reading videos: frames as everywhere else here, and what a client got wrong told to the client.
 
 TangoLoader reads FFmpeg's own frames, with their true times. It is chosen with
---media-io-kwargs '{"video": {"num_frames": 8, "video_backend": "tango"}}', or for a request in its `media_io_kwargs`.
+--media-io-kwargs '{"video": {"num_frames": 8, "video_backend": "tango"}}', or for a request in its `media_io_kwargs`
+where the server takes those (--trust-request-mm-kwargs).
 vLLM's default reads the same frames of most files, by OpenCV, and computes times from the mean rate.
 """
 
 from __future__ import annotations
 
 import tempfile
+from pathlib import Path
 from typing import Any
 
 from aiohttp import ClientError
@@ -52,19 +54,26 @@ class TangoLoader(VideoLoader):
 
 @MEDIA_CONNECTOR_REGISTRY.register("tango")
 class TangoConnector(MediaConnector):
-    """vLLM's own, but a file that is not there or an address that does not answer is the request's fault, not a 500."""
+    """vLLM's own, but a file that is not there or an address that does not answer is the request's fault, not a 500.
+
+    The absolute path of a file, which VLMEvalKit's client sends, is taken for the file:// URL that it means.
+    """
 
     def load_from_url(self, url: str, *args: Any, **kwargs: Any) -> Any:
         try:
-            return super().load_from_url(url, *args, **kwargs)
+            return super().load_from_url(_with_scheme(url), *args, **kwargs)
         except (OSError, ClientError, RequestException) as error:
             raise ValueError(_told(url, error)) from error
 
     async def load_from_url_async(self, url: str, *args: Any, **kwargs: Any) -> Any:
         try:
-            return await super().load_from_url_async(url, *args, **kwargs)
+            return await super().load_from_url_async(_with_scheme(url), *args, **kwargs)
         except (OSError, ClientError, RequestException) as error:
             raise ValueError(_told(url, error)) from error
+
+
+def _with_scheme(url: str) -> str:
+    return Path(url).as_uri() if url.startswith("/") else url
 
 
 def _told(url: str, error: Exception) -> str:

@@ -34,6 +34,8 @@ class QwenTower:
             raise settings.SettingsError(
                 f"{pruner.name} reads the vision tower's attention: leave compile_mm_encoder off"
             )
+        if vllm_config.use_v2_model_runner:
+            raise settings.SettingsError("pruning is tested with vLLM's first model runner: VLLM_USE_V2_MODEL_RUNNER=0")
         # Tells vLLM, and this class's base, that prompts are shorter than their videos and positions not numbers.
         vllm_config.model_config.multimodal_config.video_pruning_rate = 0.5
         super().__init__(vllm_config=vllm_config, prefix=prefix)

@@ -1,0 +1,58 @@
+"""How busy a machine is, against processes that make it so."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tango.runs import load
+from tango.runs.load import Load, busy, cores, load_text
+
+
+def spin(seconds: float) -> float:
+    """Compute for so long; the share of the time that this thread really had."""
+    begun, used = time.perf_counter(), time.thread_time()
+    while time.perf_counter() - begun < seconds:
+        pass
+    return (time.thread_time() - used) / (time.perf_counter() - begun)
+
+
+@pytest.mark.skipif(load._waited() is None, reason="this system does not tell")
+def test_waiting_is_the_time_that_a_thread_did_not_have() -> None:
+    """Against the thread's own clock, beside one more process than there are cores."""
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(cores() + 1)]
+    try:
+        noting = Load()
+        had = spin(2.0)
+        noted = noting.noted()
+    finally:
+        for process in others:
+            process.kill()
+            process.wait()
+    assert noted["waited"] == pytest.approx(1 - had, abs=0.15) and noted["waited"] > 0.1
+    assert busy(noted) and f"{100 * noted['waited']:.0f} % of the time waiting for a core" in load_text(noted)
+
+
+def test_a_thread_that_sleeps_does_not_wait() -> None:
+    noting = Load()
+    time.sleep(1.0)
+    noted = noting.noted()
+    assert noted["waited"] is None or noted["waited"] < 0.3
+    assert noted["cores"] == len(os.sched_getaffinity(0)) and noted["start"] >= 0 and noted["end"] >= 0
+
+
+def test_what_is_busy() -> None:
+    quiet = {"start": 0.1, "end": 2.0, "cores": 2, "waited": 0.01}
+    assert not busy(quiet) and busy(quiet | {"waited": 0.2})
+    assert not busy(quiet | {"waited": None}) and busy(quiet | {"waited": None, "end": 14.2})
+    assert not busy({"start": None, "end": None, "cores": 8, "waited": None})
+    assert load_text(quiet) == "load 0.1 to 2.0 on 2 cores, 1 % of the time waiting for a core"
+    assert load_text({"start": None, "end": None, "cores": 8, "waited": None}) == "load ? to ? on 8 cores"
+
+
+def test_a_system_that_tells_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load, "_load_average", lambda: None)
+    monkeypatch.setattr(load, "_waited", lambda: None)
+    assert Load().noted() == {"start": None, "end": None, "cores": cores(), "waited": None}
