@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds sdist and wheel of the three packages and tries the wheels in a fresh environment, away from the checkout: what is
+# Builds sdist and wheel of the four packages and tries the wheels in a fresh environment, away from the checkout: what is
 # in them is what works there. Only what they depend on is lent from .venv, since torch alone is gigabytes.
 #   bash scripts/smoke_package.sh    (make package; the packages end up in build/package/dist)
 set -euo pipefail
@@ -12,7 +12,7 @@ rm -rf "$work"
 mkdir -p "$work/away"
 
 # Each wheel is built from its sdist, so a file that the sdist lacks is missed below.
-for folder in . lmms-eval VLMEvalKit; do
+for folder in . lmms-eval VLMEvalKit vllm-plugin; do
     "$tools/python" -m build --no-isolation --outdir "$work/dist" "$folder" >"$work/build.log" 2>&1 || { cat "$work/build.log" >&2; exit 1; }
 done
 ls "$work/dist"

@@ -122,7 +122,7 @@ class Reference:
     def answer(self, pruner, prompt, clips=(), images=(), tokens=8):
         """Tokens of the greedy answer and the flat indices that each video kept; pruner None: unpruned."""
         inputs = self.inputs(prompt, clips, images).to(dtype=self.model.dtype)
-        extra = {"video_timestamps": [torch.tensor(clip.timestamps) for clip in clips]} if clips and pruner else {}
+        extra = {"video_timestamps": [list(clip.timestamps) for clip in clips]} if clips and pruner else {}
         attached = (
             contextlib.nullcontext() if pruner is None else dataclasses.replace(pruner, exact_budget=True)(self.model)
         )
@@ -134,7 +134,8 @@ class Reference:
 
 def questions(count, first=0):
     """(prompt, clip) of questions of MotionQA, every seventh from the first on: all kinds, few of one video."""
-    rows = read_questions(ROOT / DATA)[first::7][:count]
+    rows = read_questions(ROOT / DATA)
+    rows = [rows[index * 7 % len(rows)] for index in range(first, first + count)]
     return [
         (
             prompted(["<video>\n", prompt(row["question"], row["options"])]),

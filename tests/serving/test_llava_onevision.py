@@ -135,3 +135,20 @@ def test_other_settings_never_share_a_result(engine, reference, asked):
         assert [one.indices.tolist() for one in found] in ([indices], []), "kept other tokens than in transformers"
         assert found or pruner == others[0], "taken from what another setting left in the caches"
     assert len(keys) == 5
+
+
+def test_what_cannot_be_a_video_is_told(engine, asked):
+    """Nothing of it reaches the engine, which answers the next request."""
+    set_method(engine, Tango(retention_ratio=0.1))
+    text, clip = asked[0]
+    right = ask(engine, [request(text, [clip])])
+    times = [0.0, 1.0]
+    for video, said in (
+        ((clip.frames[:0], {}), "no frames"),
+        ((clip.frames, {"timestamps": times}), "2 times for a video"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            ask(engine, [{"prompt": text, "multi_modal_data": {"video": [video]}}])
+    with pytest.raises(ValueError, match="At most 4"):
+        ask(engine, [request(prompted(["<video>\n"] * 5), [clip] * 5)])
+    assert ask(engine, [request(text, [clip])]) == right

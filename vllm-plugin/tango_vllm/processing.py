@@ -52,7 +52,7 @@ class Parser(DefaultMetadata, MultiModalDataParser):
 
 
 def frame_times(metadata: Mapping[str, Any], frames: int) -> Tensor:
-    """Seconds of each frame (F,), fp32: `timestamps` where a loader gives them, else index by rate; else empty.
+    """Seconds of each frame (F,), fp64: `timestamps` where a loader gives them, else index by rate; else empty.
 
     Raises:
         ValueError: not one time a frame.
@@ -62,7 +62,7 @@ def frame_times(metadata: Mapping[str, Any], frames: int) -> Tensor:
         (times,) = timestamps_of([{"fps": None, "frames_indices": None, **metadata}]) or [None]
     if times is None:
         return torch.zeros(0)
-    times = torch.as_tensor(times, dtype=torch.float32).flatten()
+    times = torch.as_tensor(times, dtype=torch.float64).flatten()
     if len(times) != frames:
         raise ValueError(f"{len(times)} times for a video of {frames} frames; one a frame is needed")
     return times
@@ -141,6 +141,8 @@ class PrunedVideos:
             times = [frame_times(metadata, len(frames)) for frames, metadata in pairs]
             plain = [(frames, with_defaults(metadata, len(frames))) for frames, metadata in pairs]
             mm_items = type(mm_items)({**mm_items, "video": VideoProcessorItems(plain, [one for _, one in plain])})
+        elif videos is not None:
+            raise ValueError("a video that comes as embeddings cannot be pruned: send its frames or a URL")
         inputs = super()._get_hf_mm_inputs(mm_items, hf_kwargs)  # type: ignore[misc]
         if times:
             inputs.passthrough_data[TIMES] = times

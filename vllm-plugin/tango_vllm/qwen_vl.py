@@ -100,5 +100,5 @@ class QwenTower:
         missing = frames * samples - len(times)
         if not 0 <= missing < samples:
             raise ValueError(f"{len(times)} times for a video of {frames} frames of {samples} sampled ones each")
-        padded = torch.cat((times.double(), times[-1:].double().expand(missing)))
-        return padded.view(frames, samples).mean(1).float()
+        padded = torch.cat((times, times[-1:].expand(missing)))
+        return padded.view(frames, samples).mean(1)
