@@ -118,7 +118,7 @@ def mvbench(folder: Path, clip: bytes) -> None:
     for n, (task, (packed, plain)) in enumerate(MVBENCH.items()):
         name = task + (".avi" if packed == OWN_TO_OWNERS else "" if packed.startswith("tvqa") else ".mp4")
         question = {"video": name, "question": f"What is done in {task}?", "candidates": OPTIONS}
-        question |= {"answer": OPTIONS[n % 4]} | ({"start": 0.5, "end": 2.0} if packed.startswith("st") else {})
+        question |= {"answer": OPTIONS[n % 4]} | ({"start": 0.5, "end": 2.0} if packed.startswith(("st", "tv")) else {})
         top = packed.partition("/")[0]
         if packed.startswith("tvqa"):
             members = {f"{packed}/{name}/{i:05}.jpg": picture() for i in range(1, 5)}

@@ -169,9 +169,6 @@ def run(expanded: Expanded, grid: Grid, as_json: bool, part: bool = False) -> in
                     screen.print(*summaries(results))
     except SweepError as error:
         raise InputError(str(error)) from error
-    except KeyboardInterrupt:
-        print("stopped; what is finished is kept: the same command goes on after the last sample", file=sys.stderr)
-        raise
     for name, reason in failures.items():
         print(f"tango: {name} failed: {reason}", file=sys.stderr)
     if finished and not as_json:

@@ -125,7 +125,8 @@ def load(
     if chat_template is not None:
         file = Path(chat_template)
         processor.chat_template = file.read_text(encoding="utf-8") if file.is_file() else chat_template
-    checks.check_processor(processor, model, pretrained)
+    with in_one_line(pretrained, "the files of its processor and tokenizer"):
+        checks.check_processor(processor, model, pretrained)
     described = {
         "pretrained": pretrained,
         "revision": revision,

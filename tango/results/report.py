@@ -85,7 +85,9 @@ def report(folders: Iterable[str | Path], output: str | Path) -> Report:
         for name, text in (texts | {"accuracy.tex": layout.latex(shown, lines)}).items():
             (Path(output) / name).write_text(text, encoding="utf-8")
             made.files.append(Path(output) / name)
-        made.summaries.append(layout.accuracy_summary(shown.drop(columns=layout.SHARE).assign(**{"": _named(shown)})))
+        made.summaries.append(
+            layout.accuracy_summary(shown.drop(columns=["model", layout.SHARE]).assign(**{"": _named(shown)}))
+        )
     return made
 
 

@@ -213,11 +213,20 @@ class Sweep:
             shelf = folder / "earlier" / digest(found["identity"])
             _move(folder, shelf)
             self.console.print(f"{cell.name} has changed; its result is kept in {shelf}", markup=False, soft_wrap=True)
+        self._take_back(cell)
+
+    def _take_back(self, cell: Cell) -> None:
+        """Put back what earlier/ has of a cell: its result, or the outputs of its result, which stayed where it was."""
+        folder = self.path(cell)
         back = folder / "earlier" / digest(cell.identity)
-        if not (folder / "cell.json").is_file() and (back / "cell.json").is_file():
+        whole, outputs = (back / "cell.json").is_file(), any((back / "run").glob("*"))
+        if whole == (folder / "cell.json").is_file() or not (whole or outputs):
+            return
+        if outputs:
             self._sweep_out(folder / "run")
-            _move(back, folder)
-            (folder / "identity").write_text(cell.identity, encoding="utf-8")
+        _move(back, folder)
+        shutil.rmtree(back)
+        (folder / "identity").write_text(cell.identity, encoding="utf-8")
 
     @staticmethod
     def _sweep_out(run: Path) -> None:
@@ -231,6 +240,8 @@ class Sweep:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "identity").write_text(cell.identity, encoding="utf-8")
         run = folder / "run"
+        if (folder / "cell.json").is_file():  # some of its samples failed, and are tried again
+            _move(folder, folder / "earlier" / digest(cell.identity), outputs_alone=True)
         self._sweep_out(run)
         job = self.machine.start(cell.command, cell.environment, folder / "log.txt")
         task = progress.add_task(f"  {cell.name}", total=cell.samples, cells="", left="")
@@ -251,8 +262,11 @@ class Sweep:
             what = str(error) if isinstance(error, CellError) else f"its files are damaged: {error!r}"
             self.failures[cell.name] = f"{ended or what} (log: {folder / 'log.txt'})"
             self.console.print(f"{cell.name} failed", style="red", markup=False)
+            if (folder / "cell.json").is_file():
+                self._take_back(cell)
             return
         write_json(folder / "cell.json", result)
+        shutil.rmtree(folder / "earlier" / digest(cell.identity), ignore_errors=True)  # the same, and less of it
         if failed:
             self.failures[cell.name] = (
                 f"{len(failed)} of its {len(failed) + len(result['samples'])} samples failed and are not in its "
@@ -303,11 +317,12 @@ def failed_samples(result: dict[str, Any]) -> list[dict[str, Any]]:
     return list(result.get("provenance", {}).get("failed", []))
 
 
-def _move(source: Path, target: Path) -> None:
+def _move(source: Path, target: Path, outputs_alone: bool = False) -> None:
     """Move a cell's result, log and outputs, but no journal, which both may need."""
     (target / "run").mkdir(parents=True, exist_ok=True)
     outputs = [file for file in (source / "run").glob("*") if file.name != "journal"]
-    for file in [*outputs, source / "log.txt", source / "cell.json"]:  # the result last: with it the move is done
+    told = [] if outputs_alone else [source / "log.txt", source / "cell.json"]
+    for file in [*outputs, *told]:  # the result last: with it the move is done
         place = target / file.relative_to(source)
         if place.is_dir():  # of a move that was interrupted
             shutil.rmtree(place)

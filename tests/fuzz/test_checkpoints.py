@@ -62,8 +62,10 @@ def test_changed_fields(fuzz: Callable[..., None], folder: Path) -> None:
         for key in path:
             part = part[key]
         part[last] = value
-        tried(folder, name, json.dumps(changed))
-        (folder / name).write_text(json.dumps(contents[name]), encoding="utf-8")
+        try:
+            tried(folder, name, json.dumps(changed))
+        finally:
+            (folder / name).write_text(json.dumps(contents[name]), encoding="utf-8")
 
     fuzz(check, examples=20, place=st.sampled_from(every), value=ODD)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from unicodedata import normalize
 
 from hypothesis import strategies as st
 
@@ -59,6 +60,7 @@ def test_questions_of_any_text(fuzz: Callable[..., None]) -> None:
                 return
             special = set(tokenizer.all_special_ids) | {checkpoint.model.config.video_token_id}
             assert [i for i in ids if i in special] == [i for i in around if i in special]
-            assert text in tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+            said = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+            assert normalize("NFC", text) in normalize("NFC", said)  # the tokenizer composes letters and accents
 
         fuzz(check, 60, pieces=QUESTIONS)

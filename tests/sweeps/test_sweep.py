@@ -127,9 +127,16 @@ def test_samples_that_failed_are_left_out_and_tried_again(tmp_path: Path) -> Non
         sweep.run()
     )
     assert len(sweep.results()) == 1
+    outputs = sorted((tmp_path / "s/cells/a/run").rglob("*.json")) or [tmp_path / "s/cells/a/run/out/result.json"]
+    outputs[0].parent.mkdir(exist_ok=True)
+    outputs[0].write_text("a score")
+    broken = replace(cell(tmp_path / "s", "a", status=3), command=[sys.executable, "-c", "raise SystemExit(3)"])
+    again = Sweep(tmp_path / "s", [broken], console=quiet())  # the next try comes to nothing: the result stays whole
+    assert "exit status 3" in again.run()["a"] and len(again.results()) == 1 and outputs[0].read_text() == "a score"
     (tmp_path / "lost").unlink()
     mended = Sweep(tmp_path / "s", [replace(cell(tmp_path / "s", "a"), collect=collect)], console=quiet())
     assert mended.run() == {} and mended.results()[0]["provenance"]["failed"] == []
+    assert not list((tmp_path / "s/cells/a").glob("earlier/*"))
     crashed = replace(cell(tmp_path / "s", "b", status=1), collect=collect)  # says that it failed, without a sample
     assert "exit status 1" in Sweep(tmp_path / "s", [crashed], console=quiet()).run()["b"]
 
