@@ -8,8 +8,8 @@ from families import GRID, TOKENS, VIDEO, Spy, make_pruner
 from transformers.video_utils import VideoMetadata
 
 from tango.models import attach, family_of
-from tango.models.family import NO_TIMES
 from tango.models.prompt import place
+from tango.models.refusals import NO_TIMES
 
 
 def example(family, *rows, **settings):
