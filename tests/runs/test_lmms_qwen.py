@@ -211,12 +211,13 @@ def test_times_of_the_published_run(qwen: Path, tmp_path: Path, monkeypatch: pyt
         chat = model.run.chat
         request = ask(model, str(tmp_path / "v.mp4"), "What?")
         prepared[times] = chat._prepare(model._messages(request))
-        stored = torch.tensor(chat._clip[1].timestamps)
+        stored = torch.tensor(chat._clip[1].timestamps, dtype=torch.float64)
         digests.add(model.run.digest)
         assert model.run.described["times"] == times
     inputs, extra = prepared["published"]
     assert inputs["second_per_grid_ts"].tolist() == [1.0] and len(digests) == 2
-    torch.testing.assert_close(extra["video_timestamps"][0], torch.linspace(float(stored[0]), float(stored[-1]), 2))
+    spread = torch.linspace(float(stored[0]), float(stored[-1]), 2, dtype=torch.float64)
+    torch.testing.assert_close(extra["video_timestamps"][0], spread)
     inputs, extra = prepared["processor"]
     torch.testing.assert_close(extra["video_timestamps"][0], stored)
     assert inputs["second_per_grid_ts"][0] != 1
