@@ -83,7 +83,7 @@ def report(folders: Iterable[str | Path], output: str | Path) -> Report:
         parts = ["# All models", "\n".join(f"- {line}" for line in lines), layout.markdown(shown)]
         texts = {"README.md": "\n\n".join([*parts, ""]), "accuracy.csv": layout.csv(shown, lines)}
         for name, text in (texts | {"accuracy.tex": layout.latex(shown, lines)}).items():
-            (Path(output) / name).write_text(text, encoding="utf-8")
+            write_whole(Path(output) / name, text)
             made.files.append(Path(output) / name)
         made.summaries.append(
             layout.accuracy_summary(shown.drop(columns=["model", layout.SHARE]).assign(**{"": _named(shown)}))

@@ -15,7 +15,8 @@ from typing import Any, NoReturn
 
 from huggingface_hub import get_token
 
-SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|API_?KEY|ACCESS_?KEY", re.IGNORECASE)  # in names of variables
+# In names of variables. MAX_TOKENS, TOKENIZERS_PARALLELISM and where a token's file lies are no secrets.
+SECRET = re.compile(r"(TOKEN(?!S|IZER)|SECRET|PASSWORD|API_?KEY|ACCESS_?KEY)(?!.*(PATH|FILE|DIR|URL)$)", re.IGNORECASE)
 HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{8,}")
 FLAG = re.compile(r"(--[\w-]*(?:key|token|secret|password)[=\s]+)(?!-)\S+", re.IGNORECASE)  # of a command line
 HIDDEN = "[hidden]"

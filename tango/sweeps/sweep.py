@@ -25,6 +25,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
+from tango.inference.files import write_whole
 from tango.runs.hooks import mask
 from tango.runs.journal import write_json
 from tango.runs.provenance import digest
@@ -226,7 +227,7 @@ class Sweep:
             self._sweep_out(folder / "run")
         _move(back, folder)
         shutil.rmtree(back)
-        (folder / "identity").write_text(cell.identity, encoding="utf-8")
+        write_whole(folder / "identity", cell.identity)
 
     @staticmethod
     def _sweep_out(run: Path) -> None:
@@ -238,7 +239,7 @@ class Sweep:
     def _start(self, cell: Cell, progress: Progress) -> _Running:
         folder = self.path(cell)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "identity").write_text(cell.identity, encoding="utf-8")
+        write_whole(folder / "identity", cell.identity)
         run = folder / "run"
         if (folder / "cell.json").is_file():  # some of its samples failed, and are tried again
             _move(folder, folder / "earlier" / digest(cell.identity), outputs_alone=True)

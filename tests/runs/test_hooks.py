@@ -15,7 +15,8 @@ from tango.runs import hooks, provenance
 def secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {
         "HF_TOKEN": "hf_abc", "OPENAI_API_KEY": "sk-12345", "DB_PASSWORD": "pass word", "MY_TOKEN": "1",
-        "HF_HUB_DISABLE_IMPLICIT_TOKEN": "true",
+        "HF_HUB_DISABLE_IMPLICIT_TOKEN": "true", "MAX_NEW_TOKENS": "1024", "HF_TOKEN_PATH": "/tmp",
+        "TOKENIZER_MODE": "slow",
     }.items():  # fmt: skip
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(hooks, "get_token", lambda: "hf_ofTheFile99")
@@ -32,6 +33,7 @@ def secrets(monkeypatch: pytest.MonkeyPatch) -> None:
             "run.py --judge-key [hidden] --key=[hidden] --max-tokens 32 --hf-token",
         ),
         ("hf_home and shelf_abcdefgh", "hf_home and shelf_abcdefgh"),
+        ("1024 questions in /tmp/x, read in slow mode", "1024 questions in /tmp/x, read in slow mode"),
     ],
 )
 def test_what_is_hidden(text: str, shown: str) -> None:
