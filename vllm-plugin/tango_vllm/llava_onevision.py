@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,6 @@ from vllm.model_executor.models.llava_onevision import (
 )
 from vllm.model_executor.models.utils import WeightsMapper
 from vllm.multimodal import MULTIMODAL_REGISTRY
-from vllm.multimodal.inputs import MultiModalFieldConfig
 
 from tango.models.attention import from_attention, parts_of_attention
 from tango.models.llava_onevision import FRAMES_PER_CALL, VECTORS, LlavaOnevision
@@ -43,10 +42,6 @@ class Processor(PrunedVideos, LlavaOnevisionMultiModalProcessor):
         if videos := inputs.hf_data.get("videos"):
             inputs.hf_data["videos"] = [frames for frames, _ in videos]
         return inputs
-
-    def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Any) -> Mapping[str, Any]:
-        fields = super()._get_mm_fields_config(hf_inputs, hf_processor_mm_kwargs)
-        return {**fields, TIMES: MultiModalFieldConfig.batched("video", keep_on_cpu=True)}
 
     def _get_prompt_updates(self, mm_items: Any, hf_processor_mm_kwargs: Any, out_mm_kwargs: Any) -> Sequence[Any]:
         config = self.info.get_hf_config()

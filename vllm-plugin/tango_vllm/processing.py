@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from vllm.multimodal.inputs import MultiModalFieldConfig
 from vllm.multimodal.parse import MultiModalDataParser, VideoProcessorItems
 from vllm.multimodal.processing import PromptReplacement, PromptUpdate, PromptUpdateDetails
 
@@ -132,6 +133,10 @@ class PrunedVideos:
             _warn_of_images(self.pruner.name)
 
     # -- times ---------------------------------------------------------------------------------------------------
+
+    def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Any) -> Mapping[str, Any]:
+        fields = super()._get_mm_fields_config(hf_inputs, hf_processor_mm_kwargs)  # type: ignore[misc]
+        return {**fields, TIMES: MultiModalFieldConfig.batched("video", keep_on_cpu=True)}
 
     def _get_hf_mm_inputs(self, mm_items: Any, hf_kwargs: Any) -> Any:
         """Frames for the processor, and their times beside its output."""

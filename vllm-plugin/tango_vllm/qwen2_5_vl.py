@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,31 +14,22 @@ from vllm.model_executor.models.qwen2_5_vl import (
     Qwen2_5_VLProcessingInfo,
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
-from vllm.multimodal.inputs import MultiModalFieldConfig
 
 from tango.models.qwen2_5_vl import window_order
 from tango.pruners.video import VideoTokens
 from tango_vllm import mrope, runner
-from tango_vllm.processing import TIMES, PrunedVideos, VideoPlaceholders, with_videos
-from tango_vllm.qwen_vl import QwenParser, QwenTower
+from tango_vllm.processing import PrunedVideos, VideoPlaceholders, with_videos
+from tango_vllm.qwen_vl import QwenInfo, QwenTower
 
 runner.call_after_loading(mrope.enable)
 
 
-class Info(Qwen2_5_VLProcessingInfo):
+class Info(QwenInfo, Qwen2_5_VLProcessingInfo):
     """As vLLM's; a video may come without times."""
-
-    def get_data_parser(self) -> QwenParser:
-        merge = self.get_hf_config().vision_config.spatial_merge_size
-        return QwenParser(merge, video_needs_metadata=True, expected_hidden_size=self._get_expected_hidden_size())
 
 
 class Processor(PrunedVideos, Qwen2_5_VLMultiModalProcessor):
     """As vLLM's; a video stands in the prompt as budget() placeholders."""
-
-    def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Any) -> Mapping[str, Any]:
-        fields = super()._get_mm_fields_config(hf_inputs, hf_processor_mm_kwargs)
-        return {**fields, TIMES: MultiModalFieldConfig.batched("video", keep_on_cpu=True)}
 
     def _get_prompt_updates(self, mm_items: Any, hf_processor_mm_kwargs: Any, out_mm_kwargs: Any) -> Sequence[Any]:
         config = self.info.get_hf_config()
@@ -74,9 +65,6 @@ class TangoQwen2_5_VL(QwenTower, Qwen2_5_VLForConditionalGeneration):
 
     def _order(self, height: int, width: int) -> Tensor:
         return window_order(height, width, self.visual.window_size // self.merge // self.visual.patch_size)
-
-    def _parse_and_validate_video_input(self, **kwargs: Any) -> Any:
-        return super()._parse_and_validate_video_input(**kwargs), kwargs.get(TIMES)
 
     def _process_video_input(self, video_input: Any) -> list[Tensor]:
         """Of each video its kept tokens and, in columns behind them, their places: (K, D + 6)."""

@@ -19,22 +19,17 @@ from vllm.model_executor.models.qwen3_vl import (
     Qwen3VLProcessingInfo,
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
-from vllm.multimodal.inputs import MultiModalFieldConfig
 
 from tango.pruners.video import VideoTokens
 from tango_vllm import mrope, runner
-from tango_vllm.processing import TIMES, PrunedVideos, VideoPlaceholders, with_videos
-from tango_vllm.qwen_vl import QwenParser, QwenTower
+from tango_vllm.processing import PrunedVideos, VideoPlaceholders, with_videos
+from tango_vllm.qwen_vl import QwenInfo, QwenTower
 
 runner.call_after_loading(mrope.enable)
 
 
-class Info(Qwen3VLProcessingInfo):
+class Info(QwenInfo, Qwen3VLProcessingInfo):
     """As vLLM's; a video may come without times."""
-
-    def get_data_parser(self) -> QwenParser:
-        merge = self.get_hf_config().vision_config.spatial_merge_size
-        return QwenParser(merge, video_needs_metadata=True, expected_hidden_size=self._get_expected_hidden_size())
 
     def get_max_video_tokens(self, seq_len: int, mm_counts: Mapping[str, int]) -> int:
         """As vLLM's, and room for the times and markers of as many frames as a video may have: items hold those too."""
@@ -59,10 +54,6 @@ def item_tokens(config: Any, tokenizer: Any, times: Any, counts: Sequence[int]) 
 class Processor(PrunedVideos, Qwen3VLMultiModalProcessor):
     """As vLLM's; of a video's placeholders there are budget()."""
 
-    def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Any) -> Mapping[str, Any]:
-        fields = super()._get_mm_fields_config(hf_inputs, hf_processor_mm_kwargs)
-        return {**fields, TIMES: MultiModalFieldConfig.batched("video", keep_on_cpu=True)}
-
     def _get_prompt_updates(self, mm_items: Any, hf_processor_mm_kwargs: Any, out_mm_kwargs: Any) -> Sequence[Any]:
         config, tokenizer = self.info.get_hf_config(), self.info.get_tokenizer()
         group = config.vision_config.spatial_merge_size**2
@@ -84,9 +75,6 @@ class PrunedQwen3VL(QwenTower):
     """Mixin of vLLM's models: their videos are pruned; `tango` is the method."""
 
     # -- videos --------------------------------------------------------------------------------------------------
-
-    def _parse_and_validate_video_input(self, **kwargs: Any) -> Any:
-        return super()._parse_and_validate_video_input(**kwargs), kwargs.get(TIMES)  # type: ignore[misc]
 
     def _process_video_input(self, video_input: Any) -> list[Tensor]:
         """Of each video the embeddings of its item's tokens, deepstack, and in columns behind them, their places."""

@@ -15,11 +15,19 @@ from tango.models.tower import joined, recorded
 from tango.pruners.base import Pruner
 from tango_vllm import settings
 from tango_vllm.heads import all_heads
-from tango_vllm.processing import DefaultMetadata
+from tango_vllm.processing import TIMES, DefaultMetadata
 
 
 class QwenParser(DefaultMetadata, Qwen2VLMultiModalDataParser):
     """vLLM's parser for these models; a video that comes without times gets default ones."""
+
+
+class QwenInfo:
+    """Mixin of what vLLM must know of these models."""
+
+    def get_data_parser(self) -> QwenParser:
+        merge = self.get_hf_config().vision_config.spatial_merge_size
+        return QwenParser(merge, video_needs_metadata=True, expected_hidden_size=self._get_expected_hidden_size())
 
 
 class QwenTower:
@@ -49,6 +57,9 @@ class QwenTower:
         """Take a method."""
         self.tango = pruner
         self._parts(pruner)
+
+    def _parse_and_validate_video_input(self, **kwargs: Any) -> Any:
+        return super()._parse_and_validate_video_input(**kwargs), kwargs.get(TIMES)  # type: ignore[misc]
 
     def encoded(self, pixels: Tensor, grid: Sequence[int]) -> dict[str, Tensor]:
         """`tokens` (F, L, D) of a video's patches and the parts of VideoTokens that the method needs."""
