@@ -30,6 +30,16 @@ def read(file: Path) -> pd.DataFrame:
     return pd.read_csv(file, comment="#")
 
 
+def test_folders_of_this_machine_stay_out_of_tables(tmp_path: Path, cells: list[dict[str, Any]]) -> None:
+    for cell in cells:
+        cell["provenance"]["model"]["pretrained"] = "/home/somebody/checkpoints/tiny"
+        cell["provenance"]["sources"] = {"TANGO_CONFIG": "/home/somebody/tiny.yaml"}
+    for file in write_results(cells, tmp_path, "tango results x").files:
+        assert b"somebody" not in file.read_bytes(), file
+    readme = (tmp_path / "README.md").read_text()
+    assert "- model: tiny in float32, 8 frames; seed 1234; settings: tiny.yaml\n" in readme
+
+
 def test_files_of_one_model(tmp_path: Path, cells: list[dict[str, Any]]) -> None:
     made = write_results(cells, tmp_path, "python scripts/demo.py", ["no result of motionqa-tango-0.2"], "MotionQA")
     assert {file.name for file in made.files} == FILES == {file.name for file in tmp_path.iterdir()}

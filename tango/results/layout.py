@@ -5,6 +5,7 @@ where it comes from on top.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -30,11 +31,11 @@ def origin(cells: Sequence[Cell], command: str) -> list[str]:
     def all_of(pick: Any) -> str:
         return "; ".join(dict.fromkeys(str(pick(cell["provenance"])) for cell in cells))
 
-    configs = dict.fromkeys(cell["provenance"].get("sources", {}).get("TANGO_CONFIG", "") for cell in cells)
+    configs = dict.fromkeys(_place(cell["provenance"].get("sources", {}).get("TANGO_CONFIG", "")) for cell in cells)
     times = sorted(cell["provenance"]["time"] for cell in cells)
     return [
         f"made by: {command}",
-        f"model: {all_of(lambda o: o['model']['pretrained'])} in {all_of(lambda o: o['model']['dtype'])}, "
+        f"model: {all_of(lambda o: _place(o['model']['pretrained']))} in {all_of(lambda o: o['model']['dtype'])}, "
         f"{all_of(lambda o: o['model']['max_frames_num'])} frames; seed {all_of(lambda o: o['seed'])}"
         + (f"; times: {times_of}" if (times_of := all_of(lambda o: o["model"].get("times", ""))) else "")
         + (f"; settings: {', '.join(filter(None, configs))}" if any(configs) else ""),
@@ -42,6 +43,11 @@ def origin(cells: Sequence[Cell], command: str) -> list[str]:
         f"device: {all_of(device_text)}; processes: {all_of(lambda o: o['processes'])}; "
         f"run from {times[0]} to {times[-1]}",
     ]
+
+
+def _place(path: str) -> str:
+    """A path for readers elsewhere: of an absolute one the name, since its folders are of this machine alone."""
+    return Path(path).name if Path(path).is_absolute() else path
 
 
 def csv(frame: pd.DataFrame, lines: Sequence[str]) -> str:
