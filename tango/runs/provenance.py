@@ -35,7 +35,9 @@ from tango.pruners import REGISTRY
 from tango.runs.hooks import mask
 from tango.runs.settings import VARIABLES
 
-PACKAGES = ("torch", "transformers", "accelerate", "lmms-eval", "ms-vlmeval", "tango-vlm", "av", "numpy")
+# That an answer follows from: the model, and the pixels that it is given.
+LIBRARIES = ("torch", "transformers", "av", "torchvision", "pillow")
+PACKAGES = (*LIBRARIES, "accelerate", "lmms-eval", "ms-vlmeval", "tango-vlm", "numpy")
 SHOWN_VERSIONS = ("tango", "python", "torch", "transformers", "lmms-eval", "ms-vlmeval")
 # What can change an answer or its timing. Runs, sweeps, tables and plots are made from answers and are not in it.
 CODE = ("*.py", "ops/*.py", "pruners/*.py", "models/*.py", "inference/*.py")

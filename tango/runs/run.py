@@ -25,7 +25,6 @@ from tango.runs.settings import NOTHING, MethodSettings
 from tango.runs.summary import efficiency, failures, token_summary
 
 log = logging.getLogger(__name__)
-LIBRARIES = ("torch", "transformers", "av")  # that answers follow from
 
 
 class ArgumentError(ValueError):
@@ -98,7 +97,7 @@ class EvaluationRun:
             *depends_on,
             checkpoint.processor.chat_template,
             provenance.code_fingerprint(settings.method, family),
-            {name: provenance.versions().get(name) for name in LIBRARIES},
+            {name: provenance.versions().get(name) for name in provenance.LIBRARIES},
         )
         self.journal = None if journal is None else Journal(journal, self.digest, rank)
         if self.journal is not None and not resume:

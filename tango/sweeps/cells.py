@@ -110,7 +110,7 @@ class Evaluation:
             self.repository and [self.repository, provenance.hub_commit(self.repository, self.branch, "dataset")],
             provenance.code_fingerprint(self.method, self.family),
             scoring_fingerprint(framework.plugin),
-            {name: found.get(name) for name in ("torch", "transformers", "av", framework.package)},
+            {name: found.get(name) for name in (*provenance.LIBRARIES, framework.package)},
         )
 
 

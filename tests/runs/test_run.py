@@ -11,6 +11,7 @@ import pytest
 from tango.inference.chat import Answer, Chat
 from tango.inference.checkpoints import Checkpoint, load
 from tango.inference.prompt import Message
+from tango.runs import provenance
 from tango.runs.run import ArgumentError, EvaluationRun, check_model
 from tango.runs.settings import from_environment
 
@@ -71,6 +72,16 @@ def test_answers_of_other_runs_are_not_taken(loaded: Checkpoint, tmp_path: Path)
     ]
     assert plain.digest == begin(loaded, None).digest
     assert len({plain.digest, *(other.digest for other in others)}) == 7
+
+
+@pytest.mark.parametrize("library", ["torch", "transformers", "av", "torchvision", "pillow"])
+def test_answers_of_another_version_of_what_makes_them_are_not_taken(
+    loaded: Checkpoint, monkeypatch: pytest.MonkeyPatch, library: str
+) -> None:
+    """torchvision's transforms resize frames, pillow reads images: they change pixels, so answers."""
+    plain, found = begin(loaded, None).digest, provenance.versions()
+    monkeypatch.setattr(provenance, "versions", lambda: found | {library: "0"})
+    assert library in found and begin(loaded, None).digest != plain
 
 
 def test_a_changed_video_is_asked_about_anew(loaded: Checkpoint, benchmark: Path, tmp_path: Path) -> None:
