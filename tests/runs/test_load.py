@@ -21,16 +21,22 @@ def spin(seconds: float) -> float:
 
 @pytest.mark.skipif(load._waited() is None, reason="this system does not tell")
 def test_waiting_is_the_time_that_a_thread_did_not_have() -> None:
-    """Against the thread's own clock, beside one more process than there are cores."""
-    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(cores() + 1)]
+    """Against the thread's own clock, on one core with two processes that are known to run there."""
+    mine = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(mine)})
+    command = [sys.executable, "-c", "print(flush=True)\nwhile True: pass"]
+    others = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(2)]
     try:
+        for process in others:
+            assert process.stdout is not None and process.stdout.readline()
         noting = Load()
         had = spin(2.0)
         noted = noting.noted()
     finally:
+        os.sched_setaffinity(0, mine)
         for process in others:
             process.kill()
-            process.wait()
+            process.communicate()
     assert noted["waited"] == pytest.approx(1 - had, abs=0.15) and noted["waited"] > 0.1
     assert busy(noted) and f"{100 * noted['waited']:.0f} % of the time waiting for a core" in load_text(noted)
 
