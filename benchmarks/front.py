@@ -1,0 +1,274 @@
+"""Accuracy of many settings on MotionQA in one process: the tower once a video, the six questions of a video together.
+
+    python benchmarks/front.py --methods all --positions both
+    python benchmarks/front.py --methods tango --vary --half development --frames 16
+
+Answers are kept in --work, a file a setting, and not computed again: files of several commands make one table
+(benchmarks/front_tables.py). Videos 1, 3, 5, .. of the sorted names are the development half, the others the held one. A
+video's tokens are encoded once for each kind of saliency, pruned once a setting, and prefilled once; then its questions
+go on from there in a batch, greedily. --check asks single questions in the ordinary way as well, and says how many
+answers are the same. Methods that prune inside the language model are asked in the ordinary way alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tango.inference.chat import Chat
+from tango.inference.checkpoints import Checkpoint, load
+from tango.inference.encoded import Encodings
+from tango.inference.files import write_whole
+from tango.models import attach
+from tango.motionqa.questions import prompt, read_questions
+from tango.pruners import REGISTRY, Pruned, Pruner, VideoTokens
+from tango.runs.scoring import parse_choice
+from tango.sweeps.expand import impossible
+
+RATIOS = (0.05, 0.1, 0.15, 0.2, 0.3)
+HALVES = ("development", "held")
+NEW_TOKENS = 8  # as the benchmark's task has it, to the end of a line
+UNPRUNED = REGISTRY["uniform"](retention_ratio=1)  # to the bit what the model does by itself
+# Changes of Tango, one at a time.
+VARIATIONS: dict[str, dict[str, Any]] = {
+    "no segments": {"segmentation": "none"},
+    "segments of fastvid": {"segmentation": "fastvid"},
+    "context_ratio 0.2": {"context_ratio": 0.2},
+    "context_ratio 0.6": {"context_ratio": 0.6},
+    "context_ratio 0.8": {"context_ratio": 0.8},
+    "static_threshold 0.9": {"static_threshold": 0.9},
+    "static_threshold 1": {"static_threshold": 1.0},
+    "similarity_threshold 0.9": {"similarity_threshold": 0.9},
+    "expansion 1": {"selection": "topk"},
+    "expansion 3": {"expansion": 3.0},
+    "plain cosine": {"merging": "cosine"},
+    "anchor_weight 0.3": {"anchor_weight": 0.3},
+    "num_neighbors 3": {"num_neighbors": 3},
+    "received attention": {"saliency": "received_attention"},
+    "no segments, context_ratio 0.6": {"segmentation": "none", "context_ratio": 0.6},
+    "no segments, context_ratio 0.8": {"segmentation": "none", "context_ratio": 0.8},
+    "no segments, context_ratio 1": {"segmentation": "none", "context_ratio": 1.0},
+}
+
+
+@dataclass(frozen=True)
+class Video:
+    """One video: its name, its questions, and the prompt of each, whose pixels are the same."""
+
+    name: str
+    rows: list[dict[str, Any]]
+    prompts: list[dict[str, Any]]
+
+
+class Once:
+    """A pruner that prunes each video once, by its key."""
+
+    def __init__(self, pruner: Pruner) -> None:
+        self.pruner, self.found = pruner, dict[str, Pruned]()
+
+    def prune_tokens(self, video: VideoTokens) -> Pruned:
+        if video.key not in self.found:
+            self.found = {video.key: self.pruner.prune_tokens(video)}
+        return self.found[video.key]
+
+
+def half_of(rows: Sequence[dict[str, Any]], half: str) -> list[dict[str, Any]]:
+    """The rows about the videos of a half, or of `both`."""
+    names = sorted({row["video"] for row in rows})
+    chosen = {"both": names, "development": names[1::2], "held": names[::2]}[half]
+    return [row for row in rows if row["video"] in set(chosen)]
+
+
+def messages(folder: Path, row: dict[str, Any]) -> list[dict[str, Any]]:
+    """The conversation of a question."""
+    text = {"type": "text", "text": prompt(row["question"], row["options"])}
+    return [{"role": "user", "content": [{"type": "video", "video": str(folder / row["video"])}, text]}]
+
+
+def prepared(checkpoint: Checkpoint, folder: Path, rows: Sequence[dict[str, Any]], frames: int) -> Iterator[Video]:
+    """The prompts of all questions, by video, read as any run reads them."""
+    of_video = defaultdict(list)
+    for row in rows:
+        of_video[row["video"]].append(row)
+    chat = Chat(checkpoint, UNPRUNED, max_frames=frames)
+    for name, asked in of_video.items():
+        prompts = []
+        for row in asked:
+            inputs, extra = chat._prepare(messages(folder, row))
+            if prompts:
+                inputs["pixel_values_videos"] = prompts[0]["pixel_values_videos"]
+            prompts.append(inputs | extra)
+        yield Video(name, asked, prompts)
+
+
+@torch.inference_mode()
+def asked(checkpoint: Checkpoint, video: Video, seam: Any) -> tuple[list[str], Tensor, int]:
+    """The answers to a video's questions, log-probabilities of their first tokens (Q, vocabulary), and tokens kept.
+
+    The prompts up to the end of the video are one and the same, and so is what the language model makes of them.
+    """
+    model, tokenizer = checkpoint.model, checkpoint.processor.tokenizer
+    forward, embed = type(model).forward, model.get_input_embeddings()
+    pruned = [seam.prune(inputs, "left") for inputs in video.prompts]
+    ends = [int(one.spans[0].ge(0).nonzero()[-1]) + 1 for one in pruned]
+    (end,) = set(ends)
+    first, count = pruned[0], len(pruned)
+    widths = [one.inputs_embeds.shape[1] for one in pruned]
+    places = [torch.arange(w)[None] if one.position_ids is None else one.position_ids
+              for one, w in zip(pruned, widths, strict=True)]  # fmt: skip
+    out = forward(model, inputs_embeds=first.inputs_embeds[:, :end], position_ids=places[0][:, :end], use_cache=True,
+                  logits_to_keep=1)  # fmt: skip
+    cache = out.past_key_values
+    cache.batch_repeat_interleave(count)
+
+    # Questions are padded on the left, between the video and their first word.
+    longest = max(widths) - end
+    embeds = first.inputs_embeds.new_zeros(count, longest, first.inputs_embeds.shape[2])
+    mask = torch.ones(count, end + longest, dtype=torch.long)
+    positions = torch.zeros(count, longest, dtype=torch.long)
+    for row, (one, width) in enumerate(zip(pruned, widths, strict=True)):
+        own = width - end
+        embeds[row, longest - own :] = one.inputs_embeds[0, end:]
+        positions[row, longest - own :] = places[row][0, end:]
+        mask[row, end : end + longest - own] = 0
+    stops = model.generation_config.eos_token_id
+    stops = {stops} if isinstance(stops, int) else set(stops)
+    new: list[list[int]] = [[] for _ in range(count)]
+    open_rows, first_tokens = set(range(count)), None
+    while open_rows:
+        out = forward(model, inputs_embeds=embeds, attention_mask=mask, position_ids=positions, past_key_values=cache,
+                      use_cache=True, logits_to_keep=1)  # fmt: skip
+        logits = out.logits[:, -1].float()
+        if first_tokens is None:
+            first_tokens = logits.log_softmax(-1)
+        chosen = logits.argmax(-1)
+        for row in sorted(open_rows):
+            new[row].append(int(chosen[row]))
+            text = tokenizer.decode(new[row], skip_special_tokens=True)
+            if new[row][-1] in stops or "\n" in text or len(new[row]) == NEW_TOKENS:
+                open_rows.remove(row)
+        embeds, positions = embed(chosen)[:, None], positions[:, -1:] + 1
+        mask = torch.cat((mask, mask.new_ones(count, 1)), 1)
+    said = [str(tokenizer.decode(ids, skip_special_tokens=True)).split("\n")[0].strip() for ids in new]
+    assert first_tokens is not None
+    return said, first_tokens, seam.session.videos[0].tokens_after
+
+
+def run(
+    checkpoint: Checkpoint, videos: Sequence[Video], pruner: Pruner, encodings: Encodings, unpruned: dict[str, Tensor]
+) -> dict[str, Any]:
+    """Answers of one setting to all questions, by id, with KL(unpruned || pruned) of the first token, and the share kept."""
+    start = time.process_time()
+    answers: dict[str, list[Any]] = {}
+    kept = before = 0
+    with attach(checkpoint.model, pruner) as session:
+        encodings.share()
+        seam = checkpoint.model.generate.seam
+        seam.session = session
+        once: dict[Any, Once] = {}
+        original = seam._pruner_for
+        seam._pruner_for = lambda grid: once.setdefault(grid, Once(original(grid)))
+        for video in videos:
+            said, logs, after = asked(checkpoint, video, seam)
+            kept, before = kept + after, before + session.videos[0].tokens_before
+            for row, text, log in zip(video.rows, said, logs, strict=True):
+                reference = unpruned.setdefault(row["id"], log)
+                kl = float((reference.exp() * (reference - log)).sum().clamp(min=0))
+                choice = parse_choice(text, row["options"])
+                answers[row["id"]] = [int(choice == row["answer"]), text, round(kl, 5)]
+    return {"answers": answers, "kept": kept / before, "cpu_s": round(time.process_time() - start, 1)}
+
+
+def ordinary(checkpoint: Checkpoint, folder: Path, rows: Sequence[dict[str, Any]], pruner: Pruner, frames: int) -> list[str]:
+    """The same answers as any run computes them, one by one with all their own parts."""
+    settings = {"max_new_tokens": NEW_TOKENS, "until": ["\n"]}
+    with Chat(checkpoint, None if pruner == UNPRUNED else pruner, max_frames=frames).session() as chat:
+        return [str(chat.generate(messages(folder, row), settings, row["id"]).response) for row in rows]
+
+
+def name_of(pruner: Pruner, half: str) -> str:
+    """The name of the file of a setting's answers on a half."""
+    text = json.dumps([pruner.name, pruner.settings(), half], sort_keys=True)
+    return f"{pruner.name}-{pruner.retention_ratio:g}-{half}-{hashlib.sha256(text.encode()).hexdigest()[:10]}.json"
+
+
+def settings_of(args: argparse.Namespace) -> list[tuple[str, Pruner]]:
+    """What to evaluate: name of the variation ("" for a method as it is) and pruner."""
+    methods = list(REGISTRY) if args.methods == ["all"] else args.methods
+    kept = {"default": [{}], "kept": [{"keep_positions": True}], "both": [{}, {"keep_positions": True}]}[args.positions]
+    fields = json.loads(args.fields) if args.fields else {}
+    chosen = []
+    for ratio in args.ratios:
+        for positions in kept:
+            for method in methods:
+                chosen.append(("", REGISTRY[method](retention_ratio=ratio, **{**positions, **fields})))
+            for name, changes in VARIATIONS.items() if args.vary else ():
+                chosen.append((name, REGISTRY["tango"](retention_ratio=ratio, **positions, **changes)))
+    if args.exact:
+        chosen = [(f"{name}, exact_budget".lstrip(", "), replace(pruner, exact_budget=True)) for name, pruner in chosen]
+    return chosen
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--checkpoint", default="checkpoints/tango-tiny", help="folder of a LLaVA-OneVision")
+    parser.add_argument("--data", type=Path, default=Path("data/motionqa"), help="folder with test.json and videos/")
+    parser.add_argument("--frames", type=int, default=8)
+    parser.add_argument("--half", choices=(*HALVES, "both"), default="development")
+    parser.add_argument("--ratios", type=float, nargs="+", default=RATIOS)
+    parser.add_argument("--methods", nargs="*", default=[], help="names, or 'all'")
+    parser.add_argument("--positions", choices=("default", "kept", "both"), default="default", help="keep_positions")
+    parser.add_argument("--vary", action="store_true", help="also Tango with one change at a time")
+    parser.add_argument("--exact", action="store_true", help="all with exact_budget")
+    parser.add_argument("--fields", help="other fields of all methods, as JSON")
+    parser.add_argument("--limit", type=int, help="only the first so many videos of the half")
+    parser.add_argument("--check", type=int, default=0, metavar="N", help="compare N answers a setting with ordinary runs")
+    parser.add_argument("--work", type=Path, default=Path("build/front"))
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    checkpoint = load(args.checkpoint, device="cpu", dtype="float32")
+    layers = checkpoint.model.config.get_text_config().num_hidden_layers
+    folder = args.work / Path(args.checkpoint).name / str(args.frames)
+    folder.mkdir(parents=True, exist_ok=True)
+    chosen = [("", UNPRUNED), *settings_of(args)]
+    todo = []
+    for name, pruner in chosen:
+        if (reason := impossible(pruner, layers)) or pruner.in_llm(layers) is not None:
+            print(f"left out: {pruner.name} {pruner.retention_ratio:g}: {reason or 'prunes inside the language model'}")
+        elif args.check or args.limit or not (folder / name_of(pruner, args.half)).is_file() or pruner == UNPRUNED:
+            todo.append((name, pruner))
+    if [pruner for _, pruner in todo] == [UNPRUNED] and (folder / name_of(UNPRUNED, args.half)).is_file():
+        return
+    rows = half_of(read_questions(args.data), args.half)
+    videos = list(prepared(checkpoint, args.data, rows, args.frames))[: args.limit]
+    encodings, unpruned = Encodings(checkpoint.model, [pruner for _, pruner in todo]), dict[str, Tensor]()
+    for number, (name, pruner) in enumerate(todo, 1):
+        result = run(checkpoint, videos, pruner, encodings, unpruned)
+        score = sum(right for right, *_ in result["answers"].values()) / len(result["answers"])
+        print(f"{number}/{len(todo)} {pruner.name} {pruner.retention_ratio:g} {name} keep_positions="
+              f"{pruner.keep_positions}: {100 * score:.1f} % at {100 * result['kept']:.1f} %, {result['cpu_s']} s of CPU",
+              flush=True)  # fmt: skip
+        if args.check:
+            some = [row for video in videos for row in video.rows][: args.check]
+            expected = ordinary(checkpoint, args.data, some, pruner, args.frames)
+            same = sum(result["answers"][row["id"]][1] == text for row, text in zip(some, expected, strict=True))
+            print(f"   {same} of {len(some)} answers are those of the ordinary run", flush=True)
+        elif args.limit is None:
+            head = {"name": name, "method": pruner.name, "settings": pruner.settings(), "half": args.half,
+                    "frames": args.frames, "checkpoint": args.checkpoint}  # fmt: skip
+            write_whole(folder / name_of(pruner, args.half), json.dumps(head | result))
+    print(f"the tower ran {encodings.runs} times for {len(videos)} videos; {time.process_time():.0f} s of CPU in all")
+
+
+if __name__ == "__main__":
+    main()
