@@ -189,7 +189,9 @@ def run(
     return {"answers": answers, "kept": kept / before, "cpu_s": round(time.process_time() - start, 1)}
 
 
-def ordinary(checkpoint: Checkpoint, folder: Path, rows: Sequence[dict[str, Any]], pruner: Pruner, frames: int) -> list[str]:
+def ordinary(
+    checkpoint: Checkpoint, folder: Path, rows: Sequence[dict[str, Any]], pruner: Pruner, frames: int
+) -> list[str]:
     """The same answers as any run computes them, one by one with all their own parts."""
     settings = {"max_new_tokens": NEW_TOKENS, "until": ["\n"]}
     with Chat(checkpoint, None if pruner == UNPRUNED else pruner, max_frames=frames).session() as chat:
@@ -232,7 +234,9 @@ def main() -> None:
     parser.add_argument("--exact", action="store_true", help="all with exact_budget")
     parser.add_argument("--fields", help="other fields of all methods, as JSON")
     parser.add_argument("--limit", type=int, help="only the first so many videos of the half")
-    parser.add_argument("--check", type=int, default=0, metavar="N", help="compare N answers a setting with ordinary runs")
+    parser.add_argument(
+        "--check", type=int, default=0, metavar="N", help="compare N answers a setting with ordinary runs"
+    )
     parser.add_argument("--work", type=Path, default=Path("build/front"))
     args = parser.parse_args()
     torch.set_num_threads(1)
