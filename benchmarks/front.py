@@ -4,10 +4,11 @@
     python benchmarks/front.py --methods tango --vary --half development --frames 16
 
 Answers are kept in --work, a file a setting, and not computed again: files of several commands make one table
-(benchmarks/front_tables.py). Videos 1, 3, 5, .. of the sorted names are the development half, the others the held one. A
-video's tokens are encoded once for each kind of saliency, pruned once a setting, and prefilled once; then its questions
-go on from there in a batch, greedily. --check asks single questions in the ordinary way as well, and says how many
-answers are the same. Methods that prune inside the language model are asked in the ordinary way alone.
+(benchmarks/front_tables.py). The first, third, fifth .. video by sorted names are the development half, on which
+settings may be tried, the others the held one. A video's tokens are encoded once for each kind of saliency, pruned once
+a setting, and prefilled once; then its questions go on from there, greedily, in a batch with other videos'. --check
+asks single questions in the ordinary way too, and says how many answers are the same. Pruning inside the language model
+is left out.
 """
 
 from __future__ import annotations
@@ -31,12 +32,13 @@ from tango.inference.encoded import Encodings
 from tango.inference.files import write_whole
 from tango.models import attach
 from tango.motionqa.questions import prompt, read_questions
-from tango.pruners import REGISTRY, Pruned, Pruner, VideoTokens
+from tango.pruners import REGISTRY, Pruner
 from tango.runs.scoring import parse_choice
 from tango.sweeps.expand import impossible
 
 RATIOS = (0.05, 0.1, 0.15, 0.2, 0.3)
 HALVES = ("development", "held")
+TOGETHER = 20  # videos in a batch
 NEW_TOKENS = 8  # as the benchmark's task has it, to the end of a line
 UNPRUNED = REGISTRY["uniform"](retention_ratio=1)  # to the bit what the model does by itself
 # Changes of Tango, one at a time.
@@ -70,22 +72,10 @@ class Video:
     prompts: list[dict[str, Any]]
 
 
-class Once:
-    """A pruner that prunes each video once, by its key."""
-
-    def __init__(self, pruner: Pruner) -> None:
-        self.pruner, self.found = pruner, dict[str, Pruned]()
-
-    def prune_tokens(self, video: VideoTokens) -> Pruned:
-        if video.key not in self.found:
-            self.found = {video.key: self.pruner.prune_tokens(video)}
-        return self.found[video.key]
-
-
 def half_of(rows: Sequence[dict[str, Any]], half: str) -> list[dict[str, Any]]:
     """The rows about the videos of a half, or of `both`."""
     names = sorted({row["video"] for row in rows})
-    chosen = {"both": names, "development": names[1::2], "held": names[::2]}[half]
+    chosen = {"both": names, "development": names[::2], "held": names[1::2]}[half]
     return [row for row in rows if row["video"] in set(chosen)]
 
 
@@ -112,81 +102,84 @@ def prepared(checkpoint: Checkpoint, folder: Path, rows: Sequence[dict[str, Any]
 
 
 @torch.inference_mode()
-def asked(checkpoint: Checkpoint, video: Video, seam: Any) -> tuple[list[str], Tensor, int]:
-    """The answers to a video's questions, log-probabilities of their first tokens (Q, vocabulary), and tokens kept.
-
-    The prompts up to the end of the video are one and the same, and so is what the language model makes of them.
+def asked(checkpoint: Checkpoint, videos: Sequence[Video], seam: Any) -> tuple[list[str], Tensor, list[float]]:
+    """Answers to the questions about some videos, one after another, log-probabilities (Q, vocabulary) of their first
+    tokens, and the share of each video's tokens that was kept. All prompts are the same up to the end of their video.
     """
     model, tokenizer = checkpoint.model, checkpoint.processor.tokenizer
     forward, embed = type(model).forward, model.get_input_embeddings()
-    pruned = [seam.prune(inputs, "left") for inputs in video.prompts]
-    ends = [int(one.spans[0].ge(0).nonzero()[-1]) + 1 for one in pruned]
-    (end,) = set(ends)
-    first, count = pruned[0], len(pruned)
-    widths = [one.inputs_embeds.shape[1] for one in pruned]
-    places = [torch.arange(w)[None] if one.position_ids is None else one.position_ids
-              for one, w in zip(pruned, widths, strict=True)]  # fmt: skip
-    out = forward(model, inputs_embeds=first.inputs_embeds[:, :end], position_ids=places[0][:, :end], use_cache=True,
-                  logits_to_keep=1)  # fmt: skip
+    prefixes, places, kept, texts = [], [], [], []
+    for video in videos:
+        first = seam.prune(video.prompts[0], "left")
+        kept.append(seam.session.videos[0].tokens_after / seam.session.videos[0].tokens_before)
+        end = int(first.spans[0].ge(0).nonzero()[-1]) + 1
+        prefixes.append(first.inputs_embeds[0, :end])
+        numbers = torch.arange(end + 1) if first.position_ids is None else first.position_ids[0]
+        places.append((numbers[:end], int(numbers[end])))
+        texts.append([inputs["input_ids"][0, int(first.source[0, end]) :] for inputs in video.prompts])
+
+    # Videos are padded on the right and texts on the left, so that one column is the last of all.
+    pad = torch.nn.utils.rnn.pad_sequence
+    of_video = pad([torch.ones(len(one), dtype=torch.long) for one in prefixes], batch_first=True)
+    out = forward(model, inputs_embeds=pad(prefixes, batch_first=True), attention_mask=of_video, use_cache=True,
+                  position_ids=pad([own for own, _ in places], batch_first=True), logits_to_keep=1)  # fmt: skip
+    (count,) = {len(of) for of in texts}
     cache = out.past_key_values
     cache.batch_repeat_interleave(count)
+    rows = [(text, start) for of, (_, start) in zip(texts, places, strict=True) for text in of]
+    embeds = pad([embed(text) for text, _ in rows], batch_first=True, padding_side="left")
+    own = pad([torch.ones_like(text) for text, _ in rows], batch_first=True, padding_side="left")
+    positions = pad([start + torch.arange(len(text)) for text, start in rows], batch_first=True, padding_side="left")
+    mask = torch.cat((of_video.repeat_interleave(count, 0), own), 1)
 
-    # Questions are padded on the left, between the video and their first word.
-    longest = max(widths) - end
-    embeds = first.inputs_embeds.new_zeros(count, longest, first.inputs_embeds.shape[2])
-    mask = torch.ones(count, end + longest, dtype=torch.long)
-    positions = torch.zeros(count, longest, dtype=torch.long)
-    for row, (one, width) in enumerate(zip(pruned, widths, strict=True)):
-        own = width - end
-        embeds[row, longest - own :] = one.inputs_embeds[0, end:]
-        positions[row, longest - own :] = places[row][0, end:]
-        mask[row, end : end + longest - own] = 0
     stops = model.generation_config.eos_token_id
     stops = {stops} if isinstance(stops, int) else set(stops)
-    new: list[list[int]] = [[] for _ in range(count)]
-    open_rows, first_tokens = set(range(count)), None
-    while open_rows:
+    new: list[list[int]] = [[] for _ in rows]
+    going, first_tokens = set(range(len(rows))), torch.empty(0)
+    while going:
         out = forward(model, inputs_embeds=embeds, attention_mask=mask, position_ids=positions, past_key_values=cache,
                       use_cache=True, logits_to_keep=1)  # fmt: skip
         logits = out.logits[:, -1].float()
-        if first_tokens is None:
-            first_tokens = logits.log_softmax(-1)
+        first_tokens = first_tokens if len(first_tokens) else logits.log_softmax(-1)
         chosen = logits.argmax(-1)
-        for row in sorted(open_rows):
+        for row in sorted(going):
             new[row].append(int(chosen[row]))
             text = tokenizer.decode(new[row], skip_special_tokens=True)
             if new[row][-1] in stops or "\n" in text or len(new[row]) == NEW_TOKENS:
-                open_rows.remove(row)
+                going.remove(row)
         embeds, positions = embed(chosen)[:, None], positions[:, -1:] + 1
-        mask = torch.cat((mask, mask.new_ones(count, 1)), 1)
+        mask = torch.cat((mask, mask.new_ones(len(rows), 1)), 1)
     said = [str(tokenizer.decode(ids, skip_special_tokens=True)).split("\n")[0].strip() for ids in new]
-    assert first_tokens is not None
-    return said, first_tokens, seam.session.videos[0].tokens_after
+    return said, first_tokens, kept
 
 
 def run(
     checkpoint: Checkpoint, videos: Sequence[Video], pruner: Pruner, encodings: Encodings, unpruned: dict[str, Tensor]
 ) -> dict[str, Any]:
-    """Answers of one setting to all questions, by id, with KL(unpruned || pruned) of the first token, and the share kept."""
+    """Answers of one setting by their questions' ids, each whether it is right, as text, and KL(unpruned || pruned) of
+    its first token; and the share of tokens kept.
+    """
     start = time.process_time()
     answers: dict[str, list[Any]] = {}
-    kept = before = 0
-    with attach(checkpoint.model, pruner) as session:
+    shares: list[float] = []
+    with attach(checkpoint.model, pruner):
         encodings.share()
         seam = checkpoint.model.generate.seam
-        seam.session = session
-        once: dict[Any, Once] = {}
-        original = seam._pruner_for
-        seam._pruner_for = lambda grid: once.setdefault(grid, Once(original(grid)))
-        for video in videos:
-            said, logs, after = asked(checkpoint, video, seam)
-            kept, before = kept + after, before + session.videos[0].tokens_before
-            for row, text, log in zip(video.rows, said, logs, strict=True):
+        for some in batched(videos, TOGETHER):
+            said, logs, kept = asked(checkpoint, some, seam)
+            shares += kept
+            for row, text, log in zip([row for video in some for row in video.rows], said, logs, strict=True):
                 reference = unpruned.setdefault(row["id"], log)
                 kl = float((reference.exp() * (reference - log)).sum().clamp(min=0))
                 choice = parse_choice(text, row["options"])
                 answers[row["id"]] = [int(choice == row["answer"]), text, round(kl, 5)]
-    return {"answers": answers, "kept": kept / before, "cpu_s": round(time.process_time() - start, 1)}
+    kept_share = sum(shares) / len(shares)
+    return {"answers": answers, "kept": kept_share, "cpu_s": round(time.process_time() - start, 1)}
+
+
+def batched(videos: Sequence[Video], number: int) -> Iterator[Sequence[Video]]:
+    """So many videos at a time."""
+    yield from (videos[start : start + number] for start in range(0, len(videos), number))
 
 
 def ordinary(
@@ -212,10 +205,12 @@ def settings_of(args: argparse.Namespace) -> list[tuple[str, Pruner]]:
     chosen = []
     for ratio in args.ratios:
         for positions in kept:
-            for method in methods:
-                chosen.append(("", REGISTRY[method](retention_ratio=ratio, **{**positions, **fields})))
-            for name, changes in VARIATIONS.items() if args.vary else ():
-                chosen.append((name, REGISTRY["tango"](retention_ratio=ratio, **positions, **changes)))
+            asked_for = [("", method, fields) for method in methods]
+            asked_for += [(name, "tango", changes) for name, changes in VARIATIONS.items() if args.vary]
+            chosen += [
+                (name, REGISTRY[method](retention_ratio=ratio, **{**positions, **changes}))
+                for name, method, changes in asked_for
+            ]
     if args.exact:
         chosen = [(f"{name}, exact_budget".lstrip(", "), replace(pruner, exact_budget=True)) for name, pruner in chosen]
     return chosen
@@ -259,9 +254,9 @@ def main() -> None:
     for number, (name, pruner) in enumerate(todo, 1):
         result = run(checkpoint, videos, pruner, encodings, unpruned)
         score = sum(right for right, *_ in result["answers"].values()) / len(result["answers"])
-        print(f"{number}/{len(todo)} {pruner.name} {pruner.retention_ratio:g} {name} keep_positions="
-              f"{pruner.keep_positions}: {100 * score:.1f} % at {100 * result['kept']:.1f} %, {result['cpu_s']} s of CPU",
-              flush=True)  # fmt: skip
+        where = f"{number}/{len(todo)} {pruner.name} {pruner.retention_ratio:g} {name}"
+        found = f"{100 * score:.1f} % at {100 * result['kept']:.1f} %, {result['cpu_s']} s of CPU"
+        print(f"{where} keep_positions={pruner.keep_positions}: {found}", flush=True)
         if args.check:
             some = [row for video in videos for row in video.rows][: args.check]
             expected = ordinary(checkpoint, args.data, some, pruner, args.frames)
