@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from tango.inference.chat import Answer, Chat
@@ -69,8 +68,8 @@ def compare(
 ) -> list[list[Asked]]:
     """Ask all questions about all clips of the unpruned model and with each pruner: a list a pruner, in their order.
 
-    Videos are taken one after another. The vision tower runs once a video for the unpruned model, and once for each kind
-    of saliency that the pruners ask for; answers are to the bit those of separate runs.
+    Videos are taken one after another. The vision tower runs once a video for the unpruned model, and once for each
+    kind of saliency that the pruners ask for; answers are to the bit those of separate runs.
 
     Args:
         chat: of the model; its pruner is set here.
@@ -170,7 +169,7 @@ class OfClip:
 
 @contextlib.contextmanager
 def first_tokens(model: Any) -> Iterator[list[Tensor]]:
-    """While open, the list that this yields is filled, if empty, with log-probabilities (vocabulary,) of the next token.
+    """While open, the list that this yields gets, if empty, the log-probabilities (vocabulary,) of the next token.
 
     They are read where the model makes logits of hidden states: no temperature or penalty has touched them.
     """

@@ -49,7 +49,7 @@ def summaries(pruners: Sequence[Pruner], found: Sequence[Sequence[Asked]]) -> li
             ways.append(Way(pruner, np.nan, nothing, nothing, 0, failures))
             continue
         videos, same = [one.video for one in answered], [float(one.same) for one in answered]
-        # Questions about one video are not independent; alike ones give no interval by themselves. The wider end counts.
+        # Questions about one video depend on each other, and answers all alike have no spread: the wider end counts.
         ends = wilson(float(np.mean(same)), len(same)), by_group([100 * value for value in same], videos)
         agreement = Interval(ends[0].value, min(end.low for end in ends), max(end.high for end in ends))
         kl = by_group([one.kl for one in answered], videos)
@@ -59,7 +59,7 @@ def summaries(pruners: Sequence[Pruner], found: Sequence[Sequence[Asked]]) -> li
 
 
 def smallest(ways: Sequence[Way], tolerance: float) -> Way | None:
-    """Of one method's ways: that of the smallest ratio from which on all are within the tolerance; None: not even one."""
+    """Of one method's ways: that of the smallest ratio from which on all are within the tolerance; None if none is."""
     chosen = None
     for way in sorted(ways, key=lambda way: -way.pruner.retention_ratio):
         if not way.within(tolerance):
@@ -86,8 +86,8 @@ def settings_file(way: Way, tolerance: float, command: str) -> str:
     lines = [
         f"WRAPPER={pruner.name} TANGO_CONFIG=<this file>, in lmms-eval and in VLMEvalKit.",
         f"Made by: {command}",
-        f"{way.agreement.text()} % of {way.questions} answers are those of the unpruned model, and {way.kept:.1f} % of the",
-        f"tokens are kept. At most {100 * tolerance:g} % may be others"
+        f"{way.agreement.text()} % of {way.questions} answers are the unpruned model's, {way.kept:.1f} % of the tokens",
+        f"are kept. At most {100 * tolerance:g} % may be others"
         + (", and the whole interval says so." if way.surely(tolerance) else "; the interval reaches beyond that."),
     ]
     body: str = yaml.safe_dump({pruner.name: changed}, sort_keys=True)

@@ -10,9 +10,27 @@ import typer
 from rich.table import Table
 
 from tango.cli import common
-from tango.cli.answering import check_fit, check_model, check_question, check_video, choose_pruners, frames_for
-from tango.cli.answering import input_errors, load
-from tango.cli.common import CommandFailed, InputError, check_ratio, console, print_json, stdout_for_json, steps
+from tango.cli.answering import (
+    check_fit,
+    check_model,
+    check_question,
+    check_video,
+    choose_pruners,
+    frames_for,
+    input_errors,
+    load,
+)
+from tango.cli.common import (
+    FAILED,
+    OK,
+    CommandFailed,
+    InputError,
+    check_ratio,
+    console,
+    print_json,
+    stdout_for_json,
+    steps,
+)
 from tango.motionqa.shipped import DATA, MODEL, shipped
 
 if TYPE_CHECKING:
@@ -21,7 +39,7 @@ if TYPE_CHECKING:
 EXAMPLES = (
     "tango calibrate",
     'tango calibrate llava-hf/llava-onevision-qwen2-7b-ov-hf cam1.mp4 cam2.mp4 --question "Is the door open?"',
-    "tango calibrate ./my-model --questions mine/questions.json --method tango --method visionzip --tolerance 0.02 --json",
+    "tango calibrate ./my-model --questions mine/questions.json --method tango --ratio 0.1 --tolerance 0.02 --json",
 )
 SHIPPED_VIDEOS = 10  # of MotionQA, where no videos are given
 
@@ -53,8 +71,8 @@ def calibrate(
     device: common.Device = None,
     dtype: common.Dtype = "auto",
     as_json: common.Json = False,
-) -> None:
-    """Find the smallest retention ratio that leaves a model's answers as they are: your videos and questions, no labels.
+) -> int:
+    """Find how few tokens leave a model's answers as they are: your videos and your questions, no labels.
 
     Each answer is compared with the unpruned model's: is it the same, and how far is the distribution of its first
     token. Ask what has short answers; long ones are seldom the same word for word. A run that was stopped goes on.
@@ -114,11 +132,7 @@ def calibrate(
             first = next(way.failures[0] for way in ways if way.failures)
             screen.print(f"{failed} answers are missing: {first}", soft_wrap=True, highlight=False)
         screen.print(sentence(chosen, tolerance, output), soft_wrap=True, highlight=False)
-    if chosen is None:
-        raise CommandFailed(
-            f"no method at these ratios leaves {100 - 100 * tolerance:g} % of the answers as they are: the numbers are in "
-            f"{output}; try higher ratios, other methods or a larger --tolerance"
-        )
+    return FAILED if chosen is None else OK
 
 
 def clips_of(model: str | None, videos: list[str], question: list[str], file: Path | None) -> list[Clip]:
@@ -184,8 +198,8 @@ def rows_of(file: Path) -> list[dict[str, Any]]:
                 f"--questions {file}: entry {number} needs texts as video and question, options a list of texts"
             )
         if options and len(options) != len(LETTERS):
-            raise InputError(f"--questions {file}: entry {number} has {len(options)} options; give {len(LETTERS)}, or none "
-                             "and write them into the question")  # fmt: skip
+            raise InputError(f"--questions {file}: entry {number} has {len(options)} options; give {len(LETTERS)}, "
+                             "or none and write them into the question")  # fmt: skip
     return rows
 
 
@@ -226,7 +240,10 @@ def table(ways: list[Way], tolerance: float) -> Table:
 def sentence(chosen: Way | None, tolerance: float, output: Path) -> str:
     """What came out, for people."""
     if chosen is None:
-        return f"written: {output / 'calibrate.json'} and {output / 'calibrate.png'}"
+        return (
+            f"no method at these ratios leaves {100 - 100 * tolerance:g} % of the answers as they are: try higher "
+            f"ratios, other methods or a larger --tolerance; all numbers are in {output}"
+        )
     sure = "" if chosen.surely(tolerance) else "; the interval reaches beyond the tolerance, more questions narrow it"
     return (
         f"fewest tokens within {100 * tolerance:g} % of changed answers: {chosen.pruner.name} at "

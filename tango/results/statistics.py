@@ -95,10 +95,9 @@ def by_group(values: Sequence[float], groups: Sequence[str], draws: int = DRAWS,
     """
     if not values:
         raise ValueError("no values; a mean needs at least one")
-    names = list(dict.fromkeys(groups)) if len(set(groups)) > 1 else list(range(len(values)))
-    of = [names.index(name) for name in groups] if len(set(groups)) > 1 else names
+    of = np.unique(groups, return_inverse=True)[1] if len(set(groups)) > 1 else np.arange(len(values))
     sums, counts = (np.bincount(of, weights) for weights in (values, np.ones(len(values))))
-    weights = np.random.default_rng(seed).dirichlet(np.ones(len(names)), size=draws)
+    weights = np.random.default_rng(seed).dirichlet(np.ones(len(sums)), size=draws)
     low, high = np.percentile(weights @ sums / (weights @ counts), [2.5, 97.5])
     value = float(np.mean(values))
     return Interval(value, min(value, float(low)), max(value, float(high)))
