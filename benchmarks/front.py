@@ -1,7 +1,7 @@
 """Accuracy of many settings on MotionQA in one process: the tower once a video, the six questions of a video together.
 
     python benchmarks/front.py --methods all --positions both
-    python benchmarks/front.py --methods tango --vary --half development --frames 16
+    python benchmarks/front.py --methods tango --vary all --half development --frames 16
 
 Answers are kept in --work, a file a setting, and not computed again: files of several commands make one table
 (benchmarks/front_tables.py). The first, third, fifth .. video by sorted names are the development half, on which
@@ -60,6 +60,12 @@ VARIATIONS: dict[str, dict[str, Any]] = {
     "no segments, context_ratio 0.6": {"segmentation": "none", "context_ratio": 0.6},
     "no segments, context_ratio 0.8": {"segmentation": "none", "context_ratio": 0.8},
     "no segments, context_ratio 1": {"segmentation": "none", "context_ratio": 1.0},
+    "no segments, received attention": {"segmentation": "none", "saliency": "received_attention"},
+    "no segments, context_ratio 0.6, received attention": {
+        "segmentation": "none",
+        "context_ratio": 0.6,
+        "saliency": "received_attention",
+    },
 }
 
 
@@ -202,11 +208,13 @@ def settings_of(args: argparse.Namespace) -> list[tuple[str, Pruner]]:
     methods = list(REGISTRY) if args.methods == ["all"] else args.methods
     kept = {"default": [{}], "kept": [{"keep_positions": True}], "both": [{}, {"keep_positions": True}]}[args.positions]
     fields = json.loads(args.fields) if args.fields else {}
-    chosen = []
+    chosen, wanted = [], set(args.vary)
+    if unknown := wanted - {*VARIATIONS, "all"}:
+        raise SystemExit(f"--vary {sorted(unknown)}: there are {list(VARIATIONS)}")
     for ratio in args.ratios:
         for positions in kept:
             asked_for = [("", method, fields) for method in methods]
-            asked_for += [(name, "tango", changes) for name, changes in VARIATIONS.items() if args.vary]
+            asked_for += [(name, "tango", changes) for name, changes in VARIATIONS.items() if wanted & {name, "all"}]
             chosen += [
                 (name, REGISTRY[method](retention_ratio=ratio, **{**positions, **changes}))
                 for name, method, changes in asked_for
@@ -225,7 +233,7 @@ def main() -> None:
     parser.add_argument("--ratios", type=float, nargs="+", default=RATIOS)
     parser.add_argument("--methods", nargs="*", default=[], help="names, or 'all'")
     parser.add_argument("--positions", choices=("default", "kept", "both"), default="default", help="keep_positions")
-    parser.add_argument("--vary", action="store_true", help="also Tango with one change at a time")
+    parser.add_argument("--vary", nargs="*", default=[], help="also Tango with these changes (VARIATIONS), or 'all'")
     parser.add_argument("--exact", action="store_true", help="all with exact_budget")
     parser.add_argument("--fields", help="other fields of all methods, as JSON")
     parser.add_argument("--limit", type=int, help="only the first so many videos of the half")

@@ -39,7 +39,9 @@ def asked(chat: Chat, video: Path, text: str, encodings: Encodings | None) -> tu
 
 
 def test_answers_are_those_of_separate_runs(loaded: Checkpoint, benchmark: Path) -> None:
-    """Methods before the language model, of LLaVA-OneVision all; the tower runs once a video for the unpruned model and each kind of saliency."""
+    """Methods before the language model, of LLaVA-OneVision all; the tower runs once a video for the unpruned model and
+    each kind of saliency.
+    """
     pruners: list[Pruner] = [REGISTRY["uniform"](retention_ratio=1)]
     names = [name for name in REGISTRY if name != "fastv"] if "Llava" in type(loaded.model).__name__ else SOME
     pruners += [REGISTRY[name](retention_ratio=0.4) for name in names]
