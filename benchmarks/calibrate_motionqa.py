@@ -97,7 +97,7 @@ def main() -> None:
     ranks = means.rank().corr()["right"]
     listed = ", ".join(f"{ratio:g}" for ratio in ratios)
     lines = [
-        f"{len(methods)} methods at {listed} on {len(videos)} videos of six questions, {args.draws} draws of clips a row. "
+        f"{len(methods)} methods at {listed}; {len(videos)} videos of six questions, {args.draws} draws a row. "
         "Made by: python benchmarks/calibrate_motionqa.py, of what benchmarks/front.py answered with "
         f"{args.work.parent.name} at {args.work.name} frames (both halves, all methods, default positions).",
         f"Over the {len(means)} pairs of method and ratio the rank correlation with accuracy is {ranks['same']:.3f} of "
