@@ -50,7 +50,7 @@ def read(folder: Path) -> tuple[list[str], dict[tuple[str, float], dict[str, np.
             "same": array(answers, lambda key, one: plain(one[1]) == plain(whole[key][1])),
             "right": array(answers, lambda _, one: one[0]),
             "lost": array(answers, lambda key, one: whole[key][0] - one[0]),
-            "kl": array(answers, lambda _, one: one[2]),
+            "kl": array(answers, lambda _, one: np.nan if one[2] is None else one[2]),
         }
         for key, answers in found.items()
     }

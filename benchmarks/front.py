@@ -7,13 +7,14 @@ Answers are kept in --work, a file a setting, and not computed again: files of s
 (benchmarks/front_tables.py). The first, third, fifth .. video by sorted names are the development half, on which
 settings may be tried, the others the held one. A video's tokens are encoded once for each kind of saliency, pruned once
 a setting, and prefilled once; then its questions go on from there, greedily, in a batch with other videos'. --check
-asks single questions in the ordinary way too, and says how many answers are the same. Pruning inside the language model
-is left out.
+asks single questions in the ordinary way too, and says how many answers are the same. With pruning inside the language
+model, and of other models than LLaVA's, they are asked in the ordinary way alone.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import time
@@ -26,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tango.inference.chat import Chat
+from tango.inference.chat import Answer, Chat
 from tango.inference.checkpoints import Checkpoint, load
 from tango.inference.encoded import Encodings
 from tango.inference.files import write_whole
@@ -160,19 +161,26 @@ def asked(checkpoint: Checkpoint, videos: Sequence[Video], seam: Any) -> tuple[l
 
 
 def run(
-    checkpoint: Checkpoint, videos: Sequence[Video], pruner: Pruner, encodings: Encodings, unpruned: dict[str, Tensor]
-) -> dict[str, Any]:
+    checkpoint: Checkpoint, data: Path, videos: Sequence[Video], pruner: Pruner, encodings: Encodings,
+    unpruned: dict[str, Tensor], frames: int,
+) -> dict[str, Any]:  # fmt: skip
     """Answers of one setting by their questions' ids, each whether it is right, as text, and KL(unpruned || pruned) of
-    its first token; and the share of tokens kept.
+    its first token (None where questions are asked in the ordinary way); and the share of tokens kept.
     """
-    start = time.process_time()
+    start, model = time.process_time(), checkpoint.model
     answers: dict[str, list[Any]] = {}
     shares: list[float] = []
-    with attach(checkpoint.model, pruner):
-        encodings.share()
-        seam = checkpoint.model.generate.seam
+    if not together(model, pruner):
+        rows = [row for video in videos for row in video.rows]
+        for row, answer in zip(rows, ordinary(checkpoint, data, rows, pruner, frames, encodings), strict=True):
+            choice = parse_choice(answer.response, row["options"])
+            answers[row["id"]] = [int(choice == row["answer"]), answer.response, None]
+            shares.append(answer.tokens["video_tokens_average"] / answer.tokens["video_tokens_before"])
+        videos = []
+    with attach(model, pruner) if videos else contextlib.nullcontext():
         for some in batched(videos, TOGETHER):
-            said, logs, kept = asked(checkpoint, some, seam)
+            encodings.share()
+            said, logs, kept = asked(checkpoint, some, model.generate.seam)
             shares += kept
             for row, text, log in zip([row for video in some for row in video.rows], said, logs, strict=True):
                 reference = unpruned.setdefault(row["id"], log)
@@ -189,12 +197,22 @@ def batched(videos: Sequence[Video], number: int) -> Iterator[Sequence[Video]]:
 
 
 def ordinary(
-    checkpoint: Checkpoint, folder: Path, rows: Sequence[dict[str, Any]], pruner: Pruner, frames: int
-) -> list[str]:
-    """The same answers as any run computes them, one by one with all their own parts."""
+    checkpoint: Checkpoint, folder: Path, rows: Sequence[dict[str, Any]], pruner: Pruner, frames: int,
+    encodings: Encodings | None = None,
+) -> list[Answer]:  # fmt: skip
+    """The same answers as any run computes them, one by one; with all their own parts, unless there are encodings."""
     settings = {"max_new_tokens": NEW_TOKENS, "until": ["\n"]}
-    with Chat(checkpoint, None if pruner == UNPRUNED else pruner, max_frames=frames).session() as chat:
-        return [str(chat.generate(messages(folder, row), settings, row["id"]).response) for row in rows]
+    alone = pruner == UNPRUNED and encodings is None
+    with Chat(checkpoint, None if alone else pruner, max_frames=frames).session() as chat:
+        if encodings is not None:
+            encodings.share()
+        return [chat.generate(messages(folder, row), settings, row["id"]) for row in rows]
+
+
+def together(model: Any, pruner: Pruner) -> bool:
+    """Whether questions can go on from their video: in a LLaVA, with nothing pruned inside the language model."""
+    layers = model.config.get_text_config().num_hidden_layers
+    return "Llava" in type(model).__name__ and pruner.in_llm(layers) is None
 
 
 def name_of(pruner: Pruner, half: str) -> str:
@@ -250,8 +268,8 @@ def main() -> None:
     chosen = [("", UNPRUNED), *settings_of(args)]
     todo = []
     for name, pruner in chosen:
-        if (reason := impossible(pruner, layers)) or pruner.in_llm(layers) is not None:
-            print(f"left out: {pruner.name} {pruner.retention_ratio:g}: {reason or 'prunes inside the language model'}")
+        if reason := impossible(pruner, layers):
+            print(f"left out: {pruner.name} {pruner.retention_ratio:g}: {reason}")
         elif args.check or args.limit or not (folder / name_of(pruner, args.half)).is_file() or pruner == UNPRUNED:
             todo.append((name, pruner))
     if [pruner for _, pruner in todo] == [UNPRUNED] and (folder / name_of(UNPRUNED, args.half)).is_file():
@@ -260,7 +278,7 @@ def main() -> None:
     videos = list(prepared(checkpoint, args.data, rows, args.frames))[: args.limit]
     encodings, unpruned = Encodings(checkpoint.model, [pruner for _, pruner in todo]), dict[str, Tensor]()
     for number, (name, pruner) in enumerate(todo, 1):
-        result = run(checkpoint, videos, pruner, encodings, unpruned)
+        result = run(checkpoint, args.data, videos, pruner, encodings, unpruned, args.frames)
         score = sum(right for right, *_ in result["answers"].values()) / len(result["answers"])
         where = f"{number}/{len(todo)} {pruner.name} {pruner.retention_ratio:g} {name}"
         found = f"{100 * score:.1f} % at {100 * result['kept']:.1f} %, {result['cpu_s']} s of CPU"
@@ -268,7 +286,7 @@ def main() -> None:
         if args.check:
             some = [row for video in videos for row in video.rows][: args.check]
             expected = ordinary(checkpoint, args.data, some, pruner, args.frames)
-            same = sum(result["answers"][row["id"]][1] == text for row, text in zip(some, expected, strict=True))
+            same = sum(result["answers"][row["id"]][1] == one.response for row, one in zip(some, expected, strict=True))
             print(f"   {same} of {len(some)} answers are those of the ordinary run", flush=True)
         elif args.limit is None:
             head = {"name": name, "method": pruner.name, "settings": pruner.settings(), "half": args.half,
