@@ -28,6 +28,7 @@ from tango.results.statistics import bootstrap, wilson
 
 HALVES = ("development", "held", "both")
 FULL = "uniform", 1.0  # the unpruned model
+PUBLISHED, KEPT = "as published (without gaps; FastVID: kept)", "kept, by every method"
 LEFT_OUT = ("dycoke",)  # of comparisons at a ratio: it keeps no share that is asked for
 
 
@@ -48,10 +49,10 @@ class Result:
         """What was asked for."""
         return float(self.settings["retention_ratio"])
 
-    @property
-    def positions(self) -> str:
-        """How kept tokens are numbered."""
-        return "kept" if self.settings["keep_positions"] else "without gaps"
+    def numbered(self, positions: str) -> bool:
+        """Whether kept tokens are numbered as the method was published, or keep the positions they had."""
+        usual = REGISTRY[self.method]().keep_positions
+        return bool(self.settings["keep_positions"] == (usual if positions == PUBLISHED else True))
 
     @property
     def usual(self) -> bool:
@@ -140,7 +141,7 @@ def fronts(results: Sequence[Result], label: str) -> str:
 
 def pick(results: Sequence[Result], half: str, frames: int, positions: str, usual: bool) -> list[Result]:
     """Results of a half, of so many frames, with such positions; usual: methods as they are, else changed ones too."""
-    chosen = [one for one in results if (one.half, one.frames, one.positions) == (half, frames, positions)]
+    chosen = [one for one in results if (one.half, one.frames) == (half, frames) and one.numbered(positions)]
     return [one for one in chosen if one.ratio < 1 and (one.usual or not usual)]
 
 
@@ -152,12 +153,13 @@ def unpruned(results: Sequence[Result], half: str, frames: int) -> str:
     return "Unpruned: not run."
 
 
-def plot(results: Sequence[Result], half: str, frames: int, path: Path, sibling: str | None) -> None:
-    """Accuracy against tokens kept with bands of Wilson's intervals, a panel for each way of numbering."""
+def plot(results: Sequence[Result], frames: int, path: Path, sibling: str | None) -> None:
+    """Accuracy against tokens kept with bands of Wilson's intervals: as published on all questions; with positions
+    kept, and the sibling, on the held half.
+    """
     figure = Figure(figsize=(15, 6.2), layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True)
-    colours = [f"C{i}" for i in range(10)]
-    for axes, positions in zip(panels, ("without gaps", "kept"), strict=True):
+    for axes, (positions, half) in zip(figure.subplots(1, 2, sharey=True), ((PUBLISHED, "both"), (KEPT, "held")),
+                                       strict=True):  # fmt: skip
         shown = pick(results, half, frames, positions, usual=False)
         for number, label in enumerate(labels([one for one in shown if one.usual or one.label == sibling])):
             line = sorted((one for one in shown if one.label == label), key=lambda one: one.kept)
@@ -165,20 +167,20 @@ def plot(results: Sequence[Result], half: str, frames: int, path: Path, sibling:
                 continue
             bars = [wilson(float(one.right.mean()), len(one.right)) for one in line]
             kept, own = [100 * one.kept for one in line], line[0].method == "tango"
-            style: dict[str, Any] = {"linewidth": 3 if own else 1.2, "linestyle": "-" if number < 10 else "--"}
-            colour = ("black" if line[0].usual else "crimson") if own else colours[number % 10]
-            axes.plot(kept, [bar.value for bar in bars], marker="o", markersize=4, color=colour, label=label, **style)
+            colour = ("black" if line[0].usual else "crimson") if own else f"C{number % 10}"
+            axes.plot(kept, [bar.value for bar in bars], marker="o", markersize=4, color=colour, label=label,
+                      linewidth=3 if own else 1.2, linestyle="-" if own or number < 10 else "--")  # fmt: skip
             axes.fill_between(kept, [bar.low for bar in bars], [bar.high for bar in bars], color=colour,
                               alpha=0.2 if own else 0.06)  # fmt: skip
+        questions = len(shown[0].right) if shown else 0
         for one in results:
             if (one.method, one.ratio, one.half, one.frames) == (*FULL, half, frames):
                 axes.axhline(100 * one.right.mean(), color="grey", linestyle=":", label="unpruned")
-        axes.set(
-            xlabel="video tokens kept (%)", xlim=(0, 34), ylim=(45, 100), title=f"kept tokens numbered: {positions}"
-        )
+        axes.set(xlabel="video tokens kept (%)", xlim=(0, 34), ylim=(45, 100))
+        axes.set_title(f"positions {positions}; {half} half, n = {questions}".replace("both half", "all questions"))
         axes.grid(alpha=0.3)
-    panels[0].set_ylabel("accuracy (%), bands: 95 % intervals")
-    panels[1].legend(fontsize="x-small", ncols=2, loc="lower right")
+        axes.set_ylabel("accuracy (%), bands: 95 % intervals")
+        axes.legend(fontsize="x-small", ncols=2, loc="lower right")
     figure.savefig(path, dpi=130)
 
 
@@ -195,28 +197,28 @@ def main() -> None:
         f"Made by: {shlex.join(['python', *sys.argv])}, of what benchmarks/front.py answered (its head says how). "
         "Cells: accuracy in percent with its 95 % interval, and in parentheses the share of the tokens that was kept.",
     ]
-    for positions in ("without gaps", "kept"):
+    for positions in (PUBLISHED, KEPT):
         chosen = pick(results, "both", 8, positions, usual=True)
         if chosen:
-            text += [f"## 8 frames, all questions, kept tokens numbered: {positions}", unpruned(results, "both", 8)]
+            text += [f"## 8 frames, all questions, positions {positions}", unpruned(results, "both", 8)]
             text += [
                 grid(chosen, labels(chosen)),
                 "Tango against the others:",
                 fronts(chosen, LABELS.get("tango", "tango")),
             ]
-    for positions in ("without gaps", "kept"):
+    for positions in (PUBLISHED, KEPT):
         held = pick(results, "held", 8, positions, usual=False)
         if sibling is not None and any(one.label == sibling for one in held):
             text += [
-                f"## The held half: Tango with {args.sibling}, kept tokens numbered: {positions}",
+                f"## The held half: Tango with {args.sibling}, positions {positions}",
                 unpruned(results, "held", 8),
                 fronts(held, sibling),
             ]
     for frames in sorted({one.frames for one in results}):
-        for positions in ("without gaps", "kept"):
+        for positions in (PUBLISHED, KEPT):
             chosen = pick(results, "development", frames, positions, usual=False)
             if len(chosen) > 5:
-                title = f"## The development half: {frames} frames, kept tokens numbered: {positions}"
+                title = f"## The development half: {frames} frames, positions {positions}"
                 text += [title, unpruned(results, "development", frames), grid(chosen, labels(chosen))]
     args.output.mkdir(parents=True, exist_ok=True)
     (args.output / "front.md").write_text("\n\n".join(text) + "\n", encoding="utf-8")
@@ -224,13 +226,23 @@ def main() -> None:
     for one in results:
         bar = wilson(float(one.right.mean()), len(one.right))
         rows.append(
-            {"method": one.method, "change": one.name, "ratio": one.ratio, "positions": one.positions, "half": one.half,
-             "frames": one.frames, "kept": round(100 * one.kept, 2), "accuracy": round(bar.value, 2),
-             "low": round(bar.low, 2), "high": round(bar.high, 2), "questions": len(one.right)}
-        )  # fmt: skip
-    frame = pd.DataFrame(rows).sort_values(["frames", "half", "positions", "method", "change", "ratio"])
+            {
+                "method": one.method,
+                "change": one.name,
+                "ratio": one.ratio,
+                "keep_positions": one.settings["keep_positions"],
+                "half": one.half,
+                "frames": one.frames,
+                "kept": round(100 * one.kept, 2),
+                "accuracy": round(bar.value, 2),
+                "low": round(bar.low, 2),
+                "high": round(bar.high, 2),
+                "questions": len(one.right),
+            }
+        )
+    frame = pd.DataFrame(rows).sort_values(["frames", "half", "keep_positions", "method", "change", "ratio"])
     frame.to_csv(args.output / "front.csv", index=False)
-    plot(results, "both", 8, args.output / "front.png", sibling)
+    plot(results, 8, args.output / "front.png", sibling)
 
 
 if __name__ == "__main__":
