@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tango.results.statistics import wilson
+from tango.runs.settings import from_environment
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "benchmarks"))
@@ -79,6 +80,13 @@ def test_tables(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "Tango, no segments" in text.split("## The development half")[1]
     assert (output / "front.png").stat().st_size > 10_000
     assert len((output / "front.csv").read_text().splitlines()) == 1 + 13 + 9 + 9
+
+
+def test_the_sibling_is_the_change_that_was_tried() -> None:
+    """configs/tango_one_segment.yaml is what results/motionqa_all/reading.md says of it."""
+    tried = front.VARIATIONS["no segments, context_ratio 0.6, received attention"]
+    environment = {"WRAPPER": "tango", "TANGO_CONFIG": str(ROOT / "configs/tango_one_segment.yaml")}
+    assert from_environment(environment).pruner == front.REGISTRY["tango"](keep_positions=True, **tried)
 
 
 def test_choices_with_and_without_labels(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
