@@ -27,6 +27,7 @@ from vllm_server import ROOT, serving
 
 from tango.motionqa.questions import prompt, read_questions
 from tango.motionqa.shipped import DATA, MODEL
+from tango.runs.load import Load, cores
 
 WARM_UP = 4
 
@@ -77,16 +78,17 @@ def environment(name, ratio):
 def server_options(asked):
     videos = {"video": {"num_frames": asked.frames, "video_backend": "tango"}}
     return ["--enforce-eager", "--dtype", asked.dtype, "--max-model-len", "8192", "--served-model-name", "served",
+            "--max-num-batched-tokens", "8192",  # else a whole video of 32 frames is refused
             "--allowed-local-media-path", str(ROOT), "--no-enable-prefix-caching", "--mm-processor-cache-gb", "0",
             "--media-io-kwargs", json.dumps(videos)]  # fmt: skip
 
 
 def measured(url, asked, concurrency):
     """Numbers of one load."""
-    before = counters(url)
+    noted, before = Load(), counters(url)
     start = time.perf_counter()
     done, used = asyncio.run(load(url, asked, asked.requests, concurrency))
-    seconds = time.perf_counter() - start
+    seconds, noted = time.perf_counter() - start, noted.noted()
     first = sorted(one["first"] for one in done)
     tokens = counters(url)
     return {
@@ -96,6 +98,7 @@ def measured(url, asked, concurrency):
         "output_tokens_per_s": sum(one["tokens"] for one in done) / seconds,
         "prompt_tokens": statistics.mean(one["prompt"] for one in done),
         "kv_blocks_peak": used,
+        "load": noted,
         "video_tokens": [(b - a) / len(done) for a, b in zip(before, tokens, strict=True)],
     }
 
@@ -131,7 +134,8 @@ async def load(url, asked, requests, concurrency):
             await asyncio.sleep(0.1)
 
     watching = asyncio.create_task(watch())
-    answers = await asyncio.gather(*(ask(index) for index in range(requests)))
+    async with client:
+        answers = await asyncio.gather(*(ask(index) for index in range(requests)))
     done.set()
     await watching
     return answers, round(most)
@@ -182,17 +186,20 @@ def write(asked, rows):
         "Output tokens/s",
         "Prompt tokens",
         "KV blocks",
+        "Load",
     )
     lines = [
         f"vLLM {vllm} on {about['processor']}, {asked.dtype}, {asked.frames} frames, retention ratio {asked.ratio:g}, "
-        f"{asked.requests} requests of {asked.tokens} tokens each; made by `benchmarks/serving.py`.",
+        f"{asked.requests} requests of {asked.tokens} tokens each; made by `benchmarks/serving.py`. Load: the "
+        f"machine's average of a minute before and after, on {cores()} cores, and the share of the time that the client, "
+        "which does little, had to wait for a core; the server's own threads count in both.",
         "",
         f"| {' | '.join(head)} |",
         f"|{'---|' + '---:|' * (len(head) - 1)}",
     ]
     for row in rows:
         numbers = (f"{row[name]:.2f}" for name in ("requests_per_s", "ttft_p50_s", "ttft_p99_s", "output_tokens_per_s"))
-        ends = (f"{row['prompt_tokens']:.0f}", str(row["kv_blocks_peak"]))
+        ends = (f"{row['prompt_tokens']:.0f}", str(row["kv_blocks_peak"]), short(row["load"]))
         lines.append(f"| {' | '.join((row['method'], str(row['concurrency']), *numbers, *ends))} |")
     (asked.output / "serving.md").write_text("\n".join(lines) + "\n")
     figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.5))
@@ -207,6 +214,12 @@ def write(asked, rows):
     axes[0].legend(frameon=False)
     figure.tight_layout()
     figure.savefig(asked.output / "serving.png", dpi=130)
+
+
+def short(load):
+    """What Load noted, for a column."""
+    ends = " to ".join("?" if load[end] is None else f"{load[end]:.1f}" for end in ("start", "end"))
+    return ends if load["waited"] is None else f"{ends}, {100 * load['waited']:.0f} %"
 
 
 def version(name):

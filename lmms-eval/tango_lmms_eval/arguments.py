@@ -15,7 +15,7 @@ MODELS = (
 # What models do something with, and take by name.
 COMMON = (
     "pretrained", "device", "device_map", "dtype", "torch_dtype", "attn_implementation", "revision", "chat_template",
-    "use_cache", "resume", "batch_size", "max_batch_size",
+    "use_cache", "resume", "server", "batch_size", "max_batch_size",
 )  # fmt: skip
 OWN = (*COMMON, "max_frames_num", "model_name", "add_time_instruction")
 QWEN_OWN = (

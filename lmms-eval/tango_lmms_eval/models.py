@@ -29,6 +29,7 @@ from tango.models.llava_video import FRAMES
 from tango.runs.provenance import files_fingerprint
 from tango.runs.run import ArgumentError, EvaluationRun, check_model
 from tango.runs.runner import Record, Sample
+from tango.runs.served import ServedChat, outline
 from tango.runs.settings import NOTHING, SettingsError, from_environment
 from tango.runs.summary import report
 from tango_lmms_eval import hooks
@@ -64,6 +65,8 @@ class PrunedModel(lmms):
         device_map: auto spreads the model over all GPUs of one process; anything else names its device.
         revision, chat_template, use_cache: as in upstream's llava_hf.
         resume: False computes anew what a run into the same --output_path finished before.
+        server: http://host:port of a server of vLLM with tango-vllm, which answers in the model's place; see
+            tango.runs.served.
         batch_size, max_batch_size: any; samples are computed one at a time all the same, so that answers and times are
             those of batch size 1.
         conv_template, model_name and the others of `fixed`: taken for compatibility; another meaning is an error.
@@ -98,6 +101,7 @@ class PrunedModel(lmms):
         chat_template: str | None = None,
         use_cache: bool = True,
         resume: bool = True,
+        server: str | None = None,
         model_name: str | None = None,
         batch_size: int | str | None = None,
         max_batch_size: int | None = None,
@@ -126,16 +130,23 @@ class PrunedModel(lmms):
                 "for several on the CPU: accelerate launch --multi_gpu --num_processes=N -m lmms_eval .."
             )
         self._device, spread = self._place(device, device_map)
-        checkpoint = load(
-            pretrained,
-            device=self._device,
-            dtype=dtype or torch_dtype or "auto",
-            attn_implementation=attn_implementation,
-            device_map=spread,
-            revision=revision,
-            chat_template=chat_template,
-        )
-        chat = Chat(
+        chat_class: Callable[..., Chat] = Chat
+        if server is not None:
+            checkpoint, self.settings = outline(
+                pretrained, server, self.settings, revision=revision, dtype=dtype or torch_dtype
+            )
+            chat_class = functools.partial(ServedChat, server=server)
+        else:
+            checkpoint = load(
+                pretrained,
+                device=self._device,
+                dtype=dtype or torch_dtype or "auto",
+                attn_implementation=attn_implementation,
+                device_map=spread,
+                revision=revision,
+                chat_template=chat_template,
+            )
+        chat = chat_class(
             checkpoint,
             self.settings.pruner,
             max_frames_num,

@@ -256,7 +256,7 @@ class Chat:
             parts = []
             for part in message["content"]:
                 if part["type"] == "image":
-                    images.append(_image(part["image"]))
+                    images.append(open_image(part["image"]))
                 elif part["type"] == "video":
                     clips.append(self._read(part))
                     keys.append(Path(part["video"]).stem)
@@ -385,7 +385,8 @@ def _metadata(clip: Clip) -> dict[str, Any]:
     }
 
 
-def _image(image: Any) -> Image.Image:
+def open_image(image: Any) -> Image.Image:
+    """A PIL image or a file, in RGB."""
     if isinstance(image, Image.Image):
         return image.convert("RGB")
     if isinstance(image, str | Path):
