@@ -190,9 +190,9 @@ def write(asked, rows):
     )
     lines = [
         f"vLLM {vllm} on {about['processor']}, {asked.dtype}, {asked.frames} frames, retention ratio {asked.ratio:g}, "
-        f"{asked.requests} requests of {asked.tokens} tokens each; made by `benchmarks/serving.py`. Load: the "
-        f"machine's average of a minute before and after, on {cores()} cores, and the share of the time that the client, "
-        "which does little, had to wait for a core; the server's own threads count in both.",
+        f"{asked.requests} requests of {asked.tokens} tokens each; made by `benchmarks/serving.py`. "
+        f"Load: the machine's average of a minute before and after, on {cores()} cores, and the share of the time "
+        "that the client, which does little, had to wait for a core; the server's own threads count in both.",
         "",
         f"| {' | '.join(head)} |",
         f"|{'---|' + '---:|' * (len(head) - 1)}",

@@ -246,9 +246,10 @@ def _agreement(rows: Sequence[Row], table: Table) -> None:
                     mine[key][field] != theirs[key][field] for key in both for field in fields
                 )
             rows_of_both = [(mine[key], theirs[key]) for key in both]
-            told = [("kept" in row, row.get("kept"), row) for pair in rows_of_both for row in pair]
             if all(
-                has and (None not in kept or row["tokens_after"] == row["tokens_before"]) for has, kept, row in told
+                "kept" in row and (None not in row["kept"] or row["tokens_after"] == row["tokens_before"])
+                for pair in rows_of_both
+                for row in pair
             ):
                 line["kept_differ"] = sum(
                     (a["tokens_after"], a["kept"]) != (b["tokens_after"], b["kept"]) for a, b in rows_of_both
