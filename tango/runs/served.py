@@ -39,7 +39,6 @@ GAPLESS = {
     "Qwen2_5_VLForConditionalGeneration": False,
     "Qwen3VLForConditionalGeneration": False,
 }
-NAME = "served"  # --served-model-name, of servers that a sweep starts
 TIMEOUT = 600.0  # seconds, of a request
 # Settings of generate() that vLLM has, by its names; the rest of what generate() takes is refused.
 SETTINGS = {
@@ -80,11 +79,10 @@ class ServedChat(Chat):
     """A model that a server answers for: as Chat, but without times of parts, log-likelihoods and kept indices.
 
     Args, beside those of Chat:
-        server: http://host:port. model: its name there.
+        server: http://host:port.
     """
 
     server: str = ""
-    model: str = NAME
 
     @contextlib.contextmanager
     def session(self) -> Iterator[ServedChat]:
@@ -120,7 +118,7 @@ class ServedChat(Chat):
             {"seed": (self.seed + zlib.crc32(name.encode())) % 2**63} if options["do_sample"] else {"temperature": 0}
         )
         asked |= {"stop": until} if until else {}
-        reply = self._post("/v1/chat/completions", {"model": self.model, **self._prompt(messages), **asked})
+        reply = self._post("/v1/chat/completions", {**self._prompt(messages), **asked})
         usage = reply["usage"]
         told = (usage.get("prompt_tokens_details") or {}).get("multimodal_tokens") or {}
         if "video" in told and "video_before" not in told:

@@ -20,7 +20,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
-from tango.runs.served import NAME
 from tango.runs.settings import VANILLA
 from tango.sweeps.machines import STARTER, STOP_SECONDS
 
@@ -43,7 +42,7 @@ def missing(environ: Mapping[str, str] = os.environ) -> str | None:
     how = f"in a checkout: make vllm; elsewhere {PYTHON} names the Python of its environment"
     if found is None:
         return f"vLLM is not installed: there is no {python(environ)!r}; {how}"
-    asked = [found, "-c", "import importlib.metadata as m, tango_vllm; tango_vllm.check_version()"]
+    asked = [found, "-c", "import tango_vllm; tango_vllm.check_version()"]
     done = subprocess.run(asked, capture_output=True, text=True, check=False)
     if done.returncode:
         return f"{found!r} cannot serve: {done.stderr.strip().splitlines()[-1]}; {how}"
@@ -53,7 +52,7 @@ def missing(environ: Mapping[str, str] = os.environ) -> str | None:
 def command_of(model: str, port: int, options: Sequence[str]) -> list[str]:
     """What starts the server."""
     return [
-        python(), "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--served-model-name", NAME,
+        python(), "-m", "vllm.entrypoints.openai.api_server", "--model", model,
         "--host", "127.0.0.1", "--port", str(port), "--trust-request-mm-kwargs", "--enable-prompt-tokens-details",
         "--max-num-batched-tokens", str(BATCHED_TOKENS), *options,
     ]  # fmt: skip

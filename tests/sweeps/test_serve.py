@@ -36,27 +36,28 @@ def test_a_sweep_through_servers(stub: Path, capsys: Captured) -> None:
     """A failed question is no result and no loss: started again, the sweep asks it alone."""
     grid = stub / "grid.yaml"
     grid.write_text("engine: vllm\nmethods: [tango]\nratios: [0.1]\nlimit: 3\nvllm_options: [--enforce-eager]\n")
-    words = ["sweep", str(grid), "--output", str(stub / "out"), "--json"]
+    words = ["sweep", str(grid), "--output", str(stub / "out"), "--json", "--cell", "2"]
     (stub / "broken").touch()
-    assert main([*words, "--cell", "2"]) == 1
+    assert main(words) == 1
     assert "1 of its 3 samples failed" in capsys.readouterr().err
     (started,) = lines(stub / "starts")
-    assert started.startswith("tango ") and "--enforce-eager" in started and "--served-model-name served" in started
+    assert started.startswith("tango ") and "--enforce-eager" in started
     asked = len(lines(stub / "requests.jsonl"))
     (stub / "broken").unlink()
     assert main(words) == 0
-    cells = json.loads(capsys.readouterr().out)["cells"]
-    assert len(lines(stub / "requests.jsonl")) == asked + 1 + 3  # the one that failed, and the unpruned model's three
-    assert lines(stub / "starts")[1].startswith("uniform ")
-    assert [(one["method"], one["questions"]) for one in cells] == [("vanilla", 3), ("tango", 3)]
-    assert [one["tokens"]["share_kept"] for one in cells] == [1, 51 / 512]
-    assert all(one["engine"] == "vllm" for one in cells)
+    (cell,) = json.loads(capsys.readouterr().out)["cells"]
+    assert len(lines(stub / "requests.jsonl")) == asked + 1
+    assert cell["questions"] == 3 and cell["tokens"]["share_kept"] == 51 / 512 and cell["engine"] == "vllm"
     result = json.loads((stub / "out/tango-tiny/cells/motionqa-tango-0.1/cell.json").read_text())
     assert result["provenance"]["model"]["engine"] == "vLLM 0.32.0"
     assert result["provenance"]["settings"]["exact_budget"] is True
     assert main(["results", str(stub / "out"), "--output", str(stub / "tables")]) == 0
-    assert "tango" in (stub / "tables" / "README.md").read_text()
-    assert main(words) == 0 and len(lines(stub / "starts")) == 3, "what is finished is not served again"
+    assert main(words) == 0 and len(lines(stub / "starts")) == 2, "what is finished is not served again"
+
+
+def test_the_unpruned_model_is_served_with_every_token() -> None:
+    assert serve.environment({"WRAPPER": "vanilla", "TANGO_CONFIG": "x"})["TANGO_ARGS"] == "retention_ratio=1.0"
+    assert serve.environment({"WRAPPER": "tango", "TANGO_ARGS": "retention_ratio=0.1"})["WRAPPER"] == "tango"
 
 
 def test_what_cannot_be_served_is_told_before_anything_starts(
