@@ -30,6 +30,7 @@ from tango.inference.prompt import Message, check_text
 from tango.models import FAMILIES
 from tango.models.original import read_config
 from tango.pruners.base import Pruner
+from tango.runs import provenance
 from tango.runs.run import ArgumentError
 from tango.runs.settings import MethodSettings, SettingsError, check_served, fingerprint, served
 
@@ -220,6 +221,7 @@ def outline(
         "dtype": str(stored if dtype in (None, "auto") else dtype).removeprefix("torch."),
         "attn_implementation": None,
         "engine": f"vLLM {version}",
+        "served_by": provenance.served_fingerprint(),
     }
     processor = AutoProcessor.from_pretrained(pretrained, revision=revision, trust_remote_code=False)  # type: ignore[no-untyped-call]
     pruner = None if settings.pruner is None else served(settings.pruner)

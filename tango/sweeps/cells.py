@@ -117,7 +117,7 @@ class Evaluation:
             [framework.name, *asked, self.limit],
             [self.method, {name: value for name, value in settings.items() if name != "saliency_weights"}],
             [self.variant, self.dtype, self.attn_implementation],
-            *([self.engine, *self.vllm_options] if self.engine == VLLM else []),
+            *([self.engine, *self.vllm_options, provenance.served_fingerprint()] if self.engine == VLLM else []),
             provenance.model_fingerprint(self.source),
             provenance.head_fingerprint(settings, self.family or ""),
             provenance.files_fingerprint(self.data),

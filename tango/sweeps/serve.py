@@ -19,6 +19,7 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import IO
 
 from tango.runs.settings import VANILLA
 from tango.sweeps.machines import STARTER, STOP_SECONDS
@@ -97,12 +98,15 @@ def main(words: Sequence[str]) -> int:
             _stop(process)
 
 
-def _start(command: Sequence[str], environ: Mapping[str, str], out: object = None) -> subprocess.Popen[bytes]:
+def _start(command: Sequence[str], environ: Mapping[str, str], out: IO[bytes] | None = None) -> subprocess.Popen[bytes]:
     """A process that ends with this one, however that ends."""
     return subprocess.Popen(
         [sys.executable, "-c", STARTER, str(os.getpid()), *command],
-        env=environ, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT if out else None,
-    )  # type: ignore[call-overload, no-any-return]  # fmt: skip
+        env=environ,
+        stdin=subprocess.DEVNULL,
+        stdout=out,
+        stderr=None if out is None else subprocess.STDOUT,
+    )
 
 
 def _wait(server: subprocess.Popen[bytes], health: str) -> str | None:
