@@ -23,17 +23,17 @@ def folders(tmp_path_factory):
     return sorted(root.iterdir())
 
 
-def told(folders, file, **variables):
-    """What stock.py says, run in a process that knows nothing of this one's plugin."""
+def started(folders, file, **variables):
+    """stock.py in a process that knows nothing of this one's plugin."""
     environ = {name: value for name, value in os.environ.items() if name not in ENDS} | variables
-    script = Path(__file__).with_name("stock.py")
-    subprocess.run([sys.executable, script, file, *folders], env=environ, check=True, timeout=900)
-    return json.loads(file.read_text())
+    return subprocess.Popen([sys.executable, Path(__file__).with_name("stock.py"), file, *folders], env=environ)
 
 
 def test_prompts_of_every_kind(folders, tmp_path):
-    with_plugin = told(folders, tmp_path / "with.json")
-    without = told(folders, tmp_path / "without.json", VLLM_PLUGINS="")
+    files = [tmp_path / "with.json", tmp_path / "without.json"]
+    with started(folders, files[0]) as one, started(folders, files[1], VLLM_PLUGINS="") as other:
+        assert (one.wait(), other.wait()) == (0, 0)
+    with_plugin, without = (json.loads(file.read_text()) for file in files)
     assert with_plugin["plugin"] and not without["plugin"]
     assert with_plugin["found"].keys() == {folder.name for folder in folders}
     for name, found in without["found"].items():
