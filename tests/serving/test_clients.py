@@ -55,7 +55,7 @@ def replies_of_lmms(folder):
     """By the questions' ids what was answered, from lmms-eval's own log of samples."""
     (file,) = folder.glob("*/*_samples_motionqa.jsonl")
     rows = map(json.loads, file.read_text().splitlines())
-    return {row["accuracy"]["id"]: row["filtered_resps"] for row in rows}
+    return {row["accuracy"]["id"]: row["filtered_resps"].strip() for row in rows}
 
 
 LMMS = ["-m", "lmms_eval", "--tasks", "motionqa", "--batch_size", "1", "--limit", str(COUNT), "--log_samples"]
@@ -65,8 +65,7 @@ def test_own_client_of_lmms_eval(url, expected, tmp_path):
     arguments = f"model_version=tango-tiny,base_url={url}/v1,api_key=none,pass_video_url=True,max_frames_num={FRAMES}"
     options = ["--output_path", str(tmp_path), "--model_args", f"{arguments},timeout=120,num_concurrent=4"]
     run(*LMMS, "--model", "openai", *options)
-    found = replies_of_lmms(tmp_path)
-    assert {key: reply[0].strip() for key, reply in found.items()} == expected
+    assert replies_of_lmms(tmp_path) == expected
 
 
 def test_own_client_of_vlmevalkit(url, expected, tmp_path):
