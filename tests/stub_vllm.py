@@ -1,7 +1,8 @@
 """Stands in for vLLM where a test is of what asks it: an HTTP server that answers each question with its first option.
 
-As a program it takes the words that vLLM's Python is started with. The folder that STUB_VLLM names gets a line of
-requests.jsonl for each request; while the file `broken` is there, the third of them and all alike are answered by 500.
+As a program it takes the words that vLLM's Python is started with. In the folder that STUB_VLLM names, methods.json has by
+WRAPPER what the server says of its method, and requests.jsonl gets a line for each request; while the file `broken` is
+there, questions about shapes are answered by 500.
 """
 
 import json
@@ -10,8 +11,6 @@ import re
 import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-
-from tango.runs.settings import fingerprint, from_environment
 
 
 def make_server(port, method, settings, folder, before=512, after=51):
@@ -53,11 +52,8 @@ def main(words):
     folder = Path(os.environ["STUB_VLLM"])
     with (folder / "starts").open("a") as file:
         file.write(f"{os.environ['WRAPPER']} {' '.join(words)}\n")
-    pruner = from_environment().pruner
-    pruner.exact_budget = True
-    port = int(words[words.index("--port") + 1])
-    kept = pruner.budget(8, 64)
-    make_server(port, pruner.name, fingerprint(pruner), folder, 512, kept).serve_forever()
+    method, settings, kept = json.loads((folder / "methods.json").read_text())[os.environ["WRAPPER"]]
+    make_server(int(words[words.index("--port") + 1]), method, settings, folder, after=kept).serve_forever()
 
 
 if __name__ == "__main__":

@@ -45,7 +45,8 @@ def expected():
 
 def run(*words, **variables):
     """A command in the frameworks' environment, in the root of the checkout."""
-    paths = os.pathsep.join([*map(str, (ROOT, ROOT / "lmms-eval", ROOT / "VLMEvalKit"))])
+    own = [*map(str, (ROOT, ROOT / "lmms-eval", ROOT / "VLMEvalKit"))]
+    paths = os.pathsep.join([*own, *filter(None, [os.environ.get("PYTHONPATH")])])
     offline = dict.fromkeys(("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"), "1")
     environ = os.environ | offline | {"PYTHONPATH": paths} | variables
     subprocess.run([PYTHON, *words], cwd=ROOT, env=environ, check=True, timeout=1200)

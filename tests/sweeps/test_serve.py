@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from tango.cli.__main__ import main
+from tango.pruners import Tango
+from tango.runs.settings import fingerprint, served
 from tango.sweeps import serve
 from tango.sweeps.grid import read_grid
 
@@ -23,6 +25,8 @@ def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     lines = ["import sys", f"sys.path.insert(0, {str(TESTS)!r})", "import stub_vllm", "stub_vllm.main(sys.argv[1:])"]
     program.write_text("\n".join([f"#!{sys.executable}", *lines, ""]))
     program.chmod(0o755)
+    pruner = served(Tango(retention_ratio=0.1))
+    (tmp_path / "methods.json").write_text(json.dumps({"tango": [pruner.name, fingerprint(pruner), 51]}))
     monkeypatch.setenv(serve.PYTHON, str(program))
     monkeypatch.setenv("STUB_VLLM", str(tmp_path))
     return tmp_path
@@ -64,9 +68,9 @@ def test_what_cannot_be_served_is_told_before_anything_starts(
     stub: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = ["sweep", "--engine", "vllm", "--ratio", "0.1", "--method", "random", "--method", "topk", "--dry-run"]
-    assert main([*words, "--method", "fastv"]) == 0
+    assert main([*words, "--method", "fastvid"]) == 0
     told = capsys.readouterr()
-    assert "random draws by a video's place" in told.err and "fastv with these settings prunes inside" in told.err
+    assert "random draws by a video's place" in told.err and "tokens without gaps; set keep_positions=false" in told.err
     assert len(told.out.splitlines()) == 2 and all("-m tango.sweeps.serve " in line for line in told.out.splitlines())
     monkeypatch.setenv(serve.PYTHON, str(stub / "none"))
     assert main(words) == 2
@@ -92,12 +96,12 @@ def test_a_server_that_does_not_start(stub: Path, capfd: Any, monkeypatch: pytes
     monkeypatch.setenv("WRAPPER", "nothing")
     assert serve.main(["model", "--", sys.executable, "-c", "raise SystemExit('never')"]) == serve.FAILED_TO_START
     said = capfd.readouterr().err
-    assert "ended with status 1" in said and "there is no such method" in said and "never" not in said
+    assert "ended with status 1" in said and "KeyError: 'nothing'" in said and "never" not in said
 
 
 def test_the_command_ends_with_its_status_and_the_server_with_it(stub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(serve.LOG, str(stub))
-    monkeypatch.setenv("WRAPPER", "topk")
+    monkeypatch.setenv("WRAPPER", "tango")
     code = "import sys, urllib.request as u; u.urlopen(sys.argv[1] + '/metrics'); sys.exit(7)"
     assert serve.main(["model", "--", sys.executable, "-c", code, serve.PLACE]) == 7
     words = lines(stub / "starts")[0].split()
