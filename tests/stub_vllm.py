@@ -1,8 +1,8 @@
 """Stands in for vLLM where a test is of what asks it: an HTTP server that answers each question with its first option.
 
-As a program it takes the words that vLLM's Python is started with. In the folder that STUB_VLLM names, methods.json has by
-WRAPPER what the server says of its method, and requests.jsonl gets a line for each request; while the file `broken` is
-there, questions about shapes are answered by 500.
+As a program it takes the words that vLLM's Python is started with. In the folder that STUB_VLLM names, methods.json has
+by WRAPPER what the server says of its method, and requests.jsonl gets a line for each request; while the file `broken`
+is there, questions about shapes are answered by 500.
 """
 
 import json

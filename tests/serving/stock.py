@@ -32,7 +32,7 @@ def requests(name):
     whole = Image.fromarray(clips[2].frames[7])
     images = [whole.resize((int(whole.width * size), int(whole.height * size))) for size in SIZES]
     told = [(clip.frames, metadata(clip) | {"do_sample_frames": False}) for clip in clips]
-    videos = told if name == "qwen3_vl" else [frames for frames, _ in told]
+    videos = [frames for frames, _ in told] if llava else told
     parts = [([image, "Which shape is in the middle?"], [one], []) for one in images]
     parts += [([image, "What is its colour?"], [images[1].crop((0, 0, images[1].width // 2, images[1].height))], [])]
     parts += [([video, "What moves, and where to?"], [], [one]) for one in videos]
