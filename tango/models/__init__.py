@@ -31,6 +31,8 @@ FAMILIES = {
     "Qwen2_5_VLForConditionalGeneration": "tango.models.qwen2_5_vl",
     "Qwen3VLForConditionalGeneration": "tango.models.qwen3_vl",
     "Qwen3VLMoeForConditionalGeneration": "tango.models.qwen3_vl",
+    "Qwen3_5ForConditionalGeneration": "tango.models.qwen3_5",
+    "Qwen3_5MoeForConditionalGeneration": "tango.models.qwen3_5",
 }
 
 # Versions of transformers that the families' tests pass with: from the first, below the second. As in pyproject.toml.

@@ -48,11 +48,12 @@ class Spy(Pruner):
 
 class TinyFamily(ABC):
     """One family. `image`: the ids of an image; `mrope`: tokens keep positions of their own; `units`: rows of the
-    tower's input that make a frame."""
+    tower's input that make a frame; `inside`: methods may prune inside its decoder."""
 
     name: str
     image: list[int]
     mrope = False
+    inside = True
     units = 1
     limit: str  # the constant that bounds the tower's input
     frames_per_call: float  # and what that means in frames
@@ -238,7 +239,18 @@ class Qwen3Moe(Qwen3):
     name = "qwen3_vl_moe"
 
 
-FAMILIES = {family.name: family for family in (Llava(), LlavaVideo(), Qwen(), Qwen3())}
+class Qwen35(Qwen3):
+    """Qwen3.5: as Qwen3-VL, but without deepstack, and every second layer of the decoder a linear attention."""
+
+    name = "qwen3_5"
+    inside = False
+
+
+class Qwen35Moe(Qwen35):
+    name = "qwen3_5_moe"
+
+
+FAMILIES = {family.name: family for family in (Llava(), LlavaVideo(), Qwen(), Qwen3(), Qwen35())}
 
 
 def outputs(model: Any, inputs: dict[str, Tensor], new: int = 6) -> tuple[Tensor, Tensor]:
