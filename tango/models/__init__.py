@@ -31,6 +31,7 @@ FAMILIES = {
     "Qwen2_5_VLForConditionalGeneration": "tango.models.qwen2_5_vl",
     "Qwen3VLForConditionalGeneration": "tango.models.qwen3_vl",
     "Qwen3VLMoeForConditionalGeneration": "tango.models.qwen3_vl",
+    "InternVLForConditionalGeneration": "tango.models.internvl",
     "Qwen3_5ForConditionalGeneration": "tango.models.qwen3_5",
     "Qwen3_5MoeForConditionalGeneration": "tango.models.qwen3_5",
 }
