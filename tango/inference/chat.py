@@ -353,7 +353,7 @@ class Chat:
             ]
         model = self.checkpoint.model
         sizes = family_of(model).FAMILY.sizes(model.config, inputs)
-        return [{"frames": f, "tokens_before": f * length, "tokens_after": f * length} for f, length in sizes]
+        return [{"frames": frames, "tokens_before": count, "tokens_after": count} for frames, count in sizes]
 
 
 def _count_tokens(prompt: int, new: int, videos: Sequence[Mapping[str, Any]]) -> dict[str, int | float]:

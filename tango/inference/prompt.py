@@ -82,8 +82,8 @@ def least_seen(inputs: Mapping[str, Any], model: Any, pruner: Pruner | None) -> 
     if pruner is None or pruner.retention_ratio == 1:
         return int(ids.shape[1])
     sizes = family_of(model).FAMILY.sizes(model.config, inputs)
-    kept = [pruner.budget(*size) if pruner.exact_budget else 1 for size in sizes]
-    return int((ids != model.config.video_token_id).sum()) + sum(kept)
+    kept = [pruner.budget(1, count) if pruner.exact_budget else 1 for _, count in sizes]
+    return int(ids.shape[1]) - sum(count for _, count in sizes) + sum(kept)
 
 
 def check_length(tokens: int, model: Any) -> None:

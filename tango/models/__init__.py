@@ -32,6 +32,7 @@ FAMILIES = {
     "Qwen3VLForConditionalGeneration": "tango.models.qwen3_vl",
     "Qwen3VLMoeForConditionalGeneration": "tango.models.qwen3_vl",
     "InternVLForConditionalGeneration": "tango.models.internvl",
+    "VideoLlama3ForConditionalGeneration": "tango.models.video_llama_3",
     "Qwen3_5ForConditionalGeneration": "tango.models.qwen3_5",
     "Qwen3_5MoeForConditionalGeneration": "tango.models.qwen3_5",
 }

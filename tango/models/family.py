@@ -39,7 +39,11 @@ class PlacedVideo:
     row: int
     columns: Tensor
     tokens: VideoTokens
-    extra: Tensor | None = None
+    extra: Tensor | None
+
+    def prune(self, pruner: Pruner) -> tuple[Pruned, int]:
+        """What a method keeps of the video, and of how many tokens."""
+        return pruner.prune_tokens(self.tokens), self.tokens.features[..., 0].numel()
 
 
 class Family(ABC):
@@ -73,7 +77,7 @@ class Family(ABC):
     @classmethod
     @abstractmethod
     def sizes(cls, config: Any, inputs: Mapping[str, Any]) -> list[tuple[int, int]]:
-        """Frames and tokens a frame of each video of a prompt, without encoding it; `config` is the model's."""
+        """Frames and tokens of each video of a prompt, without encoding it; `config` is the model's."""
 
     @abstractmethod
     def placeholders(self, inputs: Mapping[str, Any]) -> tuple[list[int], str]:

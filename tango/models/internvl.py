@@ -73,7 +73,7 @@ class InternVL(Family):
     @classmethod
     def sizes(cls, config: Any, inputs: Mapping[str, Any]) -> list[tuple[int, int]]:
         frames = [count for count in cls.visuals(inputs) or () if count]
-        return [(count, cls.side(config, inputs["pixel_values"]) ** 2) for count in frames]
+        return [(count, count * cls.side(config, inputs["pixel_values"]) ** 2) for count in frames]
 
     def has_video(self, inputs: Mapping[str, Any]) -> bool:
         visuals, pixels = self.visuals(inputs), inputs.get("pixel_values")
@@ -86,7 +86,7 @@ class InternVL(Family):
         return pixels is not None and any(visuals or ())
 
     def placeholders(self, inputs: Mapping[str, Any]) -> tuple[list[int], str]:
-        lengths = [frames * tokens for frames, tokens in self.sizes(self.core.config, inputs)]
+        lengths = [tokens for _, tokens in self.sizes(self.core.config, inputs)]
         return lengths, f"{len(lengths)} videos need {sum(lengths)}"
 
     def places(self, kind: str, inputs: Mapping[str, Any]) -> Tensor:

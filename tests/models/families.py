@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import tiny_internvl
 import tiny_llava
 import tiny_qwen
+import tiny_video_llama_3
 import torch
 from tiny_llava import IMAGE, VIDEO, make_pruner, prompt
 from torch import Tensor
@@ -298,6 +299,41 @@ class InternVL(TinyFamily):
         return model.model.multi_modal_projector.linear_2.weight
 
 
+class VideoLlama3(TinyFamily):
+    """VideoLLaMA3: each frame after its time; nothing is left out by the processor but where a test says so."""
+
+    name = "video_llama_3"
+    image = [IMAGE] * 4
+    units = 36
+    limit = "tango.models.video_llama_3.PATCHES_PER_CALL"
+    frames_per_call = 32768 / 36
+
+    def build(self, folder, dtype=torch.float32, attention="sdpa", seed=0):
+        return tiny_video_llama_3.build_model(folder, dtype, attention, seed)
+
+    def video(self, frames=4):
+        return [token for frame in range(frames) for token in (20 + frame % 50, *[VIDEO] * TOKENS)]
+
+    def pixels(self, videos=1, frames=4, seed=0, dtype=torch.float32):
+        return tiny_video_llama_3.video_inputs(*[(frames, 6, 6)] * videos, seed=seed, dtype=dtype)
+
+    def part(self, inputs, first, count):
+        return {
+            "pixel_values_videos": inputs["pixel_values_videos"][144 * first : 144 * (first + count)],
+            "video_grid_thw": inputs["video_grid_thw"][first : first + count],
+            "video_merge_sizes": inputs["video_merge_sizes"][first : first + count],
+        }
+
+    def images(self, count=1, dtype=torch.float32):
+        return tiny_video_llama_3.image_inputs(*[(4, 4)] * count, dtype=dtype)
+
+    def tower(self, model):
+        return model.model.vision_model
+
+    def projector(self, model):
+        return model.model.projector.readout[2].weight
+
+
 def count_frames(family: TinyFamily, model: Any, frames: list[float]) -> Any:
     """A hook of the tower that notes how many frames it is called with."""
 
@@ -308,7 +344,7 @@ def count_frames(family: TinyFamily, model: Any, frames: list[float]) -> Any:
     return family.tower(model).register_forward_pre_hook(note, with_kwargs=True)
 
 
-FAMILIES = {family.name: family for family in (Llava(), LlavaVideo(), Qwen(), Qwen3(), Qwen35(), InternVL())}
+FAMILIES = {family.name: family for family in (Llava(), LlavaVideo(), Qwen(), Qwen3(), Qwen35(), InternVL(), VideoLlama3())}
 
 
 def outputs(model: Any, inputs: dict[str, Tensor], new: int = 6) -> tuple[Tensor, Tensor]:

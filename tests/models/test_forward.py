@@ -125,6 +125,8 @@ def test_labels_follow_their_tokens(family):
 
 def test_some_logits(family):
     model, inputs = family.model(), example(family)
+    if family.name == "video_llama_3":
+        pytest.skip("the model has no logits_to_keep")
     with torch.no_grad(), attach(model, Spy()):
         last = model(**inputs, logits_to_keep=2).logits
         torch.testing.assert_close(last, model(**inputs).logits[:, -2:], atol=1e-5, rtol=1e-5)
