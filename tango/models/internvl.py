@@ -59,7 +59,8 @@ class InternVL(Family):
         if pixels.dim() != 4 or pixels.shape[2] != pixels.shape[3] or pixels.shape[2] % (patch * step):
             raise ValueError(f"pixel_values has shape {tuple(pixels.shape)}, not (tiles, C, H, H), H a multiple of "
                              f"{patch * step}")  # fmt: skip
-        return int(pixels.shape[2]) // (patch * step)
+        side: int = pixels.shape[2] // (patch * step)
+        return side
 
     @classmethod
     def visuals(cls, inputs: Mapping[str, Any]) -> list[int] | None:
@@ -119,8 +120,9 @@ class InternVL(Family):
                              f"has {len(spans)}: give the frames of each visual, 0 for an image")  # fmt: skip
         for frames, (row, start, end) in zip(wanted, spans, strict=True):
             if (end - start) % tokens or (frames and end - start != tokens):
-                raise ValueError(f"row {row} of the prompt has {end - start} placeholders from column {start} on, where "
-                                 f"{'a frame' if frames else 'each tile of an image'} needs {tokens}")  # fmt: skip
+                whose = "a frame" if frames else "each tile of an image"
+                raise ValueError(f"row {row} of the prompt has {end - start} placeholders from column {start} on, "
+                                 f"where {whose} needs {tokens}")  # fmt: skip
             columns[row, start:end] = frames > 0
             tiles += [frames > 0] * ((end - start) // tokens)
         if len(tiles) != len(pixels):
@@ -148,7 +150,7 @@ class InternVL(Family):
             return {"features": features}
         step, side = int(1 / self.core.config.downsample_ratio), self.side(self.core.config, pixels)
         # Without the class token, and the patches of a token side by side.
-        grids = (outputs[name][:, 1:].unflatten(1, (side, step, side, step)) for name in ("queries", "keys"))
+        grids = (outputs[name][:, 1:].view(-1, side, step, side, step, attention.embed_dim) for name in outputs)
         queries, keys = (grid.transpose(2, 3).flatten(1, 4) for grid in grids)
         found = from_attention(self.parts, queries, keys, attention.num_heads, attention.scale, step**2)
         return {"features": features} | found

@@ -191,9 +191,7 @@ class VideoLlama3(Family):
             if self.parts:
                 queries, keys, *turned = (x.unflatten(0, (frames, -1)) for x in states)
                 scaling, group = attention.scaling, merge**2
-                parts |= from_attention(
-                    self.parts, queries, keys, attention.num_heads, scaling, group, tuple(turned)
-                )
+                parts |= from_attention(self.parts, queries, keys, attention.num_heads, scaling, group, tuple(turned))
             encoded.append(parts)
         return encoded
 

@@ -23,7 +23,18 @@ from tango.pruners import Pruned, Pruner
 
 GRID, TOKENS = (3, 3), 9
 
-__all__ = ["FAMILIES", "GRID", "IMAGE", "TOKENS", "VIDEO", "Spy", "TinyFamily", "count_frames", "make_pruner", "outputs"]
+__all__ = [
+    "FAMILIES",
+    "GRID",
+    "IMAGE",
+    "TOKENS",
+    "VIDEO",
+    "Spy",
+    "TinyFamily",
+    "count_frames",
+    "make_pruner",
+    "outputs",
+]
 
 
 class Spy(Pruner):
@@ -344,7 +355,9 @@ def count_frames(family: TinyFamily, model: Any, frames: list[float]) -> Any:
     return family.tower(model).register_forward_pre_hook(note, with_kwargs=True)
 
 
-FAMILIES = {family.name: family for family in (Llava(), LlavaVideo(), Qwen(), Qwen3(), Qwen35(), InternVL(), VideoLlama3())}
+FAMILIES = {
+    family.name: family for family in (Llava(), LlavaVideo(), Qwen(), Qwen3(), Qwen35(), InternVL(), VideoLlama3())
+}
 
 
 def outputs(model: Any, inputs: dict[str, Tensor], new: int = 6) -> tuple[Tensor, Tensor]:

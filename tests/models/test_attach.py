@@ -48,7 +48,7 @@ def state(model):
 def test_matrix(family, dtype, attention, batch, method):
     model, inputs = family.model(dtype, attention), example(family, batch, dtype)
     if method == "fastv" and not family.inside:
-        with pytest.raises(ValueError, match="no pruning inside .*; take a method that prunes before it"):
+        with pytest.raises(ValueError, match=r"no pruning inside .*; take a method that prunes before it"):
             make_pruner(method, 0.3)(model).__enter__()
         return
     width, new = inputs["input_ids"].shape[1], 4

@@ -113,7 +113,9 @@ def test_labels_follow_their_tokens(family):
     kept = [[row[column] for column in family.columns(row, [0, 5, 17])] for row in rows]
     shorter = torch.full((2, len(kept[1])), -100)
     for row, tokens in enumerate(kept):
-        shorter[row, -len(tokens) :] = torch.tensor([-100 if token == family.placeholder else token for token in tokens])
+        shorter[row, -len(tokens) :] = torch.tensor(
+            [-100 if token == family.placeholder else token for token in tokens]
+        )
     expected = model.loss_function(out.logits, shorter, vocab_size=model.config.text_config.vocab_size)
     torch.testing.assert_close(out.loss, expected)
     with torch.no_grad(), make_pruner("uniform", 1.0)(model):
@@ -303,7 +305,9 @@ def test_gradients_flow(family):
     """Forward with labels can be differentiated, as without pruning; pruning itself is not trained."""
     model, inputs = family.model(), example(family)
     with make_pruner("uniform", 0.3)(model):
-        model(**inputs, labels=inputs["input_ids"].masked_fill(inputs["input_ids"] == family.placeholder, -100)).loss.backward()
+        model(
+            **inputs, labels=inputs["input_ids"].masked_fill(inputs["input_ids"] == family.placeholder, -100)
+        ).loss.backward()
     gradients = [model.lm_head.weight.grad, family.projector(model).grad]
     model.zero_grad(set_to_none=True)
     assert all(gradient is not None and bool(gradient.isfinite().all()) and gradient.any() for gradient in gradients)

@@ -44,6 +44,9 @@ def generate(model, inputs):
 def test_all_kept_is_equal(family, way):
     """One video a prompt: from pixels, LLaVA's generate() mixes up several for beams (see test_llava_onevision)."""
     model = family.model()
+    several, encodes_once = {"num_beams", "num_return_sequences"} & set(WAYS[way]), "_expand_multimodal_outputs"
+    if family.name == "internvl" and several and not hasattr(model, encodes_once):
+        pytest.skip("older transformers repeat tile by tile for beams, and the unpruned model sees frames out of order")
     written = rows(family)[0], [5, *family.video(), 11]
     if family.mrope:
         written = rows(family)

@@ -87,8 +87,9 @@ def mixed():
     """An image of two tiles, a video, an image of one tile between two videos, the last of two frames."""
     one = [START, *[IMAGE] * TOKENS, END]
     row = [5, *FAMILY.image, 6, *FAMILY.video(), *one, *FAMILY.video(2), 8]
-    pixels = torch.cat((FAMILY.images(1)["pixel_values"], FAMILY.pixels()["pixel_values"],
-                        FAMILY.images(1)["pixel_values"][:1], FAMILY.pixels(frames=2, seed=3)["pixel_values"]))  # fmt: skip
+    image, videos = FAMILY.images(1), (FAMILY.pixels(), FAMILY.pixels(frames=2, seed=3))
+    first, second = (video["pixel_values"] for video in videos)
+    pixels = torch.cat((image["pixel_values"], first, image["pixel_values"][:1], second))
     return row, FAMILY.prompt(row) | {"pixel_values": pixels, "video_frames": [0, 4, 0, 2]}
 
 

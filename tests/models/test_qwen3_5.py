@@ -7,7 +7,7 @@ import torch
 from families import FAMILIES, Qwen35Moe, Spy, make_pruner, outputs
 from test_qwen import GRIDS, given, several, slow_saliency
 from test_qwen_positions import decoder_positions
-from tiny_qwen import END, IMAGE, START, VIDEO, build_model, image_inputs, video_inputs
+from tiny_qwen import END, IMAGE, START, VIDEO, build_model, image_inputs
 from torch.nn import functional as F
 
 from tango.models import attach
@@ -61,7 +61,10 @@ def test_dropped_tokens_were_never_there(kind, tmp_path):
     """Logits are those of a decoder to which only the columns that stay were ever given; greedy answers too."""
     model, (row, inputs, grids, columns) = build_model(tmp_path, kind=kind, layers=4), example()
     embeds = model.get_input_embeddings()(inputs["input_ids"])
-    for token, name, grid in ((VIDEO, "pixel_values_videos", "video_grid_thw"), (IMAGE, "pixel_values", "image_grid_thw")):
+    for token, name, grid in (
+        (VIDEO, "pixel_values_videos", "video_grid_thw"),
+        (IMAGE, "pixel_values", "image_grid_thw"),
+    ):
         features = torch.cat(model.model.get_video_features(inputs[name], inputs[grid], return_dict=True).pooler_output)
         embeds[0, inputs["input_ids"][0] == token] = features
     positions, after = positions_by_the_rule(row, grids)
@@ -110,7 +113,9 @@ def test_the_state_knows_kept_tokens_alone():
     model, layer, seen = FAMILY.model(), FAMILY.model().model.language_model.layers[0].linear_attn, []
     rows = [5, *FAMILY.video(), 7, *FAMILY.video(), 8], [5, 6, *FAMILY.video(), 9]
     inputs = FAMILY.prompt(*rows) | FAMILY.pixels(3)
-    hook = layer.register_forward_pre_hook(lambda _, args, kwargs: seen.append(kwargs["hidden_states"]), with_kwargs=True)
+    hook = layer.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(kwargs["hidden_states"]), with_kwargs=True
+    )
     with attach(model, Spy(KEPT)):
         output = model(**inputs, use_cache=True)
     hook.remove()
@@ -137,7 +142,7 @@ def test_experts(method):
     model = MODELS.setdefault("moe", family.model())
     inputs = family.prompt([5, *family.video(), 8], [6, 6, *family.video(), 9]) | family.pixels(2)
     if method == "fastv":
-        with pytest.raises(ValueError, match="no pruning inside Qwen3_5MoeTextModel: .* linear attention"):
+        with pytest.raises(ValueError, match=r"no pruning inside Qwen3_5MoeTextModel: .* linear attention"):
             make_pruner(method, 0.3)(model).__enter__()
         return
     expected = outputs(model, inputs, 3)
@@ -153,5 +158,5 @@ MODELS = {}
 
 @pytest.mark.parametrize("pruner", [Tango(pruned_layer=1), HoliTom(pruned_layer=1)])
 def test_pruning_inside_is_refused(pruner):
-    with pytest.raises(ValueError, match="no pruning inside Qwen3_5TextModel: .* or unset pruned_layer"):
+    with pytest.raises(ValueError, match=r"no pruning inside Qwen3_5TextModel: .* or unset pruned_layer"):
         pruner(FAMILY.model()).__enter__()

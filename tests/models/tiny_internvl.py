@@ -1,4 +1,4 @@
-"""A small InternVL of random weights and the true architecture: tiles of 24 x 24 pixels, 6 x 6 patches, 3 x 3 tokens."""
+"""A small InternVL of random weights and the true architecture: tiles of 24 x 24 pixels, 3 x 3 tokens."""
 
 import functools
 import inspect
