@@ -11,7 +11,6 @@ from families import FAMILIES, TinyFamily
 from tiny_llava import build_model
 from transformers import LlavaOnevisionForConditionalGeneration
 
-
 # Families whose code is mostly that of the first four go through the tests of theirs that see their own part. With
 # TANGO_FAMILIES=all they go through all of them, which takes minutes.
 LATER = ("qwen3_5", "internvl", "video_llama_3")
