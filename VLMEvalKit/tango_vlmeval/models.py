@@ -194,7 +194,7 @@ class TangoLlavaVideo(TangoModel):
 
 
 class TangoQwenVL(TangoModel):
-    """Qwen2.5-VL and Qwen3-VL: Qwen/Qwen2.5-VL-7B-Instruct.
+    """Qwen2.5-VL, Qwen3-VL and Qwen3.5: Qwen/Qwen2.5-VL-7B-Instruct.
 
     Args, beside those of TangoModel:
         min_pixels, max_pixels, total_pixels: see PixelLimits; its defaults are those of upstream's models for video.
@@ -202,7 +202,8 @@ class TangoQwenVL(TangoModel):
     """
 
     model_classes = (
-        "Qwen2_5_VLForConditionalGeneration", "Qwen3VLForConditionalGeneration", "Qwen3VLMoeForConditionalGeneration"
+        "Qwen2_5_VLForConditionalGeneration", "Qwen3VLForConditionalGeneration", "Qwen3VLMoeForConditionalGeneration",
+        "Qwen3_5ForConditionalGeneration", "Qwen3_5MoeForConditionalGeneration",
     )  # fmt: skip
     default_frames = 64
 
@@ -226,7 +227,21 @@ class TangoQwenVL(TangoModel):
         self.asked = dataclasses.asdict(limits) | {"times": times}
 
 
-MODELS = (TangoLlavaOnevision, TangoLlavaVideo, TangoQwenVL)
+class TangoInternVL(TangoModel):
+    """InternVL3 and 3.5 in transformers' format: OpenGVLab/InternVL3_5-8B-HF."""
+
+    model_classes = ("InternVLForConditionalGeneration",)
+    default_frames = 32
+
+
+class TangoVideoLlama3(TangoModel):
+    """VideoLLaMA3 in transformers' format."""
+
+    model_classes = ("VideoLlama3ForConditionalGeneration",)
+    default_frames = 180
+
+
+MODELS = (TangoLlavaOnevision, TangoLlavaVideo, TangoQwenVL, TangoInternVL, TangoVideoLlama3)
 # Upstream's names of models that these are taken over under, for --model.
 TAKEN_OVER: dict[str, tuple[type[TangoModel], str]] = {
     "llava_onevision_qwen2_0.5b_ov": (TangoLlavaOnevision, "lmms-lab/llava-onevision-qwen2-0.5b-ov"),

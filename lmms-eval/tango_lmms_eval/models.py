@@ -33,7 +33,18 @@ from tango.runs.served import ServedChat, outline
 from tango.runs.settings import NOTHING, SettingsError, from_environment
 from tango.runs.summary import report
 from tango_lmms_eval import hooks
-from tango_lmms_eval.arguments import MODELS, ONEVISION, OWN, VIDEO, Fixed, check_batch_size, check_fixed
+from tango_lmms_eval.arguments import (
+    COMMON,
+    INTERNVL,
+    MODELS,
+    ONEVISION,
+    OWN,
+    VIDEO,
+    VIDEO_LLAMA,
+    Fixed,
+    check_batch_size,
+    check_fixed,
+)
 from tango_lmms_eval.conversations import chat_messages, simple_messages
 
 log = logging.getLogger(__name__)
@@ -361,3 +372,38 @@ class LlavaVid(PrunedModel):
             raise ArgumentError(f"add_time_instruction={add_time_instruction!r}: use True or False")
         self.time_instruction = add_time_instruction
         super().__init__(pretrained, max_frames_num, **others)
+
+
+class InternVLHf(PrunedModel):
+    """InternVL3 and 3.5 in transformers' format (OpenGVLab/InternVL3_5-8B-HF).
+
+    Args (as --model_args name=value,..), beside those of PrunedModel: num_frames, upstream's name of max_frames_num.
+    """
+
+    own = (*COMMON, "num_frames")
+    fixed = INTERNVL
+    model_classes = ("InternVLForConditionalGeneration",)
+
+    def __init__(self, pretrained: str = "OpenGVLab/InternVL3_5-8B-HF", num_frames: int = 32, **others: Any) -> None:
+        super().__init__(pretrained, num_frames, **others)
+
+
+class InternVLHfChat(InternVLHf):
+    """The same for lmms-eval's chat interface."""
+
+    is_simple = False
+
+
+class VideoLlama3(PrunedModel):
+    """VideoLLaMA3 in transformers' format; upstream's own checkpoints bring code along, which is not run.
+
+    Args (as --model_args name=value,..), beside those of PrunedModel: max_num_frames, as upstream calls
+    max_frames_num.
+    """
+
+    own = (*COMMON, "max_num_frames")
+    fixed = VIDEO_LLAMA
+    model_classes = ("VideoLlama3ForConditionalGeneration",)
+
+    def __init__(self, pretrained: str, max_num_frames: int = 180, **others: Any) -> None:
+        super().__init__(pretrained, max_num_frames, **others)
