@@ -27,7 +27,7 @@ demo: setup
 # All methods at five ratios, and the ablations of Tango; hours on a CPU, resumable.
 benchmark: setup
 	$(BIN)/python scripts/demo.py --frameworks lmms-eval --methods all --ratios 0.05 0.1 0.15 0.2 0.3 --ablations configs/ablations \
-	  --work build/sweeps/motionqa_all --output results/motionqa_all --title "MotionQA, all methods"
+	  --work build/sweeps/motionqa_all --output results/motionqa_all --title "MotionQA, all methods" --no-samples
 
 test: setup
 	$(BIN)/ruff check .
