@@ -2,9 +2,9 @@
 
     tango results build/sweeps/grid --site build/site
 
-runs.py reads runs with their questions and replies, frames.py draws their videos and the tokens that were kept, pages.py
-makes the data, in pages; page/ is what reads them in a browser. A site is a folder of files without a server, and a file
-opened from disk may fetch nothing, so data are scripts. plotly's own script is copied from the installed package.
+runs.py reads runs with their questions and replies, frames.py draws their videos and the tokens that were kept,
+pages.py makes the data, in pages; page/ is what reads them in a browser. A page that is opened from disk may fetch
+nothing, so data are scripts. plotly's own script is copied from the installed package.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def write_site(
 
 
 def script(name: str, content: Any) -> str:
-    """Data as a script. Texts come from models and data sets: JSON in ASCII, without what could end a script element."""
+    """Data as a script. Texts come from models and data sets: in ASCII, without what could end a script element."""
     data = json.dumps(content, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     return f"(window.tangoData ??= {{}})[{json.dumps(name)}] = {data};\n"
 

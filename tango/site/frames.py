@@ -1,7 +1,7 @@
 """The videos of samples as strips of frames, and which tokens a method kept of them.
 
-Runs note a hash of the tokens that they kept. To draw them, the method runs again, on each video once, and what it keeps
-now is drawn only where it has that hash.
+Runs note a hash of the tokens that they kept. To draw them, the method runs again, on each video once, and what it
+keeps now is drawn only where it has that hash.
 """
 
 from __future__ import annotations
@@ -147,11 +147,9 @@ def _keep_again(
 
 
 def _how(run: Run) -> dict[str, Any]:
-    """How the model was given its videos, as Chat takes it."""
+    """How the method was given its videos, as Chat takes it."""
     model = run.cell["provenance"]["model"]
-    return {"max_frames": model["max_frames_num"]} | {
-        name: model[name] for name in ("time_instruction", "time_spaces", "times") if name in model
-    }
+    return {"max_frames": model["max_frames_num"], "times": model.get("times", "processor")}
 
 
 def _one_video(run: Run, number: int, drawn: Drawn) -> Iterator[tuple[Mapping[str, Any], str]]:

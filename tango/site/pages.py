@@ -168,4 +168,4 @@ def _ends(interval: Interval) -> list[Any]:
 
 
 def _finite(value: float) -> float | None:
-    return round(float(value), 6) if math.isfinite(value) else None
+    return float(value) if math.isfinite(value) else None

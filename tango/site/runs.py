@@ -27,8 +27,8 @@ class Text:
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A finished cell. place: what it is called, see tango.results.compare.place_of(). texts: by the question's id, empty
-    where its run's files are not beside it.
+    """A finished cell. place: its name, see tango.results.compare.place_of(). texts: by the question's id, empty where
+    its run's files are not beside it.
     """
 
     place: str

@@ -44,8 +44,14 @@ function choose(changes) {
   return show();
 }
 
-const number = (value, digits = 1) => value === null || value === undefined ? "-" : value.toFixed(digits);
-const signed = (value, digits = 1) => (value > 0 ? "+" : "") + number(value, digits);
+// Ties go to the even digit, as in the tables: toFixed() makes 91.3 of 91.25.
+function number(value, digits = 1) {
+  if (value === null || value === undefined) return "-";
+  if (Math.abs(value * 2 ** (digits + 1)) % 2 !== 1) return value.toFixed(digits);
+  const low = Math.floor(value * 10 ** digits);
+  return ((low + Math.abs(low) % 2) / 10 ** digits).toFixed(digits);
+}
+const signed = (value, digits = 1) => (value >= 0 ? "+" : "") + number(value, digits);
 const ends = (three, say = number) => three === null || three[0] === null ? "-" : `${say(three[0])} [${say(three[1])}, ${say(three[2])}]`;
 const percent = ratio => ratio === null ? "all tokens" : `${+(100 * ratio).toFixed(6)} %`;
 
@@ -61,8 +67,8 @@ const COLUMNS = {
   difference: {title: "difference (points)", of: run => ends(run.difference, signed), by: run => run.difference && run.difference[0]},
   share: {title: "share kept (%)", of: run => ends(run.share), by: run => run.share && run.share[0]},
   n: {title: "n", of: run => String(run.n), by: run => run.n},
-  ttft: {title: "time to first token (ms)", of: run => number(run.times[TTFT], 2), by: run => run.times[TTFT]},
-  speed: {title: "speed-up of it", of: run => run.speed === null ? "-" : `${run.speed.toFixed(2)}x`, by: run => run.speed},
+  ttft: {title: "TTFT (ms)", of: run => number(run.times[TTFT], 2), by: run => run.times[TTFT]},
+  speed: {title: "TTFT speed-up", of: run => run.speed === null ? "-" : `${run.speed.toFixed(2)}x`, by: run => run.speed},
   device: {title: "device", words: true, of: run => run.facts.device},
 };
 const FILTERS = {
@@ -161,7 +167,7 @@ async function plot(visible, axis) {
   await Plotly.react("plot", traces, {
     paper_bgcolor: "transparent", plot_bgcolor: "transparent", font: {color: of("--ink"), family: "system-ui, sans-serif"}, margin: {t: 10, r: 10, b: 45, l: 50},
     xaxis: {...line, title: {text: AXES[axis]}, rangemode: "tozero"}, yaxis: {...line, title: {text: "accuracy (%)"}},
-    legend: narrow ? {orientation: "h", y: -0.25, font: {size: 10}} : {}, hovermode: "closest", hoverlabel: {align: "left"},
+    legend: narrow ? {orientation: "h", y: -0.35, yanchor: "top", font: {size: 10}} : {}, hovermode: "closest", hoverlabel: {align: "left"},
   }, {displayModeBar: false, responsive: true});
   byId("plot").removeAllListeners?.("plotly_click");
   byId("plot").on("plotly_click", event => {
@@ -254,7 +260,7 @@ async function showOne(parts, chosen) {
   ].filter(child => child));
   one.hidden = false;
   if (focused && one.querySelector(`[name="${CSS.escape(focused)}"]`)) one.querySelector(`[name="${CSS.escape(focused)}"]`).focus();
-  else if (one.dataset.run !== parts[0]) heading.focus();
+  else if (one.dataset.run !== undefined && one.dataset.run !== parts[0]) heading.focus();
   one.dataset.run = parts[0];
 }
 
