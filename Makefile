@@ -9,7 +9,7 @@
 # make vllm: an environment of its own for serving with vLLM on a CPU, in build/vllm. make test-vllm: the plugin's tests in it,
 # against transformers (minutes). make serve: a server with tango-tiny, and a request to try; docs/serving.md.
 # make coverage: which lines of tango/ the tests run, into docs/coverage.md; TESTS=tests/pruners measures a part.
-# make docs: the site of docs/, into build/site. make package: sdists and wheels, each tried in a fresh environment.
+# make docs: the site of docs/ with the page of our own results, into build/site. make package: sdists and wheels, each tried in a fresh environment.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -67,7 +67,8 @@ coverage: setup
 	$(BIN)/coverage json --quiet -o build/coverage/coverage.json
 	$(BIN)/python scripts/coverage_page.py build/coverage/coverage.json "make coverage TESTS=$(TESTS)" >docs/coverage.md
 
-docs: $(TOOLS)/installed
+docs: setup $(TOOLS)/installed
+	$(BIN)/tango results results/motionqa --site docs/results/motionqa --videos data/motionqa --model checkpoints/tango-tiny
 	$(TOOLS)/bin/mkdocs build --strict
 
 package: setup $(TOOLS)/installed

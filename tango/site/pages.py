@@ -47,8 +47,8 @@ def pages(
         kinds = sorted({str(row["kind"]) for row in rows.values()})
         places = {kind: place for place, kind in enumerate(kinds)}
         yield f"b{number}", {"ids": ids, "kinds": kinds, "kind": [places[str(rows[key]["kind"])] for key in ids]}
-        lines = [[rows[key].get("answer"), texts[key].question if key in texts else ""] for key in ids]
-        yield from _in_pages(f"q{number}", lines)
+        golds = [[rows[key].get("answer"), texts[key].question if key in texts else ""] for key in ids]
+        yield from _in_pages(f"q{number}", golds)
     scored = []
     for number, run in enumerate(runs):
         rows = {str(row["id"]): row for row in run.cell["samples"]}

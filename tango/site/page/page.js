@@ -91,7 +91,7 @@ function compareBy(by) {
 }
 
 function choice(label, name, options, value, change) {
-  const select = make("select", {name}, ...options.map(([key, text]) => make("option", {value: key, selected: key === value}, text)));
+  const select = make("select", {name, "aria-label": label}, ...options.map(([key, text]) => make("option", {value: key, selected: key === value}, text)));
   select.onchange = () => change(select.value);
   return make("label", {}, label, select);
 }
@@ -235,7 +235,7 @@ async function showOne(parts, chosen) {
   const focused = document.activeElement?.getAttribute("name");
   const go = (label, to, able) => make("button", {type: "button", name: label, disabled: !able, onclick: () => choose({page: to})}, label);
   const pager = () => make("nav", {className: "pager", "aria-label": "Pages of samples"}, go("previous", page - 1, page > 1),
-    make("label", {}, "page ", make("input", {type: "number", min: 1, max: last, value: page, name: "page", onchange: event => choose({page: event.target.value})}), ` of ${last.toLocaleString("en")}`), go("next", page + 1, page < last));
+    make("label", {}, "page ", make("input", {type: "number", min: 1, max: last, value: page, name: "page", "aria-label": "page", onchange: event => choose({page: event.target.value})}), ` of ${last.toLocaleString("en")}`), go("next", page + 1, page < last));
   const heading = make("h2", {tabIndex: -1}, title(run));
   one.replaceChildren(...[
     make("p", {}, make("a", {href: "#"}, "all runs")), heading,
@@ -243,7 +243,7 @@ async function showOne(parts, chosen) {
     facts(run),
     run.texts ? null : make("p", {className: "faint"}, "What the framework logged is not beside this run, so its questions and replies are not shown."),
     make("h3", {}, "Compared with"),
-    make("form", {onsubmit: event => event.preventDefault()}, choice("other run", "with", options, other ? String(other.number) : "none", value => {
+    make("div", {className: "form"}, choice("other run", "with", options, other ? String(other.number) : "none", value => {
       const kept = new URLSearchParams(chosen);
       kept.delete("page");
       if (["changed", "gained", "lost", "neither"].includes(kept.get("show")) && value === "none") kept.delete("show");
@@ -251,10 +251,10 @@ async function showOne(parts, chosen) {
     })),
     other && compared(run, other, counts), numbers(run, other),
     make("h3", {}, "Samples"),
-    make("form", {onsubmit: event => event.preventDefault()},
+    make("div", {className: "form"},
       choice("show", "show", Object.entries(SHOW).map(([name, [text]]) => [name, `${text} (${counts[name].toLocaleString("en")})`]), showing, value => choose({show: value === "all" ? null : value, page: null})),
       choice("kind of question", "kind", [["", "all"], ...kinds.map(name => [name, name])], ofKind < 0 ? "" : kinds[ofKind], value => choose({kind: value, page: null})),
-      make("label", {}, "id contains", make("input", {type: "search", name: "id", value: named, onchange: event => choose({id: event.target.value, page: null})}))),
+      make("label", {}, "id contains", make("input", {type: "search", name: "id", "aria-label": "id contains", value: named, onchange: event => choose({id: event.target.value, page: null})}))),
     make("p", {className: "faint", role: "status", id: "found"}, `${found.length.toLocaleString("en")} of ${asked.length.toLocaleString("en")} questions`),
     pager(), ...samples, found.length > SHOWN ? pager() : null,
   ].filter(child => child));
