@@ -20,7 +20,7 @@ BELOW_INFERENCE = {"ops", "pruners", "models"}
 BELOW_RUNS = {*BELOW_INFERENCE, "inference", "motionqa", "tango"}
 BELOW_SWEEPS = {*BELOW_RUNS, "runs"}
 BELOW_RESULTS = {*BELOW_SWEEPS, "sweeps"}
-BELOW_APP = {*BELOW_RESULTS, "results", "live", "visualize"}
+BELOW_APP = {*BELOW_RESULTS, "results", "live", "site", "visualize"}
 ROOMS = {
     "ops": set(),
     "pruners": {"ops"},
@@ -32,6 +32,7 @@ ROOMS = {
     "visualize": BELOW_INFERENCE | {"inference"},
     "sweeps": BELOW_SWEEPS,
     "results": BELOW_RESULTS,
+    "site": {*BELOW_RESULTS, "results"},
     "app": BELOW_APP,
     "cli": BELOW_APP,
     "tango": {"pruners"},

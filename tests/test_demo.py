@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from made_up import made_up
 
+from tango.results.samples import read_folders
 from tango.sweeps.cells import Evaluation
 from tango.sweeps.sweep import Cell
 
@@ -59,6 +60,10 @@ def test_the_grid_and_its_tables(demo: ModuleType, monkeypatch: pytest.MonkeyPat
     assert "gave the same answers and scores and kept the same tokens, sample by sample,** in all 4 cells" in readme
     found = pd.read_csv(tmp_path / "results" / "motionqa" / "accuracy.csv", comment="#")
     assert found["framework"].tolist() == ["lmms-eval"] * 5 + ["VLMEvalKit"] * 4  # the baseline only in the first
+    read, _ = read_folders([tmp_path / "results" / "motionqa"])  # their samples are beside them
+    assert len(read) == 9
+    assert run(demo, monkeypatch, "--baselines", "random", "--no-samples") == 0
+    assert not (tmp_path / "results" / "motionqa" / "samples.tar.xz").exists()
 
 
 def test_one_framework(demo: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
