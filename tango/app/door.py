@@ -1,0 +1,99 @@
+"""What of Gradio's server visitors reach: what the page needs, and files of the app's own folder.
+
+Gradio's server does more than this page: it fetches any public address for whoever asks (`file=https://..`, or such an
+address in place of an uploaded file), converts recordings, and has pages for developers.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from typing import Any
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+API = "/gradio_api/"
+OPEN = re.compile(
+    r"/|/(config|theme\.css|favicon\.ico|manifest\.json|robots\.txt)|/(assets|static)/.*|"
+    rf"{API}(app_id|startup-events|theme\.css|heartbeat/\w+|queue/data|queue/join|cancel|upload|upload_progress)/?"
+)
+LARGEST_CALL = 1_000_000  # bytes of an event of the page, of which files are no part
+# Nothing but this server may be asked for anything. Gradio writes scripts and styles into its page.
+POLICY = (
+    b"default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
+    b"img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; "
+    b"connect-src 'self' data: blob:; object-src 'none'; base-uri 'self'; form-action 'self'"
+)
+
+
+class Door:
+    """An ASGI middleware; folder: where uploaded files are, and all that may be read of this machine."""
+
+    def __init__(self, app: Any, folder: str) -> None:
+        self.app, self.folder = app, folder
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Hand on a request that the page may make; else 404, 403 for a file and 413 for what is too long."""
+        if scope["type"] != "http":
+            if scope["type"] == "lifespan":
+                await self.app(scope, receive, send)
+            return
+        path = scope["path"]
+        if path.startswith(f"{API}file="):
+            if not self.owns(path.removeprefix(f"{API}file=")):
+                return await refuse(send, 403)
+        elif not OPEN.fullmatch(path):
+            return await refuse(send, 404)
+        if path.startswith(f"{API}queue/join"):
+            body, more = b"", True
+            while more and len(body) <= LARGEST_CALL:
+                message = await receive()
+                body, more = body + message.get("body", b""), message.get("more_body", False)
+            if more:
+                return await refuse(send, 413)
+            try:
+                inside = all(self.owns(file) for file in files(json.loads(body)))
+            except (ValueError, RecursionError):
+                return await refuse(send, 400)
+            if not inside:
+                return await refuse(send, 403)
+            receive = first({"type": "http.request", "body": body, "more_body": False}, receive)
+
+        async def guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = [(b"content-security-policy", POLICY), (b"referrer-policy", b"no-referrer")]
+                message["headers"] = [*message.get("headers", []), *headers, (b"x-content-type-options", b"nosniff")]
+            await send(message)
+
+        await self.app(scope, receive, guarded)
+
+    def owns(self, file: str) -> bool:
+        """Whether a path lies in the folder."""
+        return file.startswith(f"{self.folder}/") and ".." not in file.split("/")
+
+
+def files(content: Any) -> Iterator[str]:
+    """The paths of all files in what the page sends."""
+    if isinstance(content, dict) and isinstance(content.get("path"), str):
+        yield content["path"]
+    for value in content.values() if isinstance(content, dict) else content if isinstance(content, list) else ():
+        yield from files(value)
+
+
+def first(message: Message, receive: Receive) -> Receive:
+    """A receive() that gives a message that was taken already, then the others."""
+    taken = [message]
+
+    async def again() -> Message:
+        return taken.pop() if taken else await receive()
+
+    return again
+
+
+async def refuse(send: Send, status: int) -> None:
+    """Answer with nothing but a status."""
+    await send({"type": "http.response.start", "status": status, "headers": [(b"content-length", b"0")]})
+    await send({"type": "http.response.body", "body": b""})
