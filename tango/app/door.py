@@ -11,6 +11,7 @@ import re
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from typing import Any
 
+OK = 200
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
@@ -27,6 +28,11 @@ POLICY = (
     b"img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; "
     b"connect-src 'self' data: blob:; object-src 'none'; base-uri 'self'; form-action 'self'"
 )
+HEADERS = [
+    (b"content-security-policy", POLICY),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-content-type-options", b"nosniff"),
+]
 
 
 class Door:
@@ -36,39 +42,36 @@ class Door:
         self.app, self.folder = app, folder
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Hand on a request that the page may make; else 404, 403 for a file and 413 for what is too long."""
-        if scope["type"] != "http":
-            if scope["type"] == "lifespan":
-                await self.app(scope, receive, send)
-            return
-        path = scope["path"]
+        """Hand on a request that the page may make; the others are told 404, 403 for a file, 400 or 413 for a call."""
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+        elif scope["type"] == "http":
+            status, receive = await self.looked_over(scope["path"], receive)
+            if status != OK:
+                await send({"type": "http.response.start", "status": status, "headers": [(b"content-length", b"0")]})
+                await send({"type": "http.response.body", "body": b""})
+            else:
+                await self.app(scope, receive, with_headers(send))
+
+    async def looked_over(self, path: str, receive: Receive) -> tuple[int, Receive]:
+        """OK, or why a request is refused; and what its body is to be read from."""
         if path.startswith(f"{API}file="):
-            if not self.owns(path.removeprefix(f"{API}file=")):
-                return await refuse(send, 403)
-        elif not OPEN.fullmatch(path):
-            return await refuse(send, 404)
-        if path.startswith(f"{API}queue/join"):
-            body, more = b"", True
-            while more and len(body) <= LARGEST_CALL:
-                message = await receive()
-                body, more = body + message.get("body", b""), message.get("more_body", False)
-            if more:
-                return await refuse(send, 413)
-            try:
-                inside = all(self.owns(file) for file in files(json.loads(body)))
-            except (ValueError, RecursionError):
-                return await refuse(send, 400)
-            if not inside:
-                return await refuse(send, 403)
-            receive = first({"type": "http.request", "body": body, "more_body": False}, receive)
-
-        async def guarded(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = [(b"content-security-policy", POLICY), (b"referrer-policy", b"no-referrer")]
-                message["headers"] = [*message.get("headers", []), *headers, (b"x-content-type-options", b"nosniff")]
-            await send(message)
-
-        await self.app(scope, receive, guarded)
+            return OK if self.owns(path.removeprefix(f"{API}file=")) else 403, receive
+        if not OPEN.fullmatch(path):
+            return 404, receive
+        if not path.startswith(f"{API}queue/join"):
+            return OK, receive
+        body, more = b"", True
+        while more and len(body) <= LARGEST_CALL:
+            message = await receive()
+            body, more = body + message.get("body", b""), message.get("more_body", False)
+        if more:
+            return 413, receive
+        try:
+            inside = all(self.owns(file) for file in files(json.loads(body)))
+        except (ValueError, RecursionError):
+            return 400, receive
+        return OK if inside else 403, first({"type": "http.request", "body": body, "more_body": False}, receive)
 
     def owns(self, file: str) -> bool:
         """Whether a path lies in the folder."""
@@ -93,7 +96,12 @@ def first(message: Message, receive: Receive) -> Receive:
     return again
 
 
-async def refuse(send: Send, status: int) -> None:
-    """Answer with nothing but a status."""
-    await send({"type": "http.response.start", "status": status, "headers": [(b"content-length", b"0")]})
-    await send({"type": "http.response.body", "body": b""})
+def with_headers(send: Send) -> Send:
+    """A send() that tells the browser what it may do."""
+
+    async def guarded(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message.get("headers", []), *HEADERS]
+        await send(message)
+
+    return guarded

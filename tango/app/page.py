@@ -71,7 +71,7 @@ def build(visitors: Visitors, title: str, folder: Path) -> gr.Blocks:
         def answers(
             video: str | None, question: str, method: str, ratio: float, last: Any
         ) -> Iterator[tuple[str, str, str, str, Any]]:
-            """The unpruned answer, then both with numbers and frames; `last`: the last question and its unpruned one."""
+            """The unpruned answer, then both with numbers and frames; `last`: the last question and its first."""
             asked = (video, question)
             try:
                 visitors.check(video, question)
