@@ -21,7 +21,7 @@ OPEN = re.compile(
     r"/|/(config|theme\.css|favicon\.ico|manifest\.json|robots\.txt)|/(assets|static)/.*|"
     rf"{API}(app_id|startup-events|theme\.css|heartbeat/\w+|queue/data|queue/join|cancel|upload|upload_progress)/?"
 )
-LARGEST_CALL = 1_000_000  # bytes of an event of the page, of which files are no part
+LARGEST_CALL = 1_000_000  # bytes of an event of the page, of which files are no part; and of what surrounds a file
 # Nothing but this server may be asked for anything. Gradio writes scripts and styles into its page.
 POLICY = (
     b"default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
@@ -36,19 +36,27 @@ HEADERS = [
 
 
 class Door:
-    """An ASGI middleware; folder: where uploaded files are, and all that may be read of this machine."""
+    """An ASGI middleware.
 
-    def __init__(self, app: Any, folder: str) -> None:
-        self.app, self.folder = app, folder
+    Args:
+        folder: where uploaded files are, and all that may be read of this machine.
+        largest: bytes of a file; Gradio counts them as well, and reads on to the end of what is too long.
+    """
+
+    def __init__(self, app: Any, folder: str, largest: int) -> None:
+        self.app, self.folder, self.largest = app, folder, largest
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Hand on a request that the page may make; the others are told 404, 403 for a file, 400 or 413 for a call."""
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
         elif scope["type"] == "http":
-            status, receive = await self.looked_over(scope["path"], receive)
+            length = dict(scope["headers"]).get(b"content-length", b"0")
+            long = not length.isdigit() or int(length) > self.largest + LARGEST_CALL
+            status, receive = (413, receive) if long else await self.looked_over(scope["path"], receive)
             if status != OK:
-                await send({"type": "http.response.start", "status": status, "headers": [(b"content-length", b"0")]})
+                headers = [(b"content-length", b"0"), (b"connection", b"close")]
+                await send({"type": "http.response.start", "status": status, "headers": headers})
                 await send({"type": "http.response.body", "body": b""})
             else:
                 await self.app(scope, receive, with_headers(send))
@@ -65,7 +73,7 @@ class Door:
         while more and len(body) <= LARGEST_CALL:
             message = await receive()
             body, more = body + message.get("body", b""), message.get("more_body", False)
-        if more:
+        if len(body) > LARGEST_CALL:
             return 413, receive
         try:
             inside = all(self.owns(file) for file in files(json.loads(body)))

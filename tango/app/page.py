@@ -30,6 +30,7 @@ LEGEND_WIDTH = 720  # pixels
 CSS = """
 .frames { display: flex; flex-wrap: wrap; gap: .5rem } .frames figure { margin: 0; width: 11rem }
 .frames img { width: 100% } .frames figcaption { font-size: .8rem } .legend { max-width: 100%; margin-top: .5rem }
+.refused { border-left: .3rem solid #c33; padding-left: .7rem } video { max-height: 20rem }
 .numbers { width: 100%; border-collapse: collapse } .numbers :is(th, td) { padding: .15rem .5rem; text-align: right }
 .numbers :is(th, td):first-child { text-align: left; white-space: pre } .numbers tr { border-bottom: 1px solid #8884 }
 """
@@ -53,7 +54,6 @@ def build(visitors: Visitors, title: str, folder: Path) -> gr.Blocks:
                     label="Video",
                     sources=["upload", "webcam"],
                     webcam_options=gr.WebcamOptions(mirror=False),
-                    height=300,
                 )
                 sample = gr.Dropdown(list(samples), label="Sample", value=None, visible=bool(samples))
                 question = gr.Textbox(label="Question", lines=3, max_lines=8)
@@ -81,9 +81,9 @@ def build(visitors: Visitors, title: str, folder: Path) -> gr.Blocks:
                 first = last[1]
                 yield said(first), "", "", "", last
                 second, picture = answered(visitors, video, question, REGISTRY[method](retention_ratio=ratio))
-            except (Refused, KeyError) as error:
-                yield NOTHING
-                raise gr.Error(html.escape(str(error)), duration=None, print_exception=False) from error
+            except Refused as error:
+                yield "", "", f'<p class="refused" role="alert">{html.escape(str(error))}</p>', "", None
+                return
             both = {"unpruned": first, f"{method} {ratio:g}": second}
             table = tabled({name: one for name, one in both.items() if isinstance(one, Answer)})
             yield said(first), said(second), table, drawn(picture), last

@@ -44,6 +44,7 @@ def served(
         OSError: the port is taken.
     """
     limits = limits or Limits()
+    largest = limits.megabytes * 1_000_000
     with tempfile.TemporaryDirectory(prefix="tango-app-") as folder:
         folder = os.path.realpath(folder)
         os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False"}
@@ -54,8 +55,8 @@ def served(
                 server_name=host,
                 server_port=port,
                 share=share,
-                max_file_size=limits.megabytes * 1_000_000,
-                app_kwargs={"middleware": [Middleware(Door, folder=folder)]},
+                max_file_size=largest,
+                app_kwargs={"middleware": [Middleware(Door, folder=folder, largest=largest)]},
                 theme=gr.themes.Default(font=FONTS, font_mono=["monospace"]),
                 css=CSS,
                 footer_links=[],

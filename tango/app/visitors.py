@@ -34,7 +34,7 @@ class Limits:
     megabytes: int = 100
     seconds: float = 600
     pixels: int = 3840 * 2160
-    letters: int = 10_000
+    letters: int = 4000
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

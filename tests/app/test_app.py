@@ -33,7 +33,7 @@ MOTIONQA = ROOT / "data" / "motionqa"
 CHROMIUM = shutil.which("chromium")
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here (Debian: apt-get install chromium)")
 MEGABYTES = 2
-WAIT = 120_000  # milliseconds, for machines that do other things; usually it takes less than one second
+WAIT = 40_000  # milliseconds, for machines that do other things; usually it takes less than one second
 MARKUP = "<script>window.hit=1</script><img src=x onerror='window.hit=1'> ${window.hit=1} {{7*7}} [a](javascript:hit)"
 OUTGOING: list[str] = []  # where this process connects to, or looks up, besides this machine
 
@@ -76,20 +76,23 @@ def browser():
 
 
 @contextlib.contextmanager
-def visitor(browser, at, **options):
-    """A page of a visitor's own. A request to another host, and anything in the console, fails the test."""
+def visitor(browser, at, but=None, **options):
+    """A page of a visitor's own. A request to another host, and anything in the console but `but`, fails the test."""
     problems = []
     with contextlib.closing(browser.new_context(viewport={"width": 1300, "height": 1000}, **options)) as context:
         context.set_default_timeout(WAIT)
         page = context.new_page()
         page.on("console", lambda said: problems.append(said.text) if said.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: problems.append(str(error)))
-        page.on("request", lambda sent: None if sent.url.startswith((at, "data:", f"blob:{at}")) else problems.append(sent.url))
+        page.on(
+            "request",
+            lambda sent: None if sent.url.startswith((at, "data:", f"blob:{at}")) else problems.append(sent.url),
+        )
         page.goto(at)
         page.get_by_role("button", name="Ask").wait_for()
         yield page
-        assert page.evaluate("window.hit") is None
-    assert problems == []
+        assert page.is_closed() or page.evaluate("window.hit") is None
+    assert [problem for problem in problems if problem != but] == []
 
 
 def choose_sample(page, number):
@@ -100,7 +103,9 @@ def choose_sample(page, number):
     option.click()
     page.locator(f'video[src*="/{name}"]').wait_for()
     (row,) = (row for row in read_questions(MOTIONQA) if row["video"].endswith(f"/{name}") and row["question"] == text)
-    page.wait_for_function("wanted => document.querySelector('textarea').value == wanted", arg=prompt(text, row["options"]))
+    page.wait_for_function(
+        "wanted => document.querySelector('textarea').value == wanted", arg=prompt(text, row["options"])
+    )
     return row
 
 
@@ -114,16 +119,19 @@ def answers(page):
     return [page.get_by_label(name, exact=True).input_value() for name in ("Unpruned", "Pruned")]
 
 
-def refusal(page):
-    """What a refused visitor is told."""
-    toast = page.get_by_test_id("toast-body")
-    toast.wait_for()
-    return toast.text_content()
+def refusal(page, text):
+    """What a refused visitor is told, with a certain text in it."""
+    alert = page.get_by_role("alert").filter(has_text=text)
+    alert.wait_for()
+    assert [page.get_by_label(name, exact=True).input_value() for name in ("Unpruned", "Pruned")] == ["", ""]
+    return alert.text_content()
 
 
 def numbers(page):
     """The table: a list of texts a row."""
-    return page.evaluate("[...document.querySelectorAll('.numbers tr')].map(row => [...row.cells].map(c => c.textContent))")
+    return page.evaluate(
+        "[...document.querySelectorAll('.numbers tr')].map(row => [...row.cells].map(c => c.textContent))"
+    )
 
 
 def gold(row):
@@ -131,6 +139,7 @@ def gold(row):
 
 
 def ask(checkpoint, row, pruner, frames=8):
+    """As the app should, while nobody uses the model."""
     content = [{"type": "video", "video": str(MOTIONQA / row["video"])}]
     content += [{"type": "text", "text": prompt(row["question"], row["options"])}]
     with Chat(checkpoint, pruner, max_frames=frames).session() as chat:
@@ -141,8 +150,8 @@ def ask(checkpoint, row, pruner, frames=8):
 def test_an_answer_appears_and_the_slider_runs_it_again(browser, at, checkpoint):
     with visitor(browser, at) as page:
         row = choose_sample(page, 0)
-        press(page)
         wanted = ask(checkpoint, row, Tango(retention_ratio=0.1))
+        press(page)
         assert answers(page) == [gold(row), wanted.response]
         table = numbers(page)
         assert table[0] == ["", "unpruned", "tango 0.1"] and table[1][1:] == ["512", "512"]
@@ -171,10 +180,10 @@ def test_two_visitors_at_once_get_each_their_own_answer(browser, at, checkpoint)
     with visitor(browser, at) as one, visitor(browser, at) as other:
         rows = [choose_sample(one, 1), choose_sample(other, 2)]
         assert rows[0]["video"] != rows[1]["video"] and gold(rows[0]) != gold(rows[1])
+        wanted = [[gold(row), ask(checkpoint, row, Tango(retention_ratio=0.1)).response] for row in rows]
         press(one)
         press(other)
-        for page, row in zip((one, other), rows, strict=True):
-            assert answers(page) == [gold(row), ask(checkpoint, row, Tango(retention_ratio=0.1)).response]
+        assert [answers(one), answers(other)] == wanted
 
 
 def test_two_threads_at_once_get_each_their_own_answer(checkpoint):
@@ -212,14 +221,14 @@ def test_a_tab_that_is_closed_in_mid_answer_is_in_nobodys_way(browser, at, check
     with visitor(browser, at) as closes, visitor(browser, at) as stays:
         choose_sample(closes, 3)
         row = choose_sample(stays, 0)
+        wanted = [gold(row), ask(checkpoint, row, Tango(retention_ratio=0.1)).response]
         monkeypatch.setattr(Chat, "generate", slow)
         press(closes)
         assert begun.wait(WAIT / 1000)
         closes.close()
         press(stays)
         go_on.set()
-        assert answers(stays) == [gold(row), ask(checkpoint, row, Tango(retention_ratio=0.1)).response]
-        closes = None
+        assert answers(stays) == wanted
     assert asked.count(None) == 4  # unpruned, of each visitor a warm-up and an answer
 
 
@@ -242,11 +251,12 @@ def test_what_is_asked_and_answered_is_text(browser, at, monkeypatch):
 
 
 @needs_browser
-def test_what_is_refused(browser, at, tmp_path):
+def test_what_is_refused(browser, at, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint.model.config.get_text_config(), "max_position_embeddings", 2048)
     with visitor(browser, at) as page:
         page.get_by_label("Question").fill("What?")
         press(page)
-        assert "there is no video yet" in refusal(page)
+        refusal(page, "there is no video yet")
 
     text = tmp_path / "<img src=x onerror='window.hit=1'>.mp4"
     text.write_text("no video at all\n" * 1000)
@@ -255,44 +265,46 @@ def test_what_is_refused(browser, at, tmp_path):
         page.get_by_label("Question").fill("What?")
         page.locator("video").wait_for()
         press(page)
-        said = refusal(page)
-        assert "is not a video" in said and "/" not in said.replace("</", "")
+        assert re.fullmatch(
+            'video "img src=x[^/]*.mp4" cannot be read: Invalid data .*', refusal(page, "cannot be read")
+        )
 
     with visitor(browser, at) as page:
         choose_sample(page, 0)
         page.get_by_label("Question").fill("  \n ")
         press(page)
-        assert "there is no question yet" in refusal(page)
+        refusal(page, "there is no question yet")
 
     with visitor(browser, at) as page:
         choose_sample(page, 0)
         page.get_by_label("Question").fill("a" * 10_000)
         press(page)
-        page.wait_for_function("document.querySelector('[data-testid=toast-body]') || document.querySelector('.frames img')")
-        boxes = [page.get_by_label(name, exact=True).input_value() for name in ("Unpruned", "Pruned")]
-        assert all(re.search(r"left out: the prompt is \d+ tokens long", box) for box in boxes), boxes
-        page.get_by_label("Question").fill("a" * 10_001)
+        refusal(page, "the question has 10,000 letters; ask with at most 4,000")
+        page.get_by_label("Question").fill("a" * 2000)
         press(page)
-        assert "the question has 10,001 letters" in refusal(page)
+        page.wait_for_function("[...document.querySelectorAll('textarea')].slice(1).every(box => box.value)")
+        boxes = [page.get_by_label(name, exact=True).input_value() for name in ("Unpruned", "Pruned")]
+        assert all(re.fullmatch(r"left out: the prompt is \d+ tokens long .*", box) for box in boxes), boxes
+        assert page.locator(".numbers, .frames").count() == 0
 
 
 @needs_browser
 def test_a_file_that_is_too_large(browser, at, tmp_path):
     large = tmp_path / "large.mp4"
     large.write_bytes(b"\0" * (MEGABYTES * 1_000_000 + 1))
-    with visitor(browser, at) as page:
+    with visitor(browser, at, but="Method not implemented.") as page:  # Gradio's component has no way to tell it
         page.locator("input[type=file]").first.set_input_files(large)
-        assert re.search("size", refusal(page), re.IGNORECASE)
+        page.get_by_test_id("toast-body").filter(has_text=re.compile("size", re.IGNORECASE)).wait_for()
 
 
 @needs_browser
 def test_a_recording_of_a_webcam(browser, at):
     with visitor(browser, at, permissions=["camera", "microphone"]) as page:
-        page.get_by_label("Record video").or_(page.get_by_label("Webcam")).first.click()
+        page.get_by_label("Capture from camera").click()
         page.get_by_text("Click to Access Webcam").click()
-        page.get_by_role("button", name=re.compile("record", re.IGNORECASE)).first.click()
+        page.get_by_label("start recording").click()
         page.wait_for_timeout(1500)
-        page.get_by_role("button", name=re.compile("stop", re.IGNORECASE)).first.click()
+        page.get_by_title("stop recording").click()
         page.locator("video[src*='gradio_api/file=']").wait_for()
         page.get_by_label("Question").fill("What is there?")
         press(page)
@@ -384,6 +396,7 @@ def test_calls_that_no_page_makes(at):
     for method, ratio in (("no_such_method", 0.1), ("tango", 7), ("tango", "much")):
         said = run(at, 0, [None, "What?", method, ratio, None])
         assert '"success":false' in said.replace(" ", "") and "Traceback" not in said and str(ROOT) not in said
+    assert "there is no video yet" in run(at, 0, [None, "What?", "tango", 0.1, None])
 
 
 def test_no_path_of_the_machine_is_told(at):
