@@ -423,7 +423,7 @@ def test_limits(checkpoint, limits, message):
 def test_what_fails_names_the_file_and_not_its_folder(checkpoint, tmp_path):
     (tmp_path / "a.mp4").write_bytes(b"")
     visitors = Visitors(checkpoint, 8, Limits())
-    with pytest.raises(Refused, match="'a.mp4' cannot be read") as refused:
+    with pytest.raises(Refused, match=r"'a\.mp4' cannot be read") as refused:
         visitors.check(str(tmp_path / "a.mp4"), "What?")
     assert str(tmp_path) not in str(refused.value)
     said, picture = answered(visitors, str(tmp_path / "a.mp4"), "What?", None)
