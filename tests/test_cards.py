@@ -33,9 +33,8 @@ def test_the_model(monkeypatch):
     config = names["model"].config
     vision, language = config.vision_config, config.text_config
     assert f"{vision.num_hidden_layers} layers, width {vision.hidden_size}" in text
-    assert (
-        f"{vision.image_size} x {vision.image_size} pixels in {vision.patch_size} x {vision.patch_size} patches" in text
-    )
+    size, side = vision.image_size, vision.image_size // vision.patch_size
+    assert f"{size} x {size} pixels in {side} x {side} patches" in text
     assert f"{language.num_hidden_layers} layers, width {language.hidden_size}, {language.vocab_size} tokens" in text
 
 

@@ -34,7 +34,7 @@ CSS = """
 .numbers { width: 100%; border-collapse: collapse } .numbers :is(th, td) { padding: .15rem .5rem; text-align: right }
 .numbers :is(th, td):first-child { text-align: left; white-space: pre } .numbers tr { border-bottom: 1px solid #8884 }
 """
-NOTHING = ("", "", "", "", None)  # in the order of the outputs of Page.answers()
+NOTHING = ("", "", "", "", None)  # in the order of the outputs of answers() below
 
 
 def build(visitors: Visitors, title: str, folder: Path) -> gr.Blocks:
