@@ -20,7 +20,7 @@ BELOW_INFERENCE = {"ops", "pruners", "models"}
 BELOW_RUNS = {*BELOW_INFERENCE, "inference", "motionqa", "tango"}
 BELOW_SWEEPS = {*BELOW_RUNS, "runs"}
 BELOW_RESULTS = {*BELOW_SWEEPS, "sweeps"}
-BELOW_APP = {*BELOW_RESULTS, "results", "live", "site", "visualize"}
+BELOW_APP = {*BELOW_RESULTS, "results", "live", "site", "visualize", "calibrate"}
 ROOMS = {
     "ops": set(),
     "pruners": {"ops"},
@@ -33,6 +33,7 @@ ROOMS = {
     "sweeps": BELOW_SWEEPS,
     "results": BELOW_RESULTS,
     "site": {*BELOW_RESULTS, "results"},
+    "calibrate": {*BELOW_RESULTS, "results"},
     "app": BELOW_APP,
     "cli": BELOW_APP | {"app"},
     "tango": {"pruners"},

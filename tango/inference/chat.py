@@ -190,7 +190,7 @@ class Chat:
             try:
                 yield self
             finally:
-                self._timer = self._pruned = self._clip = None
+                self._timer = self._pruned = None  # the last video is remembered: the next session may ask about it
 
     def generate(self, messages: Sequence[Message], settings: Mapping[str, Any], name: str) -> Answer:
         """Answer a conversation.
