@@ -17,8 +17,9 @@ import torch
 from vlmeval.smp.file import INFER_FAIL_MSG
 from vlmeval.vlm.base import BaseModel
 
-from tango.inference.chat import TIMES, Chat, PixelLimits, generation_settings
+from tango.inference.chat import TIMES, Chat, PixelLimits
 from tango.inference.checkpoints import CheckpointError, class_name, load
+from tango.inference.generation import generation_settings
 from tango.models.llava_video import FRAMES
 from tango.runs.provenance import files_fingerprint
 from tango.runs.run import ArgumentError, EvaluationRun, check_model

@@ -10,8 +10,9 @@ from original_layout import small_model, write_original
 from PIL import Image
 from transformers import LlavaOnevisionForConditionalGeneration
 
-from tango.inference.chat import Chat, generation_settings
+from tango.inference.chat import Chat
 from tango.inference.checkpoints import Checkpoint, CheckpointError, class_name, load
+from tango.inference.generation import generation_settings
 from tango.inference.video import read_video
 from tango.models.llava_video import LlavaVideoForConditionalGeneration
 from tango.pruners import REGISTRY

@@ -287,3 +287,27 @@ def test_what_is_not_supported_says_so(model: LlavaOnevision) -> None:
     hooks.RUN.active = True
     with pytest.raises(SystemExit, match="--use_cache"):
         hooks._refuse_cache(lambda: None)
+
+
+def test_batches(checkpoint: Path, benchmark: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers and kept tokens are those of batch size 1; a missing video costs its own sample, and no times are told."""
+    monkeypatch.setenv("WRAPPER", "topk")
+    videos = [str(benchmark / f"videos/{name}.mp4") for name in (0, 1, 2, "none", 1)]
+    alone, together = (
+        LlavaOnevision(pretrained=str(checkpoint), max_frames_num=4, device="cpu", batch_size=size) for size in (1, 3)
+    )
+    calls: list[int] = []
+    generate = together.run.chat.generate_batch
+    monkeypatch.setattr(
+        together.run.chat, "generate_batch", lambda asked, *rest: calls.append(len(asked)) or generate(asked, *rest)
+    )
+    replies = [[one.text for one in model.generate_until(requests(model, videos))] for model in (alone, together)]
+    assert replies[0] == replies[1] and [text == FAILED for text in replies[0]] == [False, False, False, True, False]
+    assert calls == [3, 2]
+    records = together.run.runner.records
+    assert [one.videos for one in records] == [one.videos for one in alone.run.runner.records]
+    assert [one.tokens for one in records] == [one.tokens for one in alone.run.runner.records]
+    assert all(one.timing is None for one in records) and all(one.timing for one in alone.run.runner.records[:3])
+    assert together.run.described["batch_size"] == 3 and alone.run.digest != together.run.digest
+    together.clean()
+    assert hooks.RUN.summary["efficiency"]["samples_timed"] == 0
