@@ -22,6 +22,8 @@ EXIT_CODES = {
     INTERRUPTED: "interrupted",
 }
 
+EXTRAS = {"cli": ("accelerate", "matplotlib", "psutil"), "eval": ("pandas", "tabulate")}  # and what they bring
+
 OTHER_FRAMES = 32  # of each video, with other models than the shipped one
 
 
@@ -37,6 +39,15 @@ def out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out: Python's, a GPU's (torch's class, not imported for this), or the CPU's in torch."""
     kinds = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     return kinds or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+
+
+def lacking(error: ModuleNotFoundError) -> str:
+    """What to install for a module that is missing; raises it again where no extra of this package brings it."""
+    package = (error.name or "").partition(".")[0]
+    for extra, brought in EXTRAS.items():
+        if package in brought:
+            return f"{package} is missing; this command needs: pip install 'tango-vlm[{extra}]'"
+    raise error
 
 
 def check_ratio(value: Any) -> Any:
