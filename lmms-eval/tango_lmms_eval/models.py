@@ -164,7 +164,7 @@ class PrunedModel(lmms):
             return super().create_from_arg_string(arg_string, additional_config)
         except (SettingsError, ArgumentError, CheckpointError) as error:
             hooks.RUN.active = False
-            raise SystemExit(f"error: {error}") from error
+            hooks.refuse(str(error))
 
     def _place(self, device: str | None, device_map: str | None) -> tuple[torch.device, str | None]:
         """This process's device, and "auto" if the model is to be spread over several."""

@@ -50,6 +50,17 @@ def lacking(error: ModuleNotFoundError) -> str:
     raise error
 
 
+def read_ratio(text: Any) -> float:
+    """A number; a percentage is turned away with the share that it is."""
+    with contextlib.suppress(ValueError):
+        return float(text)
+    with contextlib.suppress(ValueError):
+        if text.strip().endswith("%"):
+            share = float(text.strip().removesuffix("%")) / 100
+            raise typer.BadParameter(f"{text!r} is no number; give the share of the tokens to keep, {share:g}")
+    raise typer.BadParameter(f"{text!r} is no number; give the share of the tokens to keep, as 0.1")
+
+
 def check_ratio(value: Any) -> Any:
     """Turn away retention ratios outside (0, 1]: one, or several."""
     for ratio in value if isinstance(value, list) else [value]:
@@ -64,7 +75,8 @@ Model = Annotated[str | None, typer.Option("--model", metavar="NAME", help="Fold
 Methods = Annotated[
     list[str], typer.Option("--method", metavar="NAME", help="Pruning method (tango methods); may be repeated.")
 ]
-Ratio = Annotated[float, typer.Option("--ratio", callback=check_ratio, help="Share of the video's tokens to keep.")]
+RATIO: dict[str, Any] = {"callback": check_ratio, "parser": read_ratio, "metavar": "SHARE"}
+Ratio = Annotated[float, typer.Option("--ratio", help="Share of the video's tokens to keep.", **RATIO)]
 Config = Annotated[str | None, typer.Option("--config", metavar="FILE", help="YAML file of settings, see configs/.")]
 Fields = Annotated[
     list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="One setting of the method; may be repeated.")

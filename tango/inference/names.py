@@ -50,8 +50,7 @@ def check_pretrained(pretrained: str) -> None:
 def _check_hub(pretrained: str) -> None:
     """Turn away a model that would have to be downloaded from a hub that gives no answer; CheckpointError."""
     import httpx
-    from huggingface_hub import constants
-    from huggingface_hub.utils import get_session
+    from huggingface_hub import constants, get_session
 
     if constants.is_offline_mode():  # then nothing waits for it
         return
