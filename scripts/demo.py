@@ -96,7 +96,7 @@ def main() -> int:
 def first_look(args: argparse.Namespace, console: Console) -> None:
     """Accuracy of the unpruned model and of Tango at the smallest ratio, on all questions about every twelfth video.
 
-    Answers are kept in --work, so that the same again takes seconds. They are the frameworks' own first answers.
+    Answers are kept in --work, so that the same again takes seconds.
     """
     begun = time.monotonic()
     console.print(f"a first look, {FIRST} questions:", highlight=False)
