@@ -11,8 +11,13 @@ import os
 import sys
 from collections.abc import Sequence
 
-import typer
-from typer.exceptions import TyperException
+try:
+    import rich  # noqa: F401
+    import typer
+    from typer.exceptions import TyperException
+except ModuleNotFoundError as error:
+    print(f"tango: {error.name} is missing; the command needs: pip install 'tango-vlm[cli]'", file=sys.stderr)
+    raise SystemExit(2) from error
 
 from tango import __version__
 from tango.cli import app as app_command
@@ -25,6 +30,7 @@ from tango.cli.common import (
     CommandFailed,
     InputError,
     epilog,
+    lacking,
     out_of_memory,
     print_json,
 )
@@ -85,6 +91,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return tell(f"{error.format_message()} (see {help_with} --help)", error.exit_code, as_json)
     except (InputError, NotShipped) as error:
         return tell(str(error), BAD_INPUT, as_json)
+    except ModuleNotFoundError as error:
+        return tell(lacking(error), BAD_INPUT, as_json)
     except CommandFailed as error:
         return tell(str(error), FAILED, as_json)
     except (MemoryError, RuntimeError) as error:

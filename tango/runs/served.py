@@ -140,6 +140,12 @@ class ServedChat(Chat):
             else [],  # together, if there are several
         )
 
+    def generate_batch(
+        self, conversations: Sequence[Sequence[Message]], settings: Mapping[str, Any], names: Sequence[str]
+    ) -> list[Answer]:
+        """Answer several conversations, one request after another."""
+        return [self.generate(*asked) for asked in zip(conversations, [settings] * len(names), names, strict=True)]
+
     def loglikelihood(self, messages: Sequence[Message], continuation: str) -> Answer:
         """Raises ValueError: servers are asked for text."""
         raise ValueError("a server is asked for text, and this task needs log-likelihoods: evaluate it in transformers")
