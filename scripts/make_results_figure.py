@@ -1,4 +1,4 @@
-"""Makes the picture of the results page in docs/results.md from MotionQA's samples: python scripts/make_results_figure.py
+"""The picture of the results page in docs/results.md, from MotionQA's samples: python scripts/make_results_figure.py
 
 Needs Debian's Chromium (apt-get install chromium) and no network. Run it again when the page or the results change.
 """

@@ -327,7 +327,7 @@ class Chat:
         return shown
 
     def _videos(self, sizes: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
-        """What became of each video of the last call, of such frames and tokens. Newlines are not counted, with a pruner or without."""
+        """What became of each video of the last call, of (frames, tokens). Newlines are never counted."""
         if self._pruned is not None:
             return [
                 {
