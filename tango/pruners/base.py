@@ -18,14 +18,15 @@ from torch import Tensor
 from tango.pruners import trace
 from tango.pruners.budget import fit
 from tango.pruners.in_llm import LayerPruning
+from tango.pruners.reuse import TowerReuse
 from tango.pruners.settings import OneOf, PositiveShare, Saliency, check_settings
 from tango.pruners.unmerged import whole
 from tango.pruners.video import Pruned, VideoTokens, as_times
 
 
 @dataclass
-class Pruner(ABC):
-    """A method that keeps a share of a video's tokens.
+class Pruner(TowerReuse, ABC):
+    """A method that keeps a share of a video's tokens, and of TowerReuse's settings those that are given.
 
     Args:
         retention_ratio: share of the tokens to keep, in (0, 1]; 1 keeps every token as it is.
