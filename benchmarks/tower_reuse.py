@@ -7,9 +7,9 @@
 
 One row is a method with settings of tower_reuse. Every question of the benchmark is asked; the six about a video go
 into one batch, and the tower sees a video once. The answers' file holds which were right, row for row, so that a run
-that was stopped goes on, and differences have paired intervals. `computed` is the share of its work that the tower did,
-counted as it ran; the time to first token of LLaVA-OneVision-7B is no measurement: FLOPs of tower, projector and prefill
-at 32 frames with that share, as benchmarks/costs.py counts them, over those of the unpruned model.
+that was stopped goes on, and differences have paired intervals. `computed` is the share of its work that the tower
+did, counted as it ran; the time to first token of LLaVA-OneVision-7B is no measurement: FLOPs of tower, projector and
+prefill at 32 frames with that share, as benchmarks/costs.py counts them, over those of the unpruned model.
 """
 
 from __future__ import annotations
@@ -26,8 +26,13 @@ import av
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from transformers import AutoProcessor, LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
-from transformers import Qwen2Config, SiglipVisionConfig
+from transformers import (
+    AutoProcessor,
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
+    Qwen2Config,
+    SiglipVisionConfig,
+)
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -184,7 +189,9 @@ def write(folder: Path) -> None:
                 accuracy = wilson(float(right.mean()), done)
                 cells = [method, row.reuse, f"{computed:.2f}", accuracy.text(), difference, *by_kind, f"{cost:.1f}"]
                 lines.append(f"| {' | '.join([*cells, f'{whole_7b / cost:.2f}'])} |")
-                points.append((whole_7b / cost, accuracy.value, "o" if row.reuse.startswith("pixels") else "sx"[n > own[0]]))
+                points.append(
+                    (whole_7b / cost, accuracy.value, "o" if row.reuse.startswith("pixels") else "sx"[n > own[0]])
+                )
             for marker in "osx":
                 xs = [(x, y) for x, y, kind in points if kind == marker]
                 what = {"o": "pixels", "s": "whole tower", "x": "stc"}[marker]
@@ -201,9 +208,9 @@ INTRODUCTION = f"""# The vision tower computes what changes: accuracy and FLOPs
 
 Made by `python benchmarks/tower_reuse.py --write results/tower` of the answers beside it. `computed`: share of its work
 that the tower did, counted as it ran. `difference`: in points to the same method with the whole tower, with its paired
-95 % interval. Kinds of question in percent. 7B: LLaVA-OneVision-7B to its first token at {FRAMES_7B} frames if its tower
-did the same share and as many tokens were kept: tower, projector and prefill by FLOPs, and how many times less that is
-than unpruned with the whole tower ({first_token_7b(1.0, 1.0):.1f} TFLOP). Nothing here is a measured time.
+95 % interval. Kinds of question in percent. 7B: LLaVA-OneVision-7B to its first token at {FRAMES_7B} frames if its
+tower did the same share and as many tokens were kept: tower, projector and prefill by FLOPs, and how many times less
+that is than unpruned with the whole tower ({first_token_7b(1.0, 1.0):.1f} TFLOP). Nothing here is a measured time.
 
 ![accuracy against the time to first token by FLOPs](accuracy.png)
 

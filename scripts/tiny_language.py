@@ -118,9 +118,9 @@ def embed_labels(
 def pick_frames(rng: np.random.Generator, most: int) -> tuple[np.ndarray, Sequence[str], int]:
     """Which candidate frames a step's videos show, which kinds of question they answer, and how far they can be moved.
 
-    Whole videos: every second frame, or 9 to `most` at random. Few frames of a whole video, for what one frame shows and
-    for order. Clips of two to six seconds, moved to another place in each video: the language model finds far sooner
-    in these how a thing moves.
+    Whole videos: every second frame, or 9 to `most` at random. Few frames of a whole video, for what one frame shows
+    and for order. Clips of two to six seconds, moved to another place in each video: the language model finds far
+    sooner in these how a thing moves.
     """
     draw = rng.random()
     if draw < 0.3:

@@ -91,10 +91,10 @@ def attach(model: nn.Module, pruner: Pruner) -> Iterator[Session]:
     inside, before = pruner.in_llm(layers), pruner.before_llm(layers)
     decoder_pruner = DecoderPruner(decoder, inside) if inside is not None else None
     family = module.FAMILY
-    if before.tower_reuse is not None:
-        from tango.models.reuse import reusing
+    if before.in_tower or before.tower_reuse is not None:  # imported by none else
+        from tango.models import merging, reuse
 
-        family = reusing(family)
+        family = merging.merging(family, before) if before.in_tower else reuse.reusing(family)
     seam = Seam(model, family(model, before), before, decoder_pruner)
     with torch.compiler.set_stance("force_eager"), covered(model, seam):
         yield seam.session

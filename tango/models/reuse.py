@@ -87,7 +87,8 @@ class Plan:
 
     def _groups_of(self, bounds: Sequence[int]) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Segments of one length and nearly as many queries, together: rows asked for (G, Q), which of these are no
-        padding (G, Q) bool, and patches seen (G, length)."""
+        padding (G, Q) bool, and patches seen (G, length).
+        """
         if (known := self._groups.get(tuple(bounds))) is not None:
             return known
         edges = torch.tensor(bounds, device=self.rows.device)

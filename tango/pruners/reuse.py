@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from tango.pruners.settings import Count, Number, OneOf, PositiveShare, Share
 
@@ -25,6 +25,8 @@ class TowerReuse:
             "stc", as published.
         tower_reuse_ratio: with "stc", share of a frame's patches that are computed.
     """
+
+    in_tower: ClassVar[bool] = False  # whether the method merges frames inside the vision tower
 
     tower_reuse: Annotated[str, OneOf("pixels", "stc")] | None = None
     tower_reuse_layers: Share | None = None
