@@ -150,7 +150,7 @@ def test_the_layers_of_siglip(tmp_path):
 
 
 def moving(family, frames=6):
-    """Inputs for a video of one still picture, of which some patches change, and what changed (frames, patches) bool."""
+    """Inputs for a video of a still picture, of which some patches change, and which (frames, patches) bool."""
     inputs = {name: tensor.clone() for name, tensor in family.pixels(1, frames).items()}
     pixels = inputs["pixel_values_videos"]
     generator = torch.Generator().manual_seed(3)
@@ -164,7 +164,7 @@ def moving(family, frames=6):
     else:
         rows = pixels.view(frames, -1, pixels.shape[-1])
         changed = torch.rand(rows.shape[:2], generator=generator) < 0.25
-        rows[1:] = rows[:1].clone()
+        rows[1:], changed[0] = rows[:1].clone(), False
         rows[changed] += 1 + changed.nonzero()[:, :1]
     changed[0] = True
     return inputs | family.prompt([5, *family.video(frames), 6]), changed
@@ -193,14 +193,15 @@ PIXELS = {"tower_reuse": "pixels", "tower_reuse_layers": 1.0}
 def test_the_first_layer_of_every_family(family):
     """Computed patches come out as they do from the whole tower; still ones as in the frame before.
 
-    A patch that changes is another than before and after, so both frames count as changed.
+    A patch that changes is another than before and after, so both frames count as changed; and one of which more than
+    half changed is computed whole.
     """
     inputs, changed = moving(family)
     frames, patches = changed.shape
-    pixels = inputs["pixel_values_videos"]
     computed = changed.clone()
     computed[1:] |= changed[:-1] & (torch.arange(1, frames) > 1)[:, None]
-    assert 0.3 < computed[1:].float().mean() < 0.5 and pixels.isfinite().all()
+    computed |= computed.float().mean(1, keepdim=True) > 0.5
+    assert 0.3 < computed[1:].float().mean() < 0.8
     _, _, plain = seen(family, inputs)
     _, record, reused = seen(family, inputs, **PIXELS)
     order = family_order(family, patches)
@@ -285,7 +286,7 @@ def test_half_precision(family, dtype):
 def test_two_videos_in_a_batch_are_two(family):
     """What is reused of a video is the same in any batch."""
     inputs, _ = moving(family, 4)
-    alone, record, _ = seen(family, inputs, **PIXELS)
+    alone, _, _ = seen(family, inputs, **PIXELS)
     other = family.pixels(1, 4, seed=9)
     both = {name: torch.cat([inputs[name], other[name]]) for name in other}
     row = [5, *family.video(4), 6]
@@ -299,7 +300,7 @@ def test_resolutions_in_one_batch():
     rows = [[tiny_qwen.START, *[tiny_llava.VIDEO] * n, tiny_qwen.END] for n in (36, 24)]
     with torch.no_grad(), Uniform(retention_ratio=0.5, **PIXELS)(family.model()) as session:
         family.model()(**inputs, **family.prompt(*rows))
-    assert [video.tokens_after for video in session.videos] == [20, 12] and len(session.videos) == 2
+    assert [video.tokens_after for video in session.videos] == [18, 12]
 
 
 @pytest.mark.parametrize("method", ["pixels", "stc"])
@@ -367,7 +368,7 @@ def test_what_is_not_known_is_refused(tmp_path):
     ):
         pass
     with (
-        pytest.raises(ValueError, match="tower_reuse='stc' is published for SigLIP towers; Qwen2.5-VL has"),
+        pytest.raises(ValueError, match=r"tower_reuse='stc' is published for SigLIP towers; Qwen2\.5-VL has"),
         Uniform(tower_reuse="stc")(FAMILIES["qwen2_5_vl"].model()),
     ):
         pass
