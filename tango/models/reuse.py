@@ -81,8 +81,8 @@ class Plan:
         """
         key, value, out = key[self.slot], value[self.slot], torch.empty_like(query)
         for asked, real, seen in self._groups_of(bounds):
-            parts = [x.transpose(1, 2) for x in (query[asked], key[seen], value[seen])]
-            out[asked[real]] = F.scaled_dot_product_attention(*parts, scale=scale).transpose(1, 2)[real]
+            q, k, v = (x.transpose(1, 2) for x in (query[asked], key[seen], value[seen]))
+            out[asked[real]] = F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2)[real]
         return out
 
     def _groups_of(self, bounds: Sequence[int]) -> list[tuple[Tensor, Tensor, Tensor]]:
@@ -116,8 +116,8 @@ def siglip_layer(layer: Any, plan: Plan, hidden: Tensor) -> Tensor:
     query, key, value = (project(normed).unflatten(-1, (attention.num_heads, -1)) for project in projections)
     bounds = range(0, frames * patches + 1, patches)
     own = own + attention.out_proj(plan.attend(query, key, value, bounds, attention.scale).flatten(1))
-    own = own + layer.mlp(layer.layer_norm2(own))
-    return own[plan.slot].view(hidden.shape)
+    out: Tensor = own + layer.mlp(layer.layer_norm2(own))
+    return out[plan.slot].view(hidden.shape)
 
 
 def qwen_block(block: Any, plan: Plan, hidden: Tensor, cu_seqlens: Tensor, position_embeddings: Any) -> Tensor:
@@ -131,8 +131,8 @@ def qwen_block(block: Any, plan: Plan, hidden: Tensor, cu_seqlens: Tensor, posit
     )
     mixed = plan.attend(query, key, value, cu_seqlens.tolist(), attention.scaling)
     own = own + attention.proj(mixed.flatten(1))
-    own = own + block.mlp(block.norm2(own))
-    return own[plan.slot]
+    out: Tensor = own + block.mlp(block.norm2(own))
+    return out[plan.slot]
 
 
 def stc_layer(
@@ -151,10 +151,11 @@ def stc_layer(
     key, value = attention.k_proj(normed), attention.v_proj(normed[whole])
     query = attention.q_proj(normed) if all_queries else None
 
-    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        split = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
-        mixed = F.scaled_dot_product_attention(*split, scale=attention.scale)
-        return attention.out_proj(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+    def attend(*asked_of: Tensor) -> Tensor:
+        q, k, v = (x.view(*x.shape[:2], heads, -1).transpose(1, 2) for x in asked_of)
+        mixed = F.scaled_dot_product_attention(q, k, v, scale=attention.scale)
+        attended: Tensor = attention.out_proj(mixed.transpose(1, 2).flatten(2))
+        return attended
 
     out = torch.empty_like(hidden)
     attended = attend(attention.q_proj(normed[whole]) if query is None else query[whole], key[whole], value)

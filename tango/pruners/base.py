@@ -65,11 +65,7 @@ class Pruner(TowerReuse, ABC):
         return frozenset()
 
     def in_llm(self, layers: int) -> LayerPruning | None:
-        """What happens inside a language model of so many layers; None where nothing is pruned there.
-
-        Raises:
-            ValueError: the settings do not fit that many layers.
-        """
+        """What happens inside a language model of so many layers, None: nothing; ValueError if settings do not fit."""
         return None
 
     def before_llm(self, layers: int) -> Pruner:
@@ -117,10 +113,7 @@ class Pruner(TowerReuse, ABC):
         """The method itself, at a retention ratio below 1."""
 
     def budget(self, frames: int, tokens: int) -> int:
-        """Tokens that prune() returns of `frames` frames of `tokens` tokens with exact_budget.
-
-        round(r * (frames * tokens)), halves to the even number, and at least 1.
-        """
+        """Tokens that prune() returns with exact_budget: round(r * (frames * tokens)), halves to even; at least 1."""
         return max(1, round(self.retention_ratio * (frames * tokens)))
 
     def exactly(self, pruned: Pruned, features: Tensor, ranking: Tensor) -> Pruned:

@@ -121,7 +121,8 @@ class EarlyTom(Pruner):
         features, attention = video.features, video.required("saliency")
         frames, tokens, _ = features.shape
         if video.frame_groups is None:
-            states, weights, stands = self.merge(features, attention)
+            states, merged, stands = self.merge(features, attention)
+            weights = attention if merged is None else merged
             found = self.group(states)
             ranking = torch.full_like(attention, -1.0).index_copy_(0, stands, attention[stands])
         else:

@@ -83,11 +83,7 @@ class VideoTokens:
         object.__setattr__(self, name, values)  # the fields are frozen for everyone else
 
     def required(self, name: str) -> Tensor:
-        """A part that a method cannot do without.
-
-        Raises:
-            ValueError: it is None.
-        """
+        """A part that a method cannot do without; ValueError where it is None."""
         values: Tensor | None = getattr(self, name)
         if values is None:
             raise refusals.missing(name)

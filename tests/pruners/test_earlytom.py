@@ -65,7 +65,7 @@ def test_a_budget_by_hand():
     attention = torch.arange(10.0).expand(10, 10) / 45
     pruned = EarlyTom(retention_ratio=0.2).prune(frame.expand(10, 10, 6), attention)
     kept = {frame: (pruned.indices[pruned.indices // 10 == frame] % 10).tolist() for frame in range(10)}
-    # At the ends of groups the ceil(10 * 0.25) = 3 highest; between them the last of round(2.5) = 2 runs of five places.
+    # At the ends of groups the ceil(10 * 0.25) = 3 highest; between them the last of round(2.5) = 2 runs of five.
     ends, between = [7, 8, 9], [4, 9]
     assert kept == {0: ends, 1: between, 2: between, 3: [], 4: between, 5: ends, 6: ends, 7: between, 8: [], 9: ends}
     assert pruned.segment_sizes.tolist() == [6, 4]

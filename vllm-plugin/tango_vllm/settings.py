@@ -59,6 +59,14 @@ def check(pruner: Pruner, layers: int, saliencies: Collection[str], *, gapless: 
             f"{pruner.name} with these settings prunes inside the language model, where vLLM gives every layer the "
             "same tokens; choose settings, or a method, that prune before it"
         )
+    if pruner.in_tower:
+        raise SettingsError(
+            f"{pruner.name} merges frames inside the vision tower, and vLLM's own keeps all; choose another method"
+        )
+    if pruner.tower_reuse is not None:
+        raise SettingsError(
+            f"tower_reuse={pruner.tower_reuse!r}: vLLM's own vision tower encodes each frame whole; leave it out"
+        )
     if pruner.saliency is not None and pruner.saliency not in saliencies:
         raise SettingsError(f"saliency={pruner.saliency!r}: this model has {', '.join(saliencies)}")
     if pruner.keep_positions and gapless:
