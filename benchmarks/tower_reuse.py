@@ -1,8 +1,8 @@
 """Accuracy on MotionQA when the vision tower computes only what changes, by depth, by kind of question, and its FLOPs.
 
     python benchmarks/tower_reuse.py --answers results/tower/tango_tiny_8.json
-    python benchmarks/tower_reuse.py --model checkpoints/tango-tiny-deep --frames 16 \
-        --answers results/tower/tango_tiny_deep_16.json
+    python benchmarks/tower_reuse.py --model checkpoints/tango-tiny-deep --methods unpruned "Tango 10 %" --few \
+        --answers results/tower/tango_tiny_deep_8.json
     python benchmarks/tower_reuse.py --write results/tower      # the table and the plot, of all answers there
 
 One row is a method with settings of tower_reuse. Every question of the benchmark is asked; the six about a video go
@@ -139,7 +139,10 @@ def run(args: argparse.Namespace) -> None:
     layers = model.config.vision_config.num_hidden_layers
     stored = json.loads(args.answers.read_text()) if args.answers.exists() else {"rows": []}
     rows = [Row(**row) for row in stored["rows"]] or [
-        Row(method, reuse, settings) for method in METHODS for reuse, settings in reuses(layers).items()
+        Row(method, reuse, settings)
+        for method in METHODS
+        for reuse, settings in reuses(layers).items()
+        if method in args.methods and not (args.few and settings.get("tower_reuse_interval"))
     ]
     questions = list(clips(model, processor, args.data, args.frames))[: args.videos]
     kinds = [question["kind"] for _, asked in questions for question in asked]
@@ -192,11 +195,10 @@ def write(folder: Path) -> None:
                 points.append(
                     (whole_7b / cost, accuracy.value, "o" if row.reuse.startswith("pixels") else "sx"[n > own[0]])
                 )
-            for marker in "osx":
-                xs = [(x, y) for x, y, kind in points if kind == marker]
-                what = {"o": "pixels", "s": "whole tower", "x": "stc"}[marker]
-                colour = f"C{list(METHODS).index(method)}"
-                axes.scatter(*zip(*xs, strict=True), marker=marker, color=colour, label=f"{method}, {what}")
+            for marker, what in {"s": "whole tower", "o": "pixels", "x": "stc"}.items():
+                if xs := [(x, y) for x, y, kind in points if kind == marker]:
+                    colour = f"C{list(METHODS).index(method)}"
+                    axes.scatter(*zip(*xs, strict=True), marker=marker, color=colour, label=f"{method}, {what}")
         axes.set(xlabel="LLaVA-OneVision-7B to the first token, times faster (FLOPs)", ylabel="MotionQA (%)")
         axes.legend(fontsize=6)
         lines.append("")
@@ -223,6 +225,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=ROOT / "data" / "motionqa")
     parser.add_argument("--frames", type=int, default=8)
     parser.add_argument("--videos", type=int, help="only the first so many")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--few", action="store_true", help="without the rows that differ in how often frames are whole")
     parser.add_argument("--answers", type=Path, help="file of the answers, which is gone on with")
     parser.add_argument("--write", type=Path, help="folder of answers whose table and plot are written")
     args = parser.parse_args()
