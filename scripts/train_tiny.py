@@ -8,10 +8,12 @@ computed once. No token is ever pruned or dropped in training.
 
 With --start the model is a deeper one, grown from a smaller one that is trained already:
 
-    python scripts/train_tiny.py --start checkpoints/tango-tiny --tower-layers 9 --frames 16 --tower-steps 600 \
-        --tower-batch 32 --videos 300 --language-steps 150 --output checkpoints/tango-tiny-deep --work build/deep
+    python scripts/train_tiny.py --start checkpoints/tango-tiny --tower-layers 9 --tower-steps 450 --tower-batch 16 \
+        --tower-rate 1.5e-3 --warmup 30 --videos 160 --validation-videos 30 --language-steps 0 \
+        --output checkpoints/tango-tiny-deep --work build/tango-tiny-deep
 
-Its tower learns to see what the smaller one sees, and its language model goes on from the smaller one's.
+Its tower learns to see what the smaller one sees; projector and language model go on from the smaller one's, for
+--language-steps, on videos of up to --frames frames.
 
 Every batch follows from --seed and its step, and --work holds the state, so a run that was stopped goes on where it
 was. Needs no network and no GPU. One process works as well; two share the second stage's batches, which on a CPU is
