@@ -85,7 +85,7 @@ def main() -> None:
             lines.append(f"| {' | '.join([Path(clip).stem, str(frames), *cells, *seconds])} |")
             print(lines[-1], flush=True)
     if args.output is not None:
-        head = ["# Reuse in real clips", "", "Made by `python benchmarks/tower_clips.py`; what the columns are, it says.",
+        head = ["# Reuse in real clips", "", "Made by `python benchmarks/tower_clips.py`, which says what columns are.",
                 f"{machine(torch.device('cpu'))}. CPU seconds were taken beside other work.", ""]  # fmt: skip
         args.output.write_text("\n".join([*head, *lines]) + "\n")
 

@@ -164,6 +164,7 @@ class Chat:
     _timer: GenerationTimer | None = field(default=None, init=False, repr=False)
     _pruned: Any = field(default=None, init=False, repr=False)
     _clip: tuple[Any, Clip] | None = field(default=None, init=False, repr=False)
+    _sizes: list[tuple[int, int]] = field(default_factory=list, init=False, repr=False)  # of the last prompt's videos
 
     def __post_init__(self) -> None:
         if self.times not in TIMES:
@@ -218,7 +219,7 @@ class Chat:
             sequences = model.generate(**inputs, **extra, **options, pad_token_id=pad, stopping_criteria=criteria)
             timing = timer.stop()
         new = sequences[0, width:]
-        videos = self._videos(inputs)
+        videos = self._videos()
         return Answer(
             response=stop.cut(tokenizer.decode(new, skip_special_tokens=True)).strip(),
             timing=timing.to_dict(),
@@ -245,20 +246,23 @@ class Chat:
             logits = model(**inputs, **extra, logits_to_keep=count + 1).logits[0, -count - 1 : -1].float()
         chosen = torch.log_softmax(logits, -1).gather(1, reply[0, :, None].to(logits.device))
         greedy = bool((logits.argmax(-1) == reply[0].to(logits.device)).all())
-        videos = self._videos(inputs)
+        videos = self._videos()
         return Answer([float(chosen.sum()), greedy], None, _count_tokens(width, count, videos), videos)
 
     def _prepare(self, messages: Sequence[Message]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Model inputs on the device, and keyword arguments only a pruner takes."""
         images, clips, keys, shown = [], [], [], []
+        visuals: list[int] = []  # frames of each, 0 for an image
         instruct = getattr(self.checkpoint.processor, "time_instruction", None) if self.time_instruction else None
         for message in messages:
             parts = []
             for part in message["content"]:
                 if part["type"] == "image":
-                    images.append(_image(part["image"]))
+                    images.append(open_image(part["image"]))
+                    visuals.append(0)
                 elif part["type"] == "video":
                     clips.append(self._read(part))
+                    visuals.append(len(clips[-1].frames))
                     keys.append(Path(part["video"]).stem)
                 elif part["type"] != "text":
                     raise ValueError(
@@ -287,10 +291,14 @@ class Chat:
         batch = self.checkpoint.processor(text=[text], return_tensors="pt", **media)
         spell_out(batch, spelled_texts)
         inputs = dict(batch.to(self.checkpoint.device, self.checkpoint.model.dtype))
-        check_length(least_seen(inputs, self.checkpoint.model, self.pruner), self.checkpoint.model)
+        model, family = self.checkpoint.model, family_of(self.checkpoint.model).FAMILY
+        # Where the inputs do not say it themselves (InternVL's).
+        told = {"video_frames": visuals} if clips and "video_frames" in family.inputs else {}
+        self._sizes = family.sizes(model.config, inputs | told)
+        check_length(least_seen(inputs["input_ids"].shape[1], self._sizes, self.pruner), model)
         extra = {}
         if clips and self.pruner is not None:
-            extra = {
+            extra = told | {
                 "video_timestamps": [torch.tensor(clip.timestamps, dtype=torch.float64) for clip in clips],
                 "video_keys": keys,
             }
@@ -335,7 +343,7 @@ class Chat:
         shown: Picture = resize(pixels, list(size), how, antialias=True).permute(1, 2, 0).numpy()
         return shown
 
-    def _videos(self, inputs: Mapping[str, Any]) -> list[dict[str, Any]]:
+    def _videos(self) -> list[dict[str, Any]]:
         """What became of each video of the last call. Newlines are not counted, with a pruner or without."""
         if self._pruned is not None:
             return [
@@ -352,9 +360,7 @@ class Chat:
                 }
                 for record in self._pruned.videos
             ]
-        model = self.checkpoint.model
-        sizes = family_of(model).FAMILY.sizes(model.config, inputs)
-        return [{"frames": f, "tokens_before": f * length, "tokens_after": f * length} for f, length in sizes]
+        return [{"frames": frames, "tokens_before": count, "tokens_after": count} for frames, count in self._sizes]
 
 
 def _count_tokens(prompt: int, new: int, videos: Sequence[Mapping[str, Any]]) -> dict[str, int | float]:
@@ -386,7 +392,8 @@ def _metadata(clip: Clip) -> dict[str, Any]:
     }
 
 
-def _image(image: Any) -> Image.Image:
+def open_image(image: Any) -> Image.Image:
+    """A PIL image or a file, in RGB."""
     if isinstance(image, Image.Image):
         return image.convert("RGB")
     if isinstance(image, str | Path):

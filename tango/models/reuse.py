@@ -306,7 +306,7 @@ def computed(source: Tensor) -> Tensor:
 
 def reusing(family: type[Family]) -> type[Family]:
     """The family, its tower reusing patches. Raises TypeError for one whose tower is not known here."""
-    for mixin in (ReusingSiglip, ReusingQwen):
-        if issubclass(family, mixin.__mro__[2]):
+    for mixin, base in ((ReusingSiglip, LlavaOnevision), (ReusingQwen, QwenVL)):
+        if issubclass(family, base):
             return type(f"Reusing{family.__name__}", (mixin, family), {})
     raise TypeError(f"tower_reuse does not know the vision tower of {family.title}; set it to None")

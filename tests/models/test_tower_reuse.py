@@ -146,6 +146,15 @@ def test_the_layers_of_siglip(tmp_path):
     torch.testing.assert_close(found, slow_siglip(layers, states, source.tolist()), atol=1e-5, rtol=1e-5)
 
 
+REUSING = ("llava_onevision", "llava_video", "qwen2_5_vl", "qwen3_vl", "qwen3_5")
+
+
+@pytest.fixture(params=REUSING)
+def family(request):
+    """Every family whose tower reuses."""
+    return FAMILIES[request.param]
+
+
 # -- whole models ------------------------------------------------------------------------------------------------------
 
 
@@ -372,8 +381,12 @@ def test_what_is_not_known_is_refused(tmp_path):
         Uniform(tower_reuse="stc")(FAMILIES["qwen2_5_vl"].model()),
     ):
         pass
-    with pytest.raises(TypeError, match="does not know the vision tower of Another"):
-        reuse.reusing(type("Other", (reuse.Family,), {"title": "Another"}))
+    for name in {*FAMILIES} - {*REUSING}:
+        with (
+            pytest.raises(TypeError, match="tower_reuse does not know the vision tower of "),
+            Uniform(tower_reuse="pixels")(FAMILIES[name].model()),
+        ):
+            pass
 
 
 @pytest.mark.parametrize("settings, message", [
