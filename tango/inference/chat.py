@@ -338,6 +338,7 @@ class Chat:
                     "tokens_after": record.tokens_after,
                     "tokens_in_llm": record.tokens_in_llm,
                     "average_retention": record.average_retention,
+                    "tower_computed": record.tower_computed,
                     "kept": hashlib.sha256(record.indices.numpy().tobytes()).hexdigest()[:16],
                 }
                 for record in self._pruned.videos
