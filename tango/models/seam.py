@@ -166,7 +166,7 @@ class Seam:
         edits, records = [], []
         for video in self.family.videos(inputs):
             grid: Any = video.tokens.grid
-            pruned = self._pruner_for(grid).prune_tokens(video.tokens)
+            pruned = self.pruner_for(grid).prune_tokens(video.tokens)
             edits.append(self.family.lay_out(video, pruned))
             frames, length, _ = video.tokens.features.shape
             before, after, sizes = frames * length, len(pruned.indices), pruned.segment_sizes.tolist()
@@ -179,7 +179,7 @@ class Seam:
         self._arm(prompt)
         return prompt
 
-    def _pruner_for(self, grid: tuple[int, int]) -> Pruner:
+    def pruner_for(self, grid: tuple[int, int]) -> Pruner:
         """The pruner, with the family's attention sinks where it has a field for them that is not set."""
         sinks = self.family.sinks.get(grid)
         if sinks is None or getattr(self.pruner, "sink_tokens", sinks) is not None:
