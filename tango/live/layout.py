@@ -141,12 +141,8 @@ class Qwen3(Layout):
     def __init__(self, model: Any, processor: Any) -> None:
         super().__init__(model, processor)
         self.samples = int(model.config.vision_config.temporal_patch_size)
-        self.width = int(model.config.get_text_config().hidden_size)
-
-    def prompt(self, question: str) -> tuple[list[int], list[int]]:
-        before, after = super().prompt(question)
-        self.begins, self.ends = before[-1:], after[:1]  # of a vision span, around each frame
-        return before[:-1], after[1:]
+        # Around each frame, besides those that the template has around the whole, as the processor writes it.
+        self.begins, self.ends = [processor.vision_start_token_id], [processor.vision_end_token_id]
 
     def _time(self, seconds: float) -> list[int]:
         ids: list[int] = self.processor.tokenizer(f"<{seconds:.1f} seconds>", add_special_tokens=False)["input_ids"]
