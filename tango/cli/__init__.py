@@ -15,7 +15,7 @@ import typer
 from typer.exceptions import TyperException
 
 from tango import __version__
-from tango.cli import ask, demo, doctor, methods, profile, results, sweep, verify, visualize
+from tango.cli import ask, demo, doctor, live, methods, profile, results, sweep, verify, visualize
 from tango.cli.common import (
     BAD_INPUT,
     EXIT_CODES,
@@ -62,7 +62,7 @@ def root(
             raise InputError(f"{name}={text!r}: give a number of threads of at least 1, or unset it")
 
 
-for module in (ask, profile, visualize, demo, sweep, results, verify, methods, doctor):
+for module in (ask, live, profile, visualize, demo, sweep, results, verify, methods, doctor):
     name = module.__name__.rpartition(".")[2]
     command = getattr(module, name)
     text = "\n\n".join(" ".join(part.split()) for part in inspect.cleandoc(command.__doc__ or "").split("\n\n"))

@@ -12,7 +12,8 @@ class Answer:
     """What Live.ask() returns; made there alone, filled by the session's thread.
 
     Iterating gives the text as it comes, `text()` all of it. Both raise what went wrong: ValueError for a question that
-    cannot be answered, with the reason. `cancel()` ends it early; not reading it costs nothing.
+    cannot be answered, with the reason. `cancel()` ends it early, and `done`
+    says whether it is written; not reading it costs nothing.
 
     After the first piece: seconds_to_first since the question was put, waiting_s of these until its turn came, prompt:
     entries that the language model saw, reused: of these, those whose keys and values were held from before.
@@ -22,7 +23,7 @@ class Answer:
         self.question, self.max_new_tokens = question, max_new_tokens
         self.prompt = self.reused = self.new_tokens = 0
         self.waiting_s = self.seconds_to_first = 0.0
-        self.cancelled = False
+        self.cancelled = self.done = False
         self._put, self._parts = time.perf_counter(), queue.Queue[Any]()
         self._text, self._error = "", None
 
@@ -63,3 +64,4 @@ class Answer:
     def end(self, error: BaseException | None = None) -> None:
         """No more comes, or it failed."""
         self._parts.put(error)
+        self.done = True

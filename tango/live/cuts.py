@@ -9,6 +9,8 @@ what is long past. Where no place stays static across a cut, that is so at once.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -75,9 +77,9 @@ class Cuts:
         return cuts
 
     def _close(self, end: int, final: bool) -> list[tuple[int, bool]]:
-        """The segments of the first `end` open frames, of which only the last one's end may be set; begin after them."""
+        """The segments of the first `end` open frames; begin anew after them."""
         cuts = self._path(end)[::-1] if self.threshold is not None else [0, end]
-        sizes = [after - before for before, after in zip(cuts, cuts[1:], strict=False)]
+        sizes = [after - before for before, after in pairwise(cuts)]
         count = self.frames - end
         self.static = self.static[end:]
         self._begin()

@@ -1,4 +1,4 @@
-"""What the language model receives of a stream: the prompt around it, and each held segment as embeddings and positions.
+"""What the language model receives of a stream: the prompt around it, and held segments as embeddings and positions.
 
 One class a family. What is written of a segment depends on it and on what stands before it alone, so that a cache of
 the earlier part of a prompt stays right when more is appended. Where nothing was thinned, the prompt is the one that

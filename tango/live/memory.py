@@ -79,7 +79,7 @@ class Segment:
     @property
     def shown(self) -> Tensor:
         """The frames of which the language model sees the time: all, after thinning those with a token left."""
-        return torch.arange(len(self.times)) if self.level == 0 else self.kept.frames.unique().cpu()
+        return torch.arange(len(self.times)) if self.level == 0 else torch.unique(self.kept.frames).cpu()
 
 
 def prune(pruner: Pruner, video: VideoTokens, extra: Tensor | None, count: int | None = None) -> Kept:

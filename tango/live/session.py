@@ -8,7 +8,6 @@ queue, and read what was published: `history`, `status`, `problems`.
 from __future__ import annotations
 
 import contextlib
-import inspect
 import logging
 import math
 import queue
@@ -16,20 +15,19 @@ import resource
 import sys
 import threading
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torchvision.transforms.v2.functional import InterpolationMode, resize
-from transformers import DynamicCache, RepetitionPenaltyLogitsProcessor
 
 from tango.inference.chat import PixelLimits
-from tango.inference.prompt import check_length, check_text
+from tango.inference.prompt import check_text
 from tango.live.answer import Answer
 from tango.live.cuts import Cuts
-from tango.live.layout import Layout, Piece, joined, layout_of
+from tango.live.layout import Layout, layout_of
 from tango.live.memory import POLICIES, Held, Segment, levels, prune, thin
 from tango.models import attach, family_of, unwrapped
 from tango.ops.segmentation import holitom_threshold, neighbour_similarity
@@ -133,8 +131,7 @@ class Live:
         try:
             self._seam = self.model.generate.seam
             self._layout: Layout = layout_of(self._seam.family, self.model, self.processor)
-            self._decoder = decoder
-            self._cache_name = "cache" if "cache" in inspect.signature(decoder.forward).parameters else "past_key_values"
+            self._writer = Writer(self.model, decoder, self._layout, self.processor.tokenizer)
             most = self._layout.most_positions
             if self.budget >= most:
                 raise ValueError(f"budget={self.budget}: the language model has positions for {most}; give a lower one")
@@ -154,7 +151,6 @@ class Live:
         self._grid: Any = None
         self._size: list[int] | None = None
         self._cuts: Cuts | None = None
-        self._forget()
         self._thread = threading.Thread(target=self._work, name="tango-live", daemon=True)
         self._thread.start()
         return self
@@ -165,13 +161,13 @@ class Live:
         assert self._thread is not None
         self._thread.join()
         self._context.close()
-        self._forget()
+        self._writer.forget()
         self._open, self._segments, self._pending = [], [], []
 
     # -- what callers do -------------------------------------------------------------------------------------------
 
     def add(self, frame: Any, time: float, wait: bool = False) -> bool:
-        """Hand over a frame; returns whether it was taken, False where it came too soon after another, or too many wait.
+        """Hand over a frame; returns whether it was taken: not if it came too soon after another, or too many wait.
 
         Args:
             frame: (height, width, 3) uint8 RGB, an array or a tensor; it is copied.
@@ -317,7 +313,8 @@ class Live:
             processor = self.processor.video_processor
             factor = processor.patch_size * processor.merge_size
             self._size = list(self.limits.frame_size(2, picture.shape[1], picture.shape[2], factor))
-        return resize(picture, self._size, InterpolationMode.BICUBIC, antialias=True)
+        sized: Tensor = resize(picture, self._size, InterpolationMode.BICUBIC, antialias=True)
+        return sized
 
     def _plan(self, tokens: int) -> None:
         """How many frames may be open, from how many tokens one has."""
@@ -325,13 +322,11 @@ class Live:
         each = max(1, math.ceil(self.pruner.retention_ratio * tokens))
         if each > self._tail:
             self._problem(
-                f"budget={self.budget} leaves {self._tail} tokens for the newest segment, and one frame keeps {each} at "
-                f"a retention ratio of {self.pruner.retention_ratio:g}: it is pruned to fit; raise the budget to "
-                f"{4 * each} or lower the ratio"
+                f"budget={self.budget} leaves {self._tail} tokens for the newest segment, and one frame keeps {each} "
+                f"at a retention ratio of {self.pruner.retention_ratio:g}: it is pruned to fit; raise the budget to "
+                f"{4 * each}, or lower the ratio"
             )
-        own = isinstance(self.pruner, Tango) and self.pruner.segmentation == "holitom" and not self.pruner.exact_budget
-        threshold = holitom_threshold(self.pruner.retention_ratio, self.pruner.similarity_threshold) if own else None
-        self._cuts = Cuts(threshold, max(1, min(self.window, self._tail // each)))
+        self._cuts = Cuts(own_threshold(self.pruner), max(1, min(self.window, self._tail // each)))
 
     def _place(self, unit: Unit) -> None:
         """A new frame: close what it closes, and thin what is held."""
@@ -352,9 +347,7 @@ class Live:
 
     def _video(self, units: list[Unit]) -> tuple[VideoTokens, Tensor | None]:
         """Frames as the method sees them, and their extra (F, L, X)."""
-        parts = {
-            name: torch.cat([unit.parts[name] for unit in units]) for name in PARTS if name in units[0].parts
-        }
+        parts = {name: torch.cat([unit.parts[name] for unit in units]) for name in PARTS if name in units[0].parts}
         times = torch.tensor([unit.time for unit in units], dtype=torch.float64)
         extra = None
         if units[0].parts.get("extra") is not None and units[0].parts["extra"].shape[-1]:
@@ -383,18 +376,14 @@ class Live:
 
     # -- answering -------------------------------------------------------------------------------------------------
 
-    def _forget(self) -> None:
-        """An empty cache."""
-        self._cache: Any = DynamicCache()
-        self._cached: list[tuple[Any, int, int]] = []  # of each cached piece: its key, its entries, the next position
-
     def _answer(self, answer: Answer) -> None:
         answer.begin()
         try:
             with self._seam.lock:
-                self._generate(answer)
+                tail = self._tail_segment()
+                self._writer.write(answer, self._segments, tail, self._grid, lambda: self._closed)
         except BaseException as error:
-            self._forget()  # it may have failed within the cache
+            self._writer.forget()  # it may have failed within the cache
             answer.end(error)
         else:
             answer.end()
@@ -415,103 +404,23 @@ class Live:
                 found = self._segment(units, (prune(pruner, video, extra, count),), True, level=1)
         return found
 
-    def _generate(self, answer: Answer) -> None:
-        layout, tokenizer = self._layout, self.processor.tokenizer
-        before, after = layout.prompt(answer.question)
-        tail = self._tail_segment()
-        if tail is None and not self._segments:
-            raise ValueError("no frame could be encoded yet: see the session's problems")
-        last = float((tail or self._segments[-1]).times[-1, 0])
-        layout.fit(last)
-
-        # What the cache holds of the prompt's start, which questions share, stays.
-        keys: list[Any] = [("text", tuple(before))]
-        keys += [(s.number, s.joined, s.level, len(s.kept.frames), layout.scale) for s in self._segments]
-        same = 0
-        while same < min(len(keys), len(self._cached)) and self._cached[same][0] == keys[same]:
-            same += 1
-        reused = sum(count for _, count, _ in self._cached[:same])
-        self._crop(reused)
-        self._cached = self._cached[:same]
-        at = self._cached[-1][2] if self._cached else 0
-        pieces: list[Piece] = []
-        for number in range(same, len(keys)):
-            new = layout.segment(self._segments[number - 1], self._grid, at) if number else layout.text(before, 0)
-            pieces.append(new)
-            at = new.after
-            self._cached.append((keys[number], len(new.embeds), at))
-        lasting = sum(count for _, count, _ in self._cached)
-        if tail is not None:
-            pieces.append(layout.segment(tail, self._grid, at))
-            at = pieces[-1].after
-        pieces.append(layout.end(last, self._grid, at))
-        pieces.append(layout.text(after, pieces[-1].after))
-        prompt = joined(pieces, at)
-        answer.reused, answer.prompt = reused, reused + len(prompt.embeds)
-        check_length(prompt.after + answer.max_new_tokens, self.model)
-        self._decode(answer, prompt, [*before, layout.video_token, *after], tokenizer)
-        self._crop(lasting)
-
-    def _crop(self, length: int) -> None:
-        if (over := int(self._cache.get_seq_length()) - length) > 0:
-            self._cache.crop(-over)
-
-    def _decode(self, answer: Answer, prompt: Piece, ids: list[int], tokenizer: Any) -> None:
-        """Prefill what is new of a prompt and write the answer, token by token."""
-        config = self.model.generation_config
-        ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-        penalty = config.repetition_penalty or 1.0
-        penalise = RepetitionPenaltyLogitsProcessor(penalty) if penalty != 1 else None
-        seen = torch.tensor([ids], device=self.model.device)
-        out: list[int] = []
-        shown = ""
-        piece = prompt
-        while True:
-            logits = self._forward(piece)
-            if penalise is not None:
-                logits = penalise(torch.cat((seen, seen.new_tensor([out])), 1) if out else seen, logits)
-            token = int(logits.argmax(-1))
-            if not out:
-                answer.first()
-            out.append(token)
-            answer.new_tokens = len(out)
-            text = tokenizer.decode(out, skip_special_tokens=True)
-            if token in ends or len(out) >= answer.max_new_tokens or answer.cancelled or self._closed:
-                answer.write(text[len(shown) :])
-                return
-            if not text.endswith("\ufffd"):  # part of a character
-                answer.write(text[len(shown) :])
-                shown = text
-            piece = self._layout.text([token], piece.after)
-
-    def _forward(self, piece: Piece) -> Tensor:
-        """The logits (1, vocabulary) after a piece that goes on from the cache, which holds it then."""
-        length = int(self._cache.get_seq_length()) + len(piece.embeds)
-        call: dict[str, Any] = {
-            "inputs_embeds": piece.embeds[None].to(self.model.dtype),
-            "position_ids": piece.positions if len(piece.positions) == 1 else piece.positions[:, None],
-            "attention_mask": torch.ones(1, length, dtype=torch.long, device=piece.embeds.device),
-            "use_cache": True,
-            self._cache_name: self._cache,
-        }
-        if piece.extra is not None:
-            where = (piece.extra != 0).any(-1)
-            call["visual_pos_masks"] = where[None]
-            call["deepstack_visual_embeds"] = list(piece.extra[where].split(self._seam.family.width, dim=-1))
-        hidden = self._decoder(**call).last_hidden_state
-        logits: Tensor = self.model.lm_head(hidden[:, -1])
-        return logits.float()
-
 
 def check_pruner(pruner: Any, decoder: Any) -> None:
     """Turn away what attach() would take and a stream cannot have."""
     if isinstance(pruner, Pruner) and pruner.in_llm(decoder.config.num_hidden_layers) is not None:
         raise ValueError(
-            f"{pruner.name} as it is set prunes inside the language model, for one question at a time: a stream's cache "
-            "serves all questions; use a method that prunes before it, or unset pruned_layer"
+            f"{pruner.name} as it is set prunes inside the language model, for one question at a time, and a stream's "
+            "cache serves all questions; use a method that prunes before it, or unset pruned_layer"
         )
     if "sliding_attention" in (getattr(decoder.config, "layer_types", None) or ()):
         raise ValueError("no live video with a language model of sliding windows; unset use_sliding_window")
+
+
+def own_threshold(pruner: Pruner) -> float | None:
+    """The similarity at which a method cuts whose segments are pruned each by itself; None for all other methods."""
+    if not isinstance(pruner, Tango) or pruner.segmentation != "holitom" or pruner.exact_budget:
+        return None
+    return holitom_threshold(pruner.retention_ratio, pruner.similarity_threshold)
 
 
 def as_picture(frame: Any) -> Any:

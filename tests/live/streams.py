@@ -45,7 +45,9 @@ def asked(row):
 
 def live(checkpoint=None, pruner=None, **settings):
     checkpoint = checkpoint or shipped()
-    return Live(checkpoint.model, checkpoint.processor, pruner or Tango(retention_ratio=0.1), **{"fps": None, **settings})
+    return Live(
+        checkpoint.model, checkpoint.processor, pruner or Tango(retention_ratio=0.1), **{"fps": None, **settings}
+    )
 
 
 def watch(video, pictures, times):

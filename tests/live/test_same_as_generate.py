@@ -5,6 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from streams import DATA, ROWS, asked, live, scenes, shipped, watch
+from tiny import save_qwen, write_video
 
 from tango import Tango
 from tango.inference.chat import Chat, PixelLimits
@@ -14,8 +16,6 @@ from tango.live import memory
 from tango.models import attach
 from tango.pruners import REGISTRY
 from tango.pruners.video import VideoTokens
-from streams import DATA, ROWS, asked, live, scenes, shipped, watch
-from tiny import save_qwen, write_video
 
 
 def by_generate(pruner, pictures, times, questions):
@@ -29,7 +29,9 @@ def by_generate(pruner, pictures, times, questions):
             )
             inputs = checkpoint.processor(text=text, videos=[pictures], return_tensors="pt")
             out = checkpoint.model.generate(**inputs, video_timestamps=[times], max_new_tokens=8, do_sample=False)
-            answers.append(checkpoint.processor.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+            answers.append(
+                checkpoint.processor.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+            )
         return answers, session.videos[0]
 
 
