@@ -29,6 +29,7 @@ from tango.live.answer import Answer
 from tango.live.cuts import Cuts
 from tango.live.layout import Layout, layout_of
 from tango.live.memory import POLICIES, Held, Segment, levels, prune, thin
+from tango.live.writer import Writer
 from tango.models import attach, family_of, unwrapped
 from tango.ops.segmentation import holitom_threshold, neighbour_similarity
 from tango.pruners.base import Pruner
