@@ -151,7 +151,8 @@ def test_a_frame_that_fails_is_left_out_with_a_sentence(monkeypatch):
 @pytest.mark.parametrize("settings, words", [
     ({"budget": 15}, "budget=15"), ({"budget": 2.5}, "budget=2.5"), ({"window": 0}, "window=0"), ({"fps": 0}, "fps=0"),
     ({"fps": math.nan}, "fps=nan"), ({"policy": "newest"}, "use one of fade, oldest, even"),
-    ({"budget": 10**6}, "has positions for 32768"), ({"pruner": FastV()}, "prunes inside the language model"),
+    ({"budget": 10**6}, "has positions for 32768"),
+    ({"pruner": FastV(retention_ratio=0.7)}, "prunes inside the language model"),
     ({"pruner": FastVID()}, "keep_positions=False"),
 ])  # fmt: skip
 def test_settings_that_cannot_be(settings, words):
