@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 from count_path import Import, circles, imports_of, lines_of  # noqa: E402 (a script, not a package)
 
-# What each room may import besides itself; live and app are not built yet. `tango` alone is tango/__init__.py,
+# What each room may import besides itself; app is not built yet. `tango` alone is tango/__init__.py,
 # which has the version and Tango.
 BELOW_INFERENCE = {"ops", "pruners", "models"}
 BELOW_RUNS = {*BELOW_INFERENCE, "inference", "motionqa", "tango"}
