@@ -101,7 +101,7 @@ def prepared(checkpoint: Checkpoint, folder: Path, rows: Sequence[dict[str, Any]
     for name, asked in of_video.items():
         prompts = []
         for row in asked:
-            inputs, extra = chat._prepare(messages(folder, row))
+            inputs, extra, _ = chat._prepare(messages(folder, row))
             if prompts:
                 inputs["pixel_values_videos"] = prompts[0]["pixel_values_videos"]
             prompts.append(inputs | extra)

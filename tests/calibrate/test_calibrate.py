@@ -56,7 +56,7 @@ def test_answers_and_divergence_are_those_of_separate_runs(
         content = [{"type": "video", "video": clip.video}, {"type": "text", "text": question}]
         messages = [{"role": "user", "content": content}]
         with Chat(loaded, pruner, max_frames=4).session() as chat, torch.inference_mode():
-            inputs, extra = chat._prepare(messages)
+            inputs, extra, _ = chat._prepare(messages)
             logs = loaded.model(**inputs, **extra).logits[0, -1].double().log_softmax(-1)
             return logs, chat.generate(messages, {"max_new_tokens": 4}, "x")
 

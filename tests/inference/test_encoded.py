@@ -32,7 +32,7 @@ def asked(chat: Chat, video: Path, text: str, encodings: Encodings | None) -> tu
     with chat.session(), torch.inference_mode():
         if encodings is not None:
             encodings.share()
-        inputs, extra = chat._prepare(messages)
+        inputs, extra, _ = chat._prepare(messages)
         logits = chat.checkpoint.model(**inputs, **extra).logits
         answer = chat.generate(messages, {"max_new_tokens": 4}, "x")
     return logits, answer.response, answer.videos
