@@ -77,10 +77,7 @@ package: setup $(TOOLS)/installed
 setup: .venv/installed
 
 .venv/installed: requirements.txt requirements-vlmeval.txt pyproject.toml lmms-eval/pyproject.toml VLMEvalKit/pyproject.toml
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --disable-pip-version-check -r requirements.txt
-	$(BIN)/pip install --disable-pip-version-check --no-deps -r requirements-vlmeval.txt
-	$(BIN)/pip install --disable-pip-version-check --no-deps -e . -e ./lmms-eval -e ./VLMEvalKit
+	PYTHON=$(PYTHON) bash scripts/install.sh .venv
 	touch $@
 
 # Only transformers is installed here; all else comes from .venv.
