@@ -17,8 +17,9 @@ import torch
 from vlmeval.smp.file import INFER_FAIL_MSG
 from vlmeval.vlm.base import BaseModel
 
-from tango.inference.chat import TIMES, Chat, PixelLimits, generation_settings
-from tango.inference.checkpoints import CheckpointError, class_name, load
+from tango.inference.chat import TIMES, Chat, PixelLimits
+from tango.inference.checkpoints import CheckpointError, class_name, load, parse_dtype
+from tango.inference.generation import generation_settings
 from tango.models.llava_video import FRAMES
 from tango.runs.provenance import files_fingerprint
 from tango.runs.run import ArgumentError, EvaluationRun, check_model
@@ -192,7 +193,7 @@ class TangoLlavaVideo(TangoModel):
 
 
 class TangoQwenVL(TangoModel):
-    """Qwen2.5-VL and Qwen3-VL: Qwen/Qwen2.5-VL-7B-Instruct.
+    """Qwen2.5-VL, Qwen3-VL and Qwen3.5: Qwen/Qwen2.5-VL-7B-Instruct.
 
     Args, beside those of TangoModel:
         min_pixels, max_pixels, total_pixels: see PixelLimits; its defaults are those of upstream's models for video.
@@ -200,7 +201,8 @@ class TangoQwenVL(TangoModel):
     """
 
     model_classes = (
-        "Qwen2_5_VLForConditionalGeneration", "Qwen3VLForConditionalGeneration", "Qwen3VLMoeForConditionalGeneration"
+        "Qwen2_5_VLForConditionalGeneration", "Qwen3VLForConditionalGeneration", "Qwen3VLMoeForConditionalGeneration",
+        "Qwen3_5ForConditionalGeneration", "Qwen3_5MoeForConditionalGeneration",
     )  # fmt: skip
     default_frames = 64
 
@@ -224,7 +226,21 @@ class TangoQwenVL(TangoModel):
         self.asked = dataclasses.asdict(limits) | {"times": times}
 
 
-MODELS = (TangoLlavaOnevision, TangoLlavaVideo, TangoQwenVL)
+class TangoInternVL(TangoModel):
+    """InternVL3 and 3.5 in transformers' format: OpenGVLab/InternVL3_5-8B-HF."""
+
+    model_classes = ("InternVLForConditionalGeneration",)
+    default_frames = 32
+
+
+class TangoVideoLlama3(TangoModel):
+    """VideoLLaMA3 in transformers' format."""
+
+    model_classes = ("VideoLlama3ForConditionalGeneration",)
+    default_frames = 180
+
+
+MODELS = (TangoLlavaOnevision, TangoLlavaVideo, TangoQwenVL, TangoInternVL, TangoVideoLlama3)
 # Upstream's names of models that these are taken over under, for --model.
 TAKEN_OVER: dict[str, tuple[type[TangoModel], str]] = {
     "llava_onevision_qwen2_0.5b_ov": (TangoLlavaOnevision, "lmms-lab/llava-onevision-qwen2-0.5b-ov"),
@@ -249,11 +265,12 @@ def register(names: Sequence[str] = (), **how: str) -> dict[str, str]:
         What to call each of `names`.
 
     Raises:
-        CheckpointError: one is neither, or is upstream's own and `how` is given.
+        CheckpointError: one is neither, or is upstream's own and `how` is given, or there is no such dtype.
     """
     import vlmeval.vlm
     from vlmeval.config import supported_VLM
 
+    parse_dtype(how.get("dtype", "auto"))  # upstream would go on to the next model over it
     for cls in MODELS:
         setattr(vlmeval.vlm, cls.__name__, cls)
     for name, (cls, source) in TAKEN_OVER.items():

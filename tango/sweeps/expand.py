@@ -35,12 +35,19 @@ LMMS_MODELS = {
     "Qwen2_5_VLForConditionalGeneration": "qwen2_5_vl",
     "Qwen3VLForConditionalGeneration": "qwen3_vl",
     "Qwen3VLMoeForConditionalGeneration": "qwen3_vl",
+    "InternVLForConditionalGeneration": "internvl_hf",
+    "VideoLlama3ForConditionalGeneration": "videollama3",
+    "Qwen3_5ForConditionalGeneration": "qwen3_5",
+    "Qwen3_5MoeForConditionalGeneration": "qwen3_5",
 }
 PUBLISHED = {
     "llava-onevision": "llava_onevision",
     "llava-video": "llava_vid",
     "qwen2.5-vl": "qwen2_5_vl",
     "qwen3-vl": "qwen3_vl",
+    "qwen3.5": "qwen3_5",
+    "internvl3": "internvl_hf",
+    "videollama3": "videollama3",
 }
 NO_GPU = "there is no GPU on this machine: the CPU is used, which takes days with a model of 7B"
 
