@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from tango.pruners.base import Pruner
 
 UNPRUNED = "unpruned"
+TYPED = {
+    "TANGO_ARGS: ": "--set ", "TANGO_ARGS": "--set", "TANGO_CONFIG=": "--config ", "pretrained=": "--model ",
+    "max_frames_num=": "--frames ", "device=": "--device ", "dtype=": "--dtype ",
+}  # fmt: skip
 
 
 def label(pruner: Pruner | None) -> str:
@@ -83,8 +87,14 @@ def input_errors() -> Iterator[None]:
     except InputError:
         raise
     except (ValueError, OSError) as error:
-        # The variables that the frameworks are steered by are flags here.
-        raise InputError(str(error).replace("TANGO_ARGS", "--set").replace("TANGO_CONFIG", "--config")) from error
+        raise InputError(as_typed(str(error))) from error
+
+
+def as_typed(message: str) -> str:
+    """A message in which arguments and the variables that frameworks are steered by are the options that were typed."""
+    for name, option in TYPED.items():
+        message = message.replace(name, option)
+    return message
 
 
 def load(model: str | None, device: str | None, dtype: str) -> Checkpoint:
@@ -93,6 +103,7 @@ def load(model: str | None, device: str | None, dtype: str) -> Checkpoint:
     Raises:
         InputError: no such checkpoint, one that cannot be used, or no such device.
     """
+    import accelerate  # noqa: F401 (transformers puts models on devices with it, and is late to say that it is missing)
     import torch
     from transformers.utils import logging
 
@@ -108,7 +119,7 @@ def load(model: str | None, device: str | None, dtype: str) -> Checkpoint:
     except (ValueError, OSError, RuntimeError) as error:
         if out_of_memory(error):
             raise
-        first = str(error).strip().split("\n")[0]
+        first = as_typed(str(error).strip().split("\n")[0])
         raise InputError(first if source in first else f"{source}: {first}") from error
 
 
