@@ -28,6 +28,7 @@ from tango.motionqa.questions import data_files, prompt, read_questions
 from tango.motionqa.shipped import FRAMES
 from tango.pruners import REGISTRY
 from tango.results import write_results
+from tango.results.samples import ARCHIVE, pack
 from tango.results.statistics import bootstrap, wilson
 from tango.runs.run import EvaluationRun
 from tango.runs.runner import Sample
@@ -66,6 +67,7 @@ def main() -> int:
     parser.add_argument("--limit", type=int, help="only the first so many questions")
     parser.add_argument("--work", type=Path, default=Path("build/sweeps/motionqa"), help="folder of the sweep")
     parser.add_argument("--output", type=Path, default=Path("results/motionqa"), help="folder of tables and plot")
+    parser.add_argument("--no-samples", action="store_true", help=f"leave out {ARCHIVE}, of which the tables follow")
     args = parser.parse_args()
     console = Console(markup=False, emoji=False)
     if (problem := wrong(args)) is not None:
@@ -88,9 +90,19 @@ def main() -> int:
         missing = [f"no result of {cell.name}" for cell in cells if sweep.finished(cell) is None]
         command = shlex.join(["python", *sys.argv])
         write_results(results, args.output, command, missing, args.title).show(console)
+        keep_samples(args, [cell for cell in cells if sweep.finished(cell) is not None])
     for name, reason in failures.items():
         console.print(f"{name}: {reason}", style="red", soft_wrap=True)
     return 1 if failures else 0
+
+
+def keep_samples(args: argparse.Namespace, finished: list[Cell]) -> None:
+    """Beside the tables, in place of those of an earlier run."""
+    archive = args.output / ARCHIVE
+    if args.no_samples:
+        archive.unlink(missing_ok=True)
+    else:
+        pack([args.work / "cells" / cell.name for cell in finished], archive)
 
 
 def first_look(args: argparse.Namespace, console: Console) -> None:

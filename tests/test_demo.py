@@ -15,6 +15,7 @@ from rich.console import Console
 
 from tango.inference.chat import Chat
 from tango.motionqa.questions import read_questions
+from tango.results.samples import read_folders
 from tango.sweeps.cells import Evaluation
 from tango.sweeps.sweep import Cell
 
@@ -64,6 +65,10 @@ def test_the_grid_and_its_tables(demo: ModuleType, monkeypatch: pytest.MonkeyPat
     assert "gave the same answers and scores and kept the same tokens, sample by sample,** in all 4 cells" in readme
     found = pd.read_csv(tmp_path / "results" / "motionqa" / "accuracy.csv", comment="#")
     assert found["framework"].tolist() == ["lmms-eval"] * 5 + ["VLMEvalKit"] * 4  # the baseline only in the first
+    read, _ = read_folders([tmp_path / "results" / "motionqa"])  # their samples are beside them
+    assert len(read) == 9
+    assert run(demo, monkeypatch, "--baselines", "random", "--no-samples") == 0
+    assert not (tmp_path / "results" / "motionqa" / "samples.tar.xz").exists()
 
 
 def test_one_framework(demo: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -30,10 +30,22 @@ from tango.models.llava_video import FRAMES
 from tango.runs.provenance import files_fingerprint
 from tango.runs.run import ArgumentError, EvaluationRun, check_model
 from tango.runs.runner import Record, Sample
+from tango.runs.served import ServedChat, outline
 from tango.runs.settings import NOTHING, SettingsError, from_environment
 from tango.runs.summary import report
 from tango_lmms_eval import hooks
-from tango_lmms_eval.arguments import MODELS, ONEVISION, OWN, VIDEO, Fixed, batch_size_of, check_fixed
+from tango_lmms_eval.arguments import (
+    COMMON,
+    INTERNVL,
+    MODELS,
+    ONEVISION,
+    OWN,
+    VIDEO,
+    VIDEO_LLAMA,
+    Fixed,
+    batch_size_of,
+    check_fixed,
+)
 from tango_lmms_eval.conversations import chat_messages, simple_messages
 
 log = logging.getLogger(__name__)
@@ -65,6 +77,8 @@ class PrunedModel(lmms):
         device_map: auto spreads the model over all GPUs of one process; anything else names its device.
         revision, chat_template, use_cache: as in upstream's llava_hf.
         resume: False computes anew what a run into the same --output_path finished before.
+        server: http://host:port of a server of vLLM with tango-vllm, which answers in the model's place; see
+            tango.runs.served.
         batch_size: how many samples are generated together; kept tokens and answers are those of 1, but for rounding,
             and no sample has times of its own. auto is 1. max_batch_size: without effect.
         conv_template, model_name and the others of `fixed`: taken for compatibility; another meaning is an error.
@@ -99,6 +113,7 @@ class PrunedModel(lmms):
         chat_template: str | None = None,
         use_cache: bool = True,
         resume: bool = True,
+        server: str | None = None,
         model_name: str | None = None,
         batch_size: int | str | None = None,
         max_batch_size: int | None = None,
@@ -123,16 +138,23 @@ class PrunedModel(lmms):
                 "for several on the CPU: accelerate launch --multi_gpu --num_processes=N -m lmms_eval .."
             )
         self._device, spread = self._place(device, device_map)
-        checkpoint = load(
-            pretrained,
-            device=self._device,
-            dtype=dtype or torch_dtype or "auto",
-            attn_implementation=attn_implementation,
-            device_map=spread,
-            revision=revision,
-            chat_template=chat_template,
-        )
-        chat = Chat(
+        chat_class: Callable[..., Chat] = Chat
+        if server is not None:
+            checkpoint, self.settings = outline(
+                pretrained, server, self.settings, revision=revision, dtype=dtype or torch_dtype
+            )
+            chat_class = functools.partial(ServedChat, server=server)
+        else:
+            checkpoint = load(
+                pretrained,
+                device=self._device,
+                dtype=dtype or torch_dtype or "auto",
+                attn_implementation=attn_implementation,
+                device_map=spread,
+                revision=revision,
+                chat_template=chat_template,
+            )
+        chat = chat_class(
             checkpoint,
             self.settings.pruner,
             max_frames_num,
@@ -350,3 +372,38 @@ class LlavaVid(PrunedModel):
             raise ArgumentError(f"add_time_instruction={add_time_instruction!r}: use True or False")
         self.time_instruction = add_time_instruction
         super().__init__(pretrained, max_frames_num, **others)
+
+
+class InternVLHf(PrunedModel):
+    """InternVL3 and 3.5 in transformers' format (OpenGVLab/InternVL3_5-8B-HF).
+
+    Args (as --model_args name=value,..), beside those of PrunedModel: num_frames, upstream's name of max_frames_num.
+    """
+
+    own = (*COMMON, "num_frames")
+    fixed = INTERNVL
+    model_classes = ("InternVLForConditionalGeneration",)
+
+    def __init__(self, pretrained: str = "OpenGVLab/InternVL3_5-8B-HF", num_frames: int = 32, **others: Any) -> None:
+        super().__init__(pretrained, num_frames, **others)
+
+
+class InternVLHfChat(InternVLHf):
+    """The same for lmms-eval's chat interface."""
+
+    is_simple = False
+
+
+class VideoLlama3(PrunedModel):
+    """VideoLLaMA3 in transformers' format; upstream's own checkpoints bring code along, which is not run.
+
+    Args (as --model_args name=value,..), beside those of PrunedModel: max_num_frames, as upstream calls
+    max_frames_num.
+    """
+
+    own = (*COMMON, "max_num_frames")
+    fixed = VIDEO_LLAMA
+    model_classes = ("VideoLlama3ForConditionalGeneration",)
+
+    def __init__(self, pretrained: str, max_num_frames: int = 180, **others: Any) -> None:
+        super().__init__(pretrained, max_num_frames, **others)

@@ -20,7 +20,8 @@ except ModuleNotFoundError as error:
     raise SystemExit(2) from error
 
 from tango import __version__
-from tango.cli import ask, demo, doctor, methods, profile, results, sweep, verify, visualize
+from tango.cli import app as app_command
+from tango.cli import ask, calibrate, demo, doctor, methods, profile, results, sweep, verify, visualize
 from tango.cli.common import (
     BAD_INPUT,
     EXIT_CODES,
@@ -36,7 +37,7 @@ from tango.cli.common import (
 from tango.motionqa.shipped import NotShipped
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS", "NUMEXPR_MAX_THREADS")  # read at imports
-GOES_ON = ("sweep", "demo")  # from what they had finished
+GOES_ON = ("sweep", "demo", "calibrate")  # from what they had finished
 CODES = "; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items())
 
 app = typer.Typer(
@@ -68,7 +69,7 @@ def root(
             raise InputError(f"{name}={text!r}: give a number of threads of at least 1, or unset it")
 
 
-for module in (ask, profile, visualize, demo, sweep, results, verify, methods, doctor):
+for module in (ask, app_command, profile, visualize, calibrate, demo, sweep, results, verify, methods, doctor):
     name = module.__name__.rpartition(".")[2]
     command = getattr(module, name)
     text = "\n\n".join(" ".join(part.split()) for part in inspect.cleandoc(command.__doc__ or "").split("\n\n"))

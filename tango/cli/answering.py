@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tango.cli.common import OTHER_FRAMES, InputError, out_of_memory
 from tango.motionqa.shipped import FRAMES, MODEL, VIDEO, shipped
@@ -20,8 +20,6 @@ TYPED = {
     "TANGO_ARGS: ": "--set ", "TANGO_ARGS": "--set", "TANGO_CONFIG=": "--config ", "pretrained=": "--model ",
     "max_frames_num=": "--frames ", "device=": "--device ", "dtype=": "--dtype ",
 }  # fmt: skip
-# The parts of timing.Timing, as people read them.
-STAGES = {"vit_s": "vision tower", "other_s": "projector, pruning", "prefill_s": "prefill", "decode_s": "decoding"}
 
 
 def label(pruner: Pruner | None) -> str:
@@ -159,11 +157,6 @@ def frames_for(frames: int | None, model: str | None) -> int:
     if frames is not None:
         return frames
     return FRAMES if model is None or Path(model).name == Path(MODEL).name else OTHER_FRAMES
-
-
-def conversation(video: str, question: str) -> list[dict[str, Any]]:
-    """One user's turn: the video file, then the question."""
-    return [{"role": "user", "content": [{"type": "video", "video": video}, {"type": "text", "text": question}]}]
 
 
 @contextlib.contextmanager

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from tango.inference.timing import StopAt
 
-Prepared = tuple[dict[str, Any], dict[str, Any]]  # a prompt of one row: the model's inputs, and what a pruner takes
+
+class Prepared(NamedTuple):
+    """A prompt of one row: the model's inputs, what a pruner takes beside them, and each video's frames and tokens."""
+
+    inputs: dict[str, Any]
+    extra: dict[str, Any]
+    sizes: list[tuple[int, int]]
 
 
 def batches(prepared: Sequence[Prepared]) -> list[list[int]]:
     """Which prompts can share a call, as their places: those whose images and videos can be laid into one tensor."""
     found: dict[Any, list[int]] = {}
-    for place, (inputs, extra) in enumerate(prepared):
+    for place, (inputs, extra, _) in enumerate(prepared):
         shapes = {name: values.shape[1:] if isinstance(values, Tensor) else () for name, values in inputs.items()}
         of_text = {name for name in inputs if _a_token_each(inputs, name)}
         kind = [(name, "text" if name in of_text else tuple(shapes[name])) for name in sorted(inputs)]
@@ -24,22 +30,22 @@ def batches(prepared: Sequence[Prepared]) -> list[list[int]]:
     return list(found.values())
 
 
-def together(prepared: Sequence[Prepared], pad: int) -> Prepared:
+def together(prepared: Sequence[Prepared], pad: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """The inputs of prompts that can share a call, one row each; shorter ones begin with `pad`, masked out.
 
     Images, videos, their sizes and times follow one another in the order of the rows.
     """
     if len(prepared) == 1:
-        return prepared[0]
-    first, longest = prepared[0][0], max(inputs["input_ids"].shape[1] for inputs, _ in prepared)
+        return prepared[0].inputs, prepared[0].extra
+    first, longest = prepared[0].inputs, max(own.inputs["input_ids"].shape[1] for own in prepared)
     joined: dict[str, Any] = {}
     for name in first:
-        values = [inputs[name] for inputs, _ in prepared]
+        values = [own.inputs[name] for own in prepared]
         if _a_token_each(first, name):
             filler = pad if name == "input_ids" else 0
             values = [torch.nn.functional.pad(row, (longest - row.shape[1], 0), value=filler) for row in values]
         joined[name] = torch.cat(values) if isinstance(values[0], Tensor) else [one for each in values for one in each]
-    extra = {name: [one for _, own in prepared for one in own[name]] for name in prepared[0][1]}
+    extra = {name: [one for own in prepared for one in own.extra[name]] for name in prepared[0].extra}
     return joined, extra
 
 

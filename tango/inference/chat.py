@@ -151,7 +151,7 @@ class Chat:
             try:
                 yield self
             finally:
-                self._timer = self._pruned = self._clip = None
+                self._timer = self._pruned = None  # the last video is remembered: the next session may ask about it
 
     def generate(self, messages: Sequence[Message], settings: Mapping[str, Any], name: str) -> Answer:
         """Answer a conversation.
@@ -200,13 +200,13 @@ class Chat:
             timer.start()
             sequences = model.generate(**inputs, **extra, **options, pad_token_id=pad, stopping_criteria=criteria)
             timing = timer.stop()
-        videos = iter(self._videos(inputs))
+        videos = iter(self._videos([size for own in prepared for size in own.sizes]))
         answers = []
-        for row, (own, _) in enumerate(prepared):
+        for row, own in enumerate(prepared):
             new = reply(sequences[row, width:], row, model.generation_config.eos_token_id, stop)
-            shown = list(itertools.islice(videos, len(family_of(model).FAMILY.sizes(model.config, own))))
+            shown = list(itertools.islice(videos, len(own.sizes)))
             text = stop.cut(tokenizer.decode(new, skip_special_tokens=True)).strip()
-            counts = _count_tokens(own["input_ids"].shape[1], len(new), shown)
+            counts = _count_tokens(own.inputs["input_ids"].shape[1], len(new), shown)
             answers.append(Answer(text, timing.to_dict(), counts, shown))
         return answers
 
@@ -215,7 +215,7 @@ class Chat:
         gives it].
         """
         model, tokenizer = self.checkpoint.model, self.checkpoint.processor.tokenizer
-        inputs, extra = self._prepare(messages)
+        inputs, extra, sizes = self._prepare(messages)
         check_text(continuation)
         reply = inputs["input_ids"].new_tensor([spelled(continuation, tokenizer)])
         if reply.numel() == 0:
@@ -229,20 +229,23 @@ class Chat:
             logits = model(**inputs, **extra, logits_to_keep=count + 1).logits[0, -count - 1 : -1].float()
         chosen = torch.log_softmax(logits, -1).gather(1, reply[0, :, None].to(logits.device))
         greedy = bool((logits.argmax(-1) == reply[0].to(logits.device)).all())
-        videos = self._videos(inputs)
+        videos = self._videos(sizes)
         return Answer([float(chosen.sum()), greedy], None, _count_tokens(width, count, videos), videos)
 
     def _prepare(self, messages: Sequence[Message]) -> Prepared:
         """Model inputs on the device, and keyword arguments only a pruner takes."""
         images, clips, keys, shown = [], [], [], []
+        visuals: list[int] = []  # frames of each, 0 for an image
         instruct = getattr(self.checkpoint.processor, "time_instruction", None) if self.time_instruction else None
         for message in messages:
             parts = []
             for part in message["content"]:
                 if part["type"] == "image":
-                    images.append(_image(part["image"]))
+                    images.append(open_image(part["image"]))
+                    visuals.append(0)
                 elif part["type"] == "video":
                     clips.append(self._read(part))
+                    visuals.append(len(clips[-1].frames))
                     keys.append(Path(part["video"]).stem)
                 elif part["type"] != "text":
                     raise ValueError(
@@ -271,10 +274,14 @@ class Chat:
         batch = self.checkpoint.processor(text=[text], return_tensors="pt", **media)
         spell_out(batch, spelled_texts)
         inputs = dict(batch.to(self.checkpoint.device, self.checkpoint.model.dtype))
-        check_length(least_seen(inputs, self.checkpoint.model, self.pruner), self.checkpoint.model)
+        model, family = self.checkpoint.model, family_of(self.checkpoint.model).FAMILY
+        # Where the inputs do not say it themselves (InternVL's).
+        told = {"video_frames": visuals} if clips and "video_frames" in family.inputs else {}
+        sizes = family.sizes(model.config, inputs | told)
+        check_length(least_seen(inputs["input_ids"].shape[1], sizes, self.pruner), model)
         extra = {}
         if clips and self.pruner is not None:
-            extra = {
+            extra = told | {
                 "video_timestamps": [torch.tensor(clip.timestamps, dtype=torch.float64) for clip in clips],
                 "video_keys": keys,
             }
@@ -287,7 +294,7 @@ class Chat:
                     torch.linspace(clip.timestamps[0], clip.timestamps[-1], count, dtype=torch.float64)
                     for clip, count in zip(clips, frames, strict=True)
                 ]
-        return inputs, extra
+        return Prepared(inputs, extra, sizes)
 
     def _check_seen(self, _: Any, __: Any, inputs: Mapping[str, Any]) -> None:
         """Called with what the language model is called with."""
@@ -319,8 +326,8 @@ class Chat:
         shown: Picture = resize(pixels, list(size), how, antialias=True).permute(1, 2, 0).numpy()
         return shown
 
-    def _videos(self, inputs: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """What became of each video of the last call. Newlines are not counted, with a pruner or without."""
+    def _videos(self, sizes: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
+        """What became of each video of the last call, of (frames, tokens). Newlines are never counted."""
         if self._pruned is not None:
             return [
                 {
@@ -331,13 +338,12 @@ class Chat:
                     "tokens_after": record.tokens_after,
                     "tokens_in_llm": record.tokens_in_llm,
                     "average_retention": record.average_retention,
+                    "tower_computed": record.tower_computed,
                     "kept": hashlib.sha256(record.indices.numpy().tobytes()).hexdigest()[:16],
                 }
                 for record in self._pruned.videos
             ]
-        model = self.checkpoint.model
-        sizes = family_of(model).FAMILY.sizes(model.config, inputs)
-        return [{"frames": f, "tokens_before": f * length, "tokens_after": f * length} for f, length in sizes]
+        return [{"frames": frames, "tokens_before": count, "tokens_after": count} for frames, count in sizes]
 
 
 def _count_tokens(prompt: int, new: int, videos: Sequence[Mapping[str, Any]]) -> dict[str, int | float]:
@@ -369,7 +375,8 @@ def _metadata(clip: Clip) -> dict[str, Any]:
     }
 
 
-def _image(image: Any) -> Image.Image:
+def open_image(image: Any) -> Image.Image:
+    """A PIL image or a file, in RGB."""
     if isinstance(image, Image.Image):
         return image.convert("RGB")
     if isinstance(image, str | Path):

@@ -34,12 +34,18 @@ class PlacedVideo:
 
     row, columns: its row of the batch and the prompt columns (n,) of its placeholders, ascending.
     extra (F, L, X) or None: what else of each token the language model receives; pruners do not see it.
+    computed: share of its work that the vision tower did.
     """
 
     row: int
     columns: Tensor
     tokens: VideoTokens
-    extra: Tensor | None = None
+    extra: Tensor | None
+    computed: float
+
+    def prune(self, pruner: Pruner) -> tuple[Pruned, int]:
+        """What a method keeps of the video, and of how many tokens."""
+        return pruner.prune_tokens(self.tokens), self.tokens.features[..., 0].numel()
 
 
 class Family(ABC):
@@ -73,7 +79,7 @@ class Family(ABC):
     @classmethod
     @abstractmethod
     def sizes(cls, config: Any, inputs: Mapping[str, Any]) -> list[tuple[int, int]]:
-        """Frames and tokens a frame of each video of a prompt, without encoding it; `config` is the model's."""
+        """Frames and tokens of each video of a prompt, without encoding it; `config` is the model's."""
 
     @abstractmethod
     def placeholders(self, inputs: Mapping[str, Any]) -> tuple[list[int], str]:
@@ -138,7 +144,7 @@ class Family(ABC):
         for name, values in (("video_keys", video_keys), ("video_timestamps", video_timestamps)):
             if values is not None and len(values) != len(lengths):
                 raise ValueError(f"{name} has {len(values)} entries for {len(lengths)} videos")
-        places = self.find(self.core.config.video_token_id, written(inputs)).nonzero()
+        places = self.places("video", inputs).nonzero()
         if len(places) != sum(lengths):
             raise ValueError(f"the prompt holds {len(places)} video placeholders, and {words}")
         rows = [set(own.tolist()) for own in torch.split(places[:, 0].cpu(), lengths)]
@@ -152,6 +158,7 @@ class Family(ABC):
             key = str(seen[row] if video_keys is None else video_keys[index])
             seen[row] += 1
             frames, extra = len(parts["features"]), parts.pop("extra", None)
+            computed = float(parts.pop("computed", torch.ones(1)).mean())
             if video_timestamps is not None and (timestamps := video_timestamps[index]) is not None:
                 parts["timestamps"] = self.timestamps(timestamps, frames)
             if "timestamps" not in parts:
@@ -162,7 +169,11 @@ class Family(ABC):
                 tokens = VideoTokens(**parts, key=key)
             except ValueError as error:
                 raise ValueError(f"video {index} (key {key!r}): its {error}") from error
-            yield PlacedVideo(row, own, tokens, extra)
+            yield PlacedVideo(row, own, tokens, extra, computed)
+
+    def places(self, kind: str, inputs: Mapping[str, Any]) -> Tensor:
+        """Where the placeholders of "image" or "video" stand in a prompt (B, N), bool."""
+        return self.find(getattr(self.core.config, f"{kind}_token_id"), written(inputs))
 
     def find(self, token: int, text: Tensor) -> Tensor:
         """Where a placeholder stands (B, N), bool, in ids (B, N), or in embeddings (B, N, D), by its own embedding."""
@@ -171,20 +182,18 @@ class Family(ABC):
             return (text == embedding.to(text.device)).all(-1)
         return text == token
 
-    def embed(self, text: Tensor, real: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+    def embed(self, text: Tensor, images: Tensor, inputs: Mapping[str, Any]) -> Tensor:
         """Embed ids (B, W) or take embeddings (B, W, D), images put in and videos not yet: (B, W, D + X).
 
-        real: (B, W) bool, False where the prompt is padded.
+        images: (B, W) bool, where placeholders of images stand.
         """
-        out: Tensor = self.core.get_input_embeddings()(text) if text.dim() == 2 else text
-        out = F.pad(out, (0, self.extra_width)) if self.extra_width else out
+        out = F.pad(self.core.get_input_embeddings()(text) if text.dim() == 2 else text, (0, self.extra_width))
         if inputs.get("pixel_values") is None:
             return out
         features = self.image_features(inputs).to(out)
-        mask = self.find(self.core.config.image_token_id, text) & real
-        if (places := int(mask.sum())) != len(features):
+        if (places := int(images.sum())) != len(features):
             raise ValueError(f"the prompt holds {places} image placeholders for {len(features)} image features")
-        return out.masked_scatter(mask.unsqueeze(-1).to(out.device), features)
+        return out.masked_scatter(images.unsqueeze(-1).to(out.device), features)
 
     def shorten(self, inputs: Mapping[str, Any], edits: Sequence[Edit], side: PaddingSide | None) -> Prompt:
         """The prompt (input_ids or inputs_embeds of `inputs`, its mask and positions) after the edits of its videos.
@@ -193,14 +202,12 @@ class Family(ABC):
         A prompt of which nothing is dropped keeps its width, padding, mask and positions.
         """
         text, mask = written(inputs), inputs.get("attention_mask")
-        shown = torch.ones(text.shape[:2], dtype=torch.bool, device=text.device)
-        shown = shown if mask is None else mask.to(text.device).bool()
+        shown = (torch.ones(text.shape[:2]) if mask is None else mask).to(text.device).bool()
         source, places = columns_left(shown, edits, side)
         unchanged = source.shape == shown.shape and bool((source == torch.arange(shown.shape[1]).to(source)).all())
-        real = source >= 0
-        attended = real & take(shown, source)
-        out = self.embed(take(text, source), real, inputs)
-        spans, visual = torch.full_like(source, -1), torch.zeros_like(real)
+        attended = take(shown, source)
+        out = self.embed(take(text, source), take(self.places("image", inputs), source), inputs)
+        spans, visual = torch.full_like(source, -1), torch.zeros_like(attended)
         for index, (edit, own) in enumerate(zip(edits, places, strict=True)):
             out[edit.row, own.to(out.device)] = edit.embeddings.to(out.device, out.dtype)
             spans[edit.row, own] = index
@@ -210,6 +217,6 @@ class Family(ABC):
         positions, following = self.positions(inputs, source, attended, unchanged) or (None, None)
         if mask is not None and not unchanged:
             mask = attended.to(mask.device, mask.dtype)
-        elif not unchanged and (self.keep_positions or not bool(real.all())):
+        elif not unchanged and (self.keep_positions or not bool((source >= 0).all())):
             mask = attended.long()  # without a mask, gaps would be taken for starts of other sequences
         return Prompt(out.contiguous(), extra, mask, positions, source, spans, visual, following, unchanged)

@@ -38,10 +38,7 @@ class Seam:
     """
 
     def __init__(self, model: Any, family: Family, pruner: Pruner, decoder_pruner: DecoderPruner | None) -> None:
-        self.model = model
-        self.family = family
-        self.pruner = pruner
-        self.decoder_pruner = decoder_pruner
+        self.model, self.family, self.pruner, self.decoder_pruner = model, family, pruner, decoder_pruner
         self.session = Session()
         self.lock = threading.RLock()
         self.attached = True
@@ -166,11 +163,11 @@ class Seam:
         edits, records = [], []
         for video in self.family.videos(inputs):
             grid: Any = video.tokens.grid
-            pruned = self._pruner_for(grid).prune_tokens(video.tokens)
+            pruned, before = video.prune(self._pruner_for(grid))
             edits.append(self.family.lay_out(video, pruned))
-            frames, length, _ = video.tokens.features.shape
-            before, after, sizes = frames * length, len(pruned.indices), pruned.segment_sizes.tolist()
-            records.append(VideoRecord(before, after, grid, frames, sizes, pruned.indices.cpu(), after, after / before))
+            frames, after, sizes = len(video.tokens.features), len(pruned.indices), pruned.segment_sizes.tolist()
+            kept, shares = pruned.indices.cpu(), (after / before, video.computed)
+            records.append(VideoRecord(before, after, grid, frames, sizes, kept, after, *shares))
         prompt = self.family.shorten(inputs, edits, side)
         self.session.videos = records
         shown = torch.ones(shape, dtype=torch.bool) if mask is None else mask.bool()

@@ -9,7 +9,7 @@ from original_layout import small_model, write_original
 from PIL import Image
 from tiny import save_qwen
 
-from tango.inference.batch import batches, reply
+from tango.inference.batch import Prepared, batches, reply
 from tango.inference.chat import Answer, Chat, PixelLimits
 from tango.inference.checkpoints import Checkpoint, load
 from tango.inference.timing import StopAt
@@ -135,8 +135,9 @@ def test_replies_without_their_filling() -> None:
 
 
 def test_which_prompts_share_a_call() -> None:
-    def made(tokens: int, frames: int | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    def made(tokens: int, frames: int | None) -> Prepared:
         inputs = {"input_ids": torch.zeros(1, tokens, dtype=torch.long)}
-        return inputs | ({} if frames is None else {"pixel_values_videos": torch.zeros(1, frames, 3, 2, 2)}), {}
+        videos = {} if frames is None else {"pixel_values_videos": torch.zeros(1, frames, 3, 2, 2)}
+        return Prepared(inputs | videos, {}, [])
 
     assert batches([made(3, 8), made(4, None), made(9, 8), made(3, 4), made(5, None)]) == [[0, 2], [1, 4], [3]]
