@@ -23,8 +23,11 @@ EXIT_CODES = {
 }
 
 EXTRAS = {  # and what they bring
-    "cli": ("accelerate", "matplotlib", "psutil"), "eval": ("pandas", "tabulate"), "site": ("plotly",), "app": ("gradio",)
-}  # fmt: skip
+    "cli": ("accelerate", "matplotlib", "psutil"),
+    "eval": ("pandas", "tabulate"),
+    "site": ("plotly",),
+    "app": ("gradio",),
+}
 
 OTHER_FRAMES = 32  # of each video, with other models than the shipped one
 
