@@ -21,7 +21,7 @@ except ModuleNotFoundError as error:
 
 from tango import __version__
 from tango.cli import app as app_command
-from tango.cli import ask, calibrate, demo, doctor, methods, profile, results, sweep, verify, visualize
+from tango.cli import ask, calibrate, demo, doctor, live, methods, profile, results, sweep, verify, visualize
 from tango.cli.common import (
     BAD_INPUT,
     EXIT_CODES,
@@ -69,7 +69,7 @@ def root(
             raise InputError(f"{name}={text!r}: give a number of threads of at least 1, or unset it")
 
 
-for module in (ask, app_command, profile, visualize, calibrate, demo, sweep, results, verify, methods, doctor):
+for module in (ask, app_command, live, profile, visualize, calibrate, demo, sweep, results, verify, methods, doctor):
     name = module.__name__.rpartition(".")[2]
     command = getattr(module, name)
     text = "\n\n".join(" ".join(part.split()) for part in inspect.cleandoc(command.__doc__ or "").split("\n\n"))

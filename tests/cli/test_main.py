@@ -13,7 +13,7 @@ from tango.cli import main
 from tango.cli.common import EXIT_CODES
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ("ask", "profile", "visualize", "calibrate", "demo", "sweep", "results", "methods", "doctor")
+COMMANDS = ("ask", "app", "live", "profile", "visualize", "calibrate", "demo", "sweep", "results", "methods", "doctor")
 
 
 @pytest.fixture(autouse=True)
