@@ -5,8 +5,8 @@
 One server after another on this machine: unpruned, and each method at one retention ratio. Clients ask about MotionQA's
 videos, each request another one than its neighbours', so many at a time; before what is timed, every concurrency asks a
 few that are not. Nothing is cached between requests (no prefix cache, no cache of processed videos), so that each pays
-for its own video. vLLM's own pruning (EVS, VidCom2) exists for Qwen's models alone: with --model of one, --stock adds
-it.
+for its own video. vLLM's own pruning (EVS, VidCom2) exists for Qwen's models alone: with --model qwen, or of a
+checkpoint, --stock adds it.
 """
 
 import argparse
@@ -27,13 +27,15 @@ from vllm_server import ROOT, serving
 
 from tango.motionqa.questions import prompt, read_questions
 from tango.motionqa.shipped import DATA, MODEL
+from tango.runs.load import Load, cores
 
-WARM_UP = 4
+WARM_UP, QWEN = 4, "qwen"
 
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=str(ROOT / MODEL))
+    parser.add_argument("--model", default=str(ROOT / MODEL), help=f"a checkpoint, or {QWEN}: see made_qwen()")
+    parser.add_argument("--layers", type=int, default=2, help=f"of {QWEN}'s tower and language model")
     parser.add_argument("--methods", nargs="+", default=["unpruned", "tango", "divprune", "vidcom2"])
     parser.add_argument("--stock", nargs="*", default=[], choices=["evs", "vidcom2"], help="vLLM's own methods")
     parser.add_argument("--ratio", type=float, default=0.1)
@@ -53,13 +55,21 @@ def main():
             "vLLM is not installed here, so nothing was measured: make vllm, then build/vllm/bin/python " + __file__
         )
     with tempfile.TemporaryDirectory() as folder:
-        settings = [(name, environment(name, asked.ratio), []) for name in asked.methods]
-        rate = ["--video-pruning-rate", str(1 - asked.ratio), "--video-pruning-method"]
+        model = made_qwen(Path(folder) / QWEN, asked.layers) if asked.model == QWEN else asked.model
+        ours = ["--media-io-kwargs", media(asked, video_backend="tango")]
+        settings = [(name, environment(name, asked.ratio), ours) for name in asked.methods]
+        rate = [
+            "--media-io-kwargs",
+            media(asked),
+            "--video-pruning-rate",
+            str(1 - asked.ratio),
+            "--video-pruning-method",
+        ]
         settings += [(f"vLLM's {name}", {}, [*rate, name]) for name in asked.stock]
         rows = []
         for name, variables, options in settings:
             log = Path(folder) / "log"
-            with serving(asked.model, log, server_options(asked) + options, **variables) as url:
+            with serving(model, log, server_options(asked) + options, **variables) as url:
                 for concurrency in asked.concurrency:
                     asyncio.run(load(url, asked, WARM_UP, concurrency))
                     rows.append({"method": name, "concurrency": concurrency} | measured(url, asked, concurrency))
@@ -68,25 +78,48 @@ def main():
         write(asked, rows)
 
 
+def made_qwen(folder, layers):
+    """A Qwen2.5-VL of random weights at the widths of 7B with few layers, whose frames are 64 tokens a pair; 2.4 GB."""
+    sys.path.append(str(ROOT / "tests"))
+    from shapes import QWEN2_5_TOWER, QWEN2_7B
+    from tiny import save_qwen
+
+    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}
+    text = {name: value for name, value in QWEN2_7B.items() if name != "vocab_size"}
+    text |= {"num_hidden_layers": layers, "rope_parameters": rope}
+    vision = QWEN2_5_TOWER | {
+        "depth": layers,
+        "patch_size": 14,
+        "window_size": 112,
+        "fullatt_block_indexes": [layers - 1],
+    }
+    save_qwen(folder, pixels=224 * 224, widths={"text": text, "vision": vision})
+    return folder
+
+
 def environment(name, ratio):
     """What a server is started with; unpruned is the same plugin with every token kept."""
     method, ratio = ("uniform", 1.0) if name == "unpruned" else (name, ratio)
     return {"WRAPPER": method, "TANGO_ARGS": f"retention_ratio={ratio}"}
 
 
+def media(asked, **more):
+    return json.dumps({"video": {"num_frames": asked.frames, **more}})
+
+
 def server_options(asked):
-    videos = {"video": {"num_frames": asked.frames, "video_backend": "tango"}}
-    return ["--enforce-eager", "--dtype", asked.dtype, "--max-model-len", "8192", "--served-model-name", "served",
-            "--allowed-local-media-path", str(ROOT), "--no-enable-prefix-caching", "--mm-processor-cache-gb", "0",
-            "--media-io-kwargs", json.dumps(videos)]  # fmt: skip
+    whole = ["--max-num-batched-tokens", "8192"]  # else a whole video of 32 frames is refused
+    nothing_kept = ["--no-enable-prefix-caching", "--mm-processor-cache-gb", "0"]
+    return [*whole, *nothing_kept, "--enforce-eager", "--dtype", asked.dtype, "--max-model-len", "8192",
+            "--served-model-name", "served", "--allowed-local-media-path", str(ROOT)]  # fmt: skip
 
 
 def measured(url, asked, concurrency):
     """Numbers of one load."""
-    before = counters(url)
+    noted, before = Load(), counters(url)
     start = time.perf_counter()
     done, used = asyncio.run(load(url, asked, asked.requests, concurrency))
-    seconds = time.perf_counter() - start
+    seconds, noted = time.perf_counter() - start, noted.noted()
     first = sorted(one["first"] for one in done)
     tokens = counters(url)
     return {
@@ -96,6 +129,7 @@ def measured(url, asked, concurrency):
         "output_tokens_per_s": sum(one["tokens"] for one in done) / seconds,
         "prompt_tokens": statistics.mean(one["prompt"] for one in done),
         "kv_blocks_peak": used,
+        "load": noted,
         "video_tokens": [(b - a) / len(done) for a, b in zip(before, tokens, strict=True)],
     }
 
@@ -131,7 +165,8 @@ async def load(url, asked, requests, concurrency):
             await asyncio.sleep(0.1)
 
     watching = asyncio.create_task(watch())
-    answers = await asyncio.gather(*(ask(index) for index in range(requests)))
+    async with client:
+        answers = await asyncio.gather(*(ask(index) for index in range(requests)))
     done.set()
     await watching
     return answers, round(most)
@@ -182,17 +217,21 @@ def write(asked, rows):
         "Output tokens/s",
         "Prompt tokens",
         "KV blocks",
+        "Load",
     )
     lines = [
-        f"vLLM {vllm} on {about['processor']}, {asked.dtype}, {asked.frames} frames, retention ratio {asked.ratio:g}, "
-        f"{asked.requests} requests of {asked.tokens} tokens each; made by `benchmarks/serving.py`.",
+        f"vLLM {vllm} on {about['processor']}, {named(asked)}, {asked.dtype}, {asked.frames} frames, retention ratio "
+        f"{asked.ratio:g}, "
+        f"{asked.requests} requests of {asked.tokens} tokens each; made by `benchmarks/serving.py`. "
+        f"Load: the machine's average of a minute before and after, on {cores()} cores, and the share of the time "
+        "that the client, which does little, had to wait for a core; the server's own threads count in both.",
         "",
         f"| {' | '.join(head)} |",
         f"|{'---|' + '---:|' * (len(head) - 1)}",
     ]
     for row in rows:
         numbers = (f"{row[name]:.2f}" for name in ("requests_per_s", "ttft_p50_s", "ttft_p99_s", "output_tokens_per_s"))
-        ends = (f"{row['prompt_tokens']:.0f}", str(row["kv_blocks_peak"]))
+        ends = (f"{row['prompt_tokens']:.0f}", str(row["kv_blocks_peak"]), short(row["load"]))
         lines.append(f"| {' | '.join((row['method'], str(row['concurrency']), *numbers, *ends))} |")
     (asked.output / "serving.md").write_text("\n".join(lines) + "\n")
     figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.5))
@@ -207,6 +246,18 @@ def write(asked, rows):
     axes[0].legend(frameon=False)
     figure.tight_layout()
     figure.savefig(asked.output / "serving.png", dpi=130)
+
+
+def named(asked):
+    if asked.model != QWEN:
+        return Path(asked.model).name
+    return f"a Qwen2.5-VL of {asked.layers} layers and random weights at the widths of 7B"
+
+
+def short(load):
+    """What Load noted, for a column."""
+    ends = " to ".join("?" if load[end] is None else f"{load[end]:.1f}" for end in ("start", "end"))
+    return ends if load["waited"] is None else f"{ends}, {100 * load['waited']:.0f} %"
 
 
 def version(name):

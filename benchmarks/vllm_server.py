@@ -30,6 +30,7 @@ def serving(model, log, options=OPTIONS, wait=400, **environment):
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--port", str(port)]
     settings = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_LOGGING_LEVEL": "INFO", "VLLM_VIDEO_FETCH_TIMEOUT": "3"}
     settings["VLLM_HTTP_TIMEOUT_KEEP_ALIVE"] = "600"  # clients here keep connections, and try nothing twice
+    settings["VLLM_CPU_KVCACHE_SPACE"] = os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB; else all that is free
     with open(log, "wb") as out:
         process = subprocess.Popen(
             [*command, *options],

@@ -1,7 +1,10 @@
 """Makes a LLaVA-OneVision of a few thousand random weights, complete with its processor, and a tiny benchmark."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import av
 import numpy as np
@@ -91,12 +94,19 @@ def save_checkpoint(folder: Path) -> None:
 
 
 def save_qwen(
-    folder: Path, new: bool = False, head: int = 16, scale: float = 1, pixels: int = 24 * 24, video: int = 1
+    folder: Path,
+    new: bool = False,
+    head: int = 16,
+    scale: float = 1,
+    pixels: int = 24 * 24,
+    video: int = 1,
+    widths: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
 ) -> None:
     """A Qwen2.5-VL, or `new` a Qwen3-VL, of random weights: 24 x 24 pixels are 3 x 3 tokens, two frames one.
 
     head: width of a head, of which there are two. scale: of all weights; large ones make answers depend on the video.
-    pixels: of an image or a frame; with `new` a whole video has `video` times as many.
+    pixels: of an image or a frame; with `new` a whole video has `video` times as many. widths: by "text" and "vision"
+    what of their configurations is to be otherwise.
     """
     torch.manual_seed(0)
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|image_pad|>", "<|video_pad|>"]
@@ -125,6 +135,8 @@ def save_qwen(
     else:
         vision |= {"window_size": 4 * PATCH, "fullatt_block_indexes": [1], "tokens_per_second": 2}
         del text["head_dim"]
+    text |= widths.get("text", {})
+    vision |= widths.get("vision", {})
     ids = {"image_token_id": 3, "video_token_id": 4, "vision_start_token_id": 5, "vision_end_token_id": 6}
     config = (Qwen3VLConfig if new else Qwen2_5_VLConfig)(text_config=text, vision_config=vision, **ids)
     model = (Qwen3VLForConditionalGeneration if new else Qwen2_5_VLForConditionalGeneration)(config)
@@ -134,7 +146,7 @@ def save_qwen(
                 parameter.mul_(scale)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.save_pretrained(folder)
-    sizes = {"patch_size": PATCH, "temporal_patch_size": 2, "merge_size": 2}
+    sizes = {"patch_size": vision["patch_size"], "temporal_patch_size": 2, "merge_size": 2}
     sizes["size"] = {"shortest_edge": pixels, "longest_edge": pixels}
     if new:  # as in published checkpoints; vLLM has one of them for both processors
         sizes |= {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}

@@ -30,6 +30,7 @@ HOW = {
     "revision": "branch or commit of a hub id",
     "dtype": "auto, float32, float16 or bfloat16",
     "attn-implementation": "sdpa, eager or flash_attention_2",
+    "server": "http://host:port of a server of vLLM with tango-vllm, which answers in the model's place",
 }
 BY_RULE = "exact_matching"
 
@@ -110,6 +111,7 @@ def hand_over(words: Sequence[str]) -> int:
     shared.add_argument("--judge")
     shared.add_argument("--work-dir", default="./outputs")
     shared.add_argument("--api-mode", action="store_true")
+    shared.add_argument("--base-url")
     for name in HOW:
         shared.add_argument(f"--{name}", dest=name.replace("-", "_"), default=argparse.SUPPRESS)
     known, rest = shared.parse_known_args(list(words))
@@ -117,12 +119,14 @@ def hand_over(words: Sequence[str]) -> int:
         raise SettingsError(f"--limit {known.limit}: ask at least one question")
     datasets.register()
     how = {name: getattr(known, name) for name in (name.replace("-", "_") for name in HOW) if name in known}
-    names = models.register(known.model, **how) if not known.api_mode else {name: name for name in known.model}
+    served = known.api_mode or known.base_url is not None  # then names are a server's
+    names = {name: name for name in known.model} if served else models.register(known.model, **how)
     # Upstream hands the group of its processes, and what it starts by name, to others by these words.
     words = [*rest, "--judge", known.judge or BY_RULE, "--work-dir", known.work_dir]
     words += ["--model", *(names[name] for name in known.model)] if known.model else []
     words += ["--limit", str(known.limit)] if known.limit is not None else []
     words += ["--api-mode"] if known.api_mode else []
+    words += ["--base-url", known.base_url] if known.base_url is not None else []
     hooks.install(known.limit)
     Path(known.work_dir).mkdir(parents=True, exist_ok=True)
     before, sys.argv = sys.argv, [sys.argv[0], *words]

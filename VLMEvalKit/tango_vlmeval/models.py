@@ -17,11 +17,13 @@ import torch
 from vlmeval.smp.file import INFER_FAIL_MSG
 from vlmeval.vlm.base import BaseModel
 
-from tango.inference.chat import TIMES, Chat, PixelLimits, generation_settings
-from tango.inference.checkpoints import CheckpointError, class_name, load
+from tango.inference.chat import TIMES, Chat, PixelLimits
+from tango.inference.checkpoints import CheckpointError, class_name, load, parse_dtype
+from tango.inference.generation import generation_settings
 from tango.models.llava_video import FRAMES
 from tango.runs.provenance import files_fingerprint
 from tango.runs.run import ArgumentError, EvaluationRun, check_model
+from tango.runs.served import ServedChat, outline
 from tango.runs.settings import from_environment
 
 GREEDY = {"do_sample": False}
@@ -51,6 +53,8 @@ class TangoModel(BaseModel):  # type: ignore[misc]
         resume: False computes anew what a run into the same --work-dir finished before.
         seed: of sampled generation.
         time_instruction: see Chat; LLaVA-Video only, in the words of VLMEvalKit.
+        server: http://host:port of a server of vLLM with tango-vllm, which answers in the model's place; see
+            tango.runs.served.
         use_vllm, verbose: upstream's, which it passes to some models by their names; the former can only be False.
 
     Raises:
@@ -78,6 +82,7 @@ class TangoModel(BaseModel):  # type: ignore[misc]
         resume: bool = True,
         seed: int = 1234,
         time_instruction: bool = True,
+        server: str | None = None,
         use_vllm: bool = False,
         verbose: bool = False,
     ) -> None:
@@ -87,7 +92,9 @@ class TangoModel(BaseModel):  # type: ignore[misc]
             raise ArgumentError(f"pretrained={pretrained!r}, model_path={model_path!r}: give one of them")
         source = pretrained if pretrained is not None else str(model_path)
         if use_vllm:
-            raise ArgumentError("use_vllm: pruning happens inside transformers' models; leave out --use-vllm")
+            raise ArgumentError(
+                "use_vllm: upstream's own models have it; for these start a server and name it (--server)"
+            )
         if nframe is not None and (not isinstance(nframe, int) or nframe < 1):
             raise ArgumentError(f"nframe={nframe!r}: sample at least one frame of a video")
         if device_map not in (None, "auto"):
@@ -95,17 +102,22 @@ class TangoModel(BaseModel):  # type: ignore[misc]
         check_model(source, revision, self.model_classes, type(self).__name__)
         gpu = torch.cuda.is_available()
         torch.manual_seed(seed)
-        checkpoint = load(
-            source,
-            device=device or ("cuda" if gpu else "cpu"),
-            dtype=dtype,
-            attn_implementation=attn_implementation,
-            device_map=device_map if gpu else None,
-            revision=revision,
-            chat_template=chat_template,
-        )
+        chat_class: Callable[..., Chat] = Chat
+        if server is not None:
+            checkpoint, self.settings = outline(source, server, self.settings, revision=revision, dtype=dtype)
+            chat_class = functools.partial(ServedChat, server=server)
+        else:
+            checkpoint = load(
+                source,
+                device=device or ("cuda" if gpu else "cpu"),
+                dtype=dtype,
+                attn_implementation=attn_implementation,
+                device_map=device_map if gpu else None,
+                revision=revision,
+                chat_template=chat_template,
+            )
         self.frames, self.max_new_tokens, self.resume = nframe or self.default_frames, max_new_tokens, resume
-        self.chat = Chat(
+        self.chat = chat_class(
             checkpoint, self.settings.pruner, self.frames, seed, use_cache, time_instruction, time_spaces=False
         )
         self.asked: dict[str, Any] = {}  # see EvaluationRun
@@ -183,7 +195,7 @@ class TangoLlavaVideo(TangoModel):
 
 
 class TangoQwenVL(TangoModel):
-    """Qwen2.5-VL and Qwen3-VL: Qwen/Qwen2.5-VL-7B-Instruct.
+    """Qwen2.5-VL, Qwen3-VL and Qwen3.5: Qwen/Qwen2.5-VL-7B-Instruct.
 
     Args, beside those of TangoModel:
         min_pixels, max_pixels, total_pixels: see PixelLimits; its defaults are those of upstream's models for video.
@@ -191,7 +203,8 @@ class TangoQwenVL(TangoModel):
     """
 
     model_classes = (
-        "Qwen2_5_VLForConditionalGeneration", "Qwen3VLForConditionalGeneration", "Qwen3VLMoeForConditionalGeneration"
+        "Qwen2_5_VLForConditionalGeneration", "Qwen3VLForConditionalGeneration", "Qwen3VLMoeForConditionalGeneration",
+        "Qwen3_5ForConditionalGeneration", "Qwen3_5MoeForConditionalGeneration",
     )  # fmt: skip
     default_frames = 64
 
@@ -215,7 +228,21 @@ class TangoQwenVL(TangoModel):
         self.asked = dataclasses.asdict(limits) | {"times": times}
 
 
-MODELS = (TangoLlavaOnevision, TangoLlavaVideo, TangoQwenVL)
+class TangoInternVL(TangoModel):
+    """InternVL3 and 3.5 in transformers' format: OpenGVLab/InternVL3_5-8B-HF."""
+
+    model_classes = ("InternVLForConditionalGeneration",)
+    default_frames = 32
+
+
+class TangoVideoLlama3(TangoModel):
+    """VideoLLaMA3 in transformers' format."""
+
+    model_classes = ("VideoLlama3ForConditionalGeneration",)
+    default_frames = 180
+
+
+MODELS = (TangoLlavaOnevision, TangoLlavaVideo, TangoQwenVL, TangoInternVL, TangoVideoLlama3)
 # Upstream's names of models that these are taken over under, for --model.
 TAKEN_OVER: dict[str, tuple[type[TangoModel], str]] = {
     "llava_onevision_qwen2_0.5b_ov": (TangoLlavaOnevision, "lmms-lab/llava-onevision-qwen2-0.5b-ov"),
@@ -240,11 +267,12 @@ def register(names: Sequence[str] = (), **how: str) -> dict[str, str]:
         What to call each of `names`.
 
     Raises:
-        CheckpointError: one is neither, or is upstream's own and `how` is given.
+        CheckpointError: one is neither, or is upstream's own and `how` is given, or there is no such dtype.
     """
     import vlmeval.vlm
     from vlmeval.config import supported_VLM
 
+    parse_dtype(how.get("dtype", "auto"))  # upstream would go on to the next model over it
     for cls in MODELS:
         setattr(vlmeval.vlm, cls.__name__, cls)
     for name, (cls, source) in TAKEN_OVER.items():

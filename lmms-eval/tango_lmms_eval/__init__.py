@@ -40,5 +40,12 @@ def manifests() -> list[Any]:
         ModelManifest(
             model_id="qwen2_5_vl", simple_class_path=f"{qwen}.Qwen25VL", chat_class_path=f"{qwen}.Qwen25VLChat"
         ),
+        ModelManifest(
+            model_id="internvl_hf",
+            simple_class_path=f"{here}.InternVLHf",
+            chat_class_path=f"{here}.InternVLHfChat",
+        ),
+        ModelManifest(model_id="videollama3", simple_class_path=f"{here}.VideoLlama3"),
+        ModelManifest(model_id="qwen3_5", simple_class_path=f"{qwen}.Qwen35", chat_class_path=f"{qwen}.Qwen35Chat"),
         ModelManifest(model_id="qwen3_vl", simple_class_path=f"{qwen}.Qwen3VL", chat_class_path=f"{qwen}.Qwen3VLChat"),
     ]

@@ -10,12 +10,13 @@ from tango.runs.run import ArgumentError
 # The values of --model, for errors.
 MODELS = (
     "llava_onevision for LLaVA-OneVision, llava_vid for LLaVA-Video, "
-    "qwen2_5_vl for Qwen2.5-VL and qwen3_vl for Qwen3-VL"
+    "qwen2_5_vl for Qwen2.5-VL and qwen3_vl for Qwen3-VL, qwen3_5 for Qwen3.5, "
+    "internvl_hf for InternVL3.5 and videollama3 for VideoLLaMA3, both in transformers' format"
 )
 # What models do something with, and take by name.
 COMMON = (
     "pretrained", "device", "device_map", "dtype", "torch_dtype", "attn_implementation", "revision", "chat_template",
-    "use_cache", "resume", "batch_size", "max_batch_size",
+    "use_cache", "resume", "server", "batch_size", "max_batch_size",
 )  # fmt: skip
 OWN = (*COMMON, "max_frames_num", "model_name", "add_time_instruction")
 QWEN_OWN = (
@@ -64,13 +65,32 @@ QWEN = FRAMEWORK | {
     "max_image_size": ((None,), "only the custom video loader has it; max_pixels limits frames and images"),
     "max_length": ((None, 2048), "prompts are never cut"),
 }
+QWEN_THINKING = QWEN | {
+    "enable_thinking": (
+        (None, True),
+        "whether it thinks is said by the checkpoint's chat template, or by chat_template",
+    ),
+}
+INTERNVL = FRAMEWORK | {
+    "min_patches": ((None, 1), "images are cut as the checkpoint's processor says"),
+    "max_patches": ((None, 12), "images are cut as the checkpoint's processor says"),
+    "fps": ((None,), "num_frames frames are sampled evenly from every video"),
+    "low_cpu_mem_usage": ((None, False, True), "weights are read straight to their place"),
+}
+VIDEO_LLAMA = FRAMEWORK | {
+    "use_flash_attention_2": ((None,), "say attn_implementation=flash_attention_2"),
+    "use_custom_video_loader": ((None, False), "videos are read with PyAV"),
+}
 
 
-def check_batch_size(value: Any) -> None:
-    """Raise ArgumentError for what lmms-eval would not take as --batch_size."""
+def batch_size_of(value: Any) -> int:
+    """How many samples lmms-eval's --batch_size asks to generate together; auto is 1. Raises ArgumentError."""
     text = str(value).partition(":")[0]
-    if value is not None and text != "auto" and not (text.isdigit() and int(text) > 0):
+    if value is None or text == "auto":
+        return 1
+    if not (text.isdigit() and int(text) > 0):
         raise ArgumentError(f"batch_size={value!r}: give a number of at least 1, or auto")
+    return int(text)
 
 
 def check_fixed(others: Mapping[str, Any], fixed: Fixed, own: Sequence[str] = OWN) -> None:

@@ -21,18 +21,31 @@ from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
 from tqdm import tqdm
 
-from tango.inference.chat import TIMES, Answer, Chat, PixelLimits, generation_settings
+from tango.inference.chat import TIMES, Answer, Chat, PixelLimits
 from tango.inference.checkpoints import CheckpointError, load
+from tango.inference.generation import generation_settings
 from tango.inference.names import check_pretrained
 from tango.inference.video import Sampling
 from tango.models.llava_video import FRAMES
 from tango.runs.provenance import files_fingerprint
 from tango.runs.run import ArgumentError, EvaluationRun, check_model
 from tango.runs.runner import Record, Sample
+from tango.runs.served import ServedChat, outline
 from tango.runs.settings import NOTHING, SettingsError, from_environment
 from tango.runs.summary import report
 from tango_lmms_eval import hooks
-from tango_lmms_eval.arguments import MODELS, ONEVISION, OWN, VIDEO, Fixed, check_batch_size, check_fixed
+from tango_lmms_eval.arguments import (
+    COMMON,
+    INTERNVL,
+    MODELS,
+    ONEVISION,
+    OWN,
+    VIDEO,
+    VIDEO_LLAMA,
+    Fixed,
+    batch_size_of,
+    check_fixed,
+)
 from tango_lmms_eval.conversations import chat_messages, simple_messages
 
 log = logging.getLogger(__name__)
@@ -64,8 +77,10 @@ class PrunedModel(lmms):
         device_map: auto spreads the model over all GPUs of one process; anything else names its device.
         revision, chat_template, use_cache: as in upstream's llava_hf.
         resume: False computes anew what a run into the same --output_path finished before.
-        batch_size, max_batch_size: any; samples are computed one at a time all the same, so that answers and times are
-            those of batch size 1.
+        server: http://host:port of a server of vLLM with tango-vllm, which answers in the model's place; see
+            tango.runs.served.
+        batch_size: how many samples are generated together; kept tokens and answers are those of 1, but for rounding,
+            and no sample has times of its own. auto is 1. max_batch_size: without effect.
         conv_template, model_name and the others of `fixed`: taken for compatibility; another meaning is an error.
 
     Raises:
@@ -98,6 +113,7 @@ class PrunedModel(lmms):
         chat_template: str | None = None,
         use_cache: bool = True,
         resume: bool = True,
+        server: str | None = None,
         model_name: str | None = None,
         batch_size: int | str | None = None,
         max_batch_size: int | None = None,
@@ -105,7 +121,7 @@ class PrunedModel(lmms):
     ) -> None:
         super().__init__()
         self.settings = from_environment()
-        check_batch_size(batch_size)
+        together = batch_size_of(batch_size)
         check_fixed(others, self.fixed, self.own)
         check_pretrained(pretrained)
         if not isinstance(max_frames_num, int) or max_frames_num < 1:
@@ -113,10 +129,6 @@ class PrunedModel(lmms):
         if dtype is not None and torch_dtype is not None and dtype != torch_dtype:
             raise ArgumentError(f"dtype={dtype} and torch_dtype={torch_dtype}: pass one of them")
         check_model(pretrained, revision, self.model_classes, "this model", f"; --model is {MODELS}")
-        if batch_size not in (None, 1, "1"):
-            log.warning(
-                "batch_size=%s: samples are computed one at a time, so answers and times are those of 1", batch_size
-            )
         hooks.begin(report)
         self.accelerator = Accelerator()
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
@@ -126,16 +138,23 @@ class PrunedModel(lmms):
                 "for several on the CPU: accelerate launch --multi_gpu --num_processes=N -m lmms_eval .."
             )
         self._device, spread = self._place(device, device_map)
-        checkpoint = load(
-            pretrained,
-            device=self._device,
-            dtype=dtype or torch_dtype or "auto",
-            attn_implementation=attn_implementation,
-            device_map=spread,
-            revision=revision,
-            chat_template=chat_template,
-        )
-        chat = Chat(
+        chat_class: Callable[..., Chat] = Chat
+        if server is not None:
+            checkpoint, self.settings = outline(
+                pretrained, server, self.settings, revision=revision, dtype=dtype or torch_dtype
+            )
+            chat_class = functools.partial(ServedChat, server=server)
+        else:
+            checkpoint = load(
+                pretrained,
+                device=self._device,
+                dtype=dtype or torch_dtype or "auto",
+                attn_implementation=attn_implementation,
+                device_map=spread,
+                revision=revision,
+                chat_template=chat_template,
+            )
+        chat = chat_class(
             checkpoint,
             self.settings.pruner,
             max_frames_num,
@@ -155,6 +174,7 @@ class PrunedModel(lmms):
             resume=resume,
             rank=self._rank,
             processes=self._world_size,
+            batch_size=together,
         )
 
     @classmethod
@@ -166,7 +186,7 @@ class PrunedModel(lmms):
             return super().create_from_arg_string(arg_string, additional_config)
         except (SettingsError, ArgumentError, CheckpointError) as error:
             hooks.RUN.active = False
-            raise SystemExit(f"error: {error}") from error
+            hooks.refuse(str(error))
 
     def _place(self, device: str | None, device_map: str | None) -> tuple[torch.device, str | None]:
         """This process's device, and "auto" if the model is to be spread over several."""
@@ -276,12 +296,13 @@ class PrunedModel(lmms):
     def _samples(
         self, run: EvaluationRun, requests: Sequence[Instance], compute: Callable[[Instance, str, Any], Answer]
     ) -> Iterator[Sample]:
-        """Samples one after another, so that the images of only one are in memory."""
+        """Samples one after another, so that the images of only one batch are in memory."""
         seen: Counter[tuple[str, Any, Any]] = Counter()
         for request in requests:
             who = (request.task_name, request.doc_id, request.idx)
             name = f"{'/'.join(map(str, who))}/{seen[who]}"
-            what = self._generation(request) if request.request_type != "loglikelihood" else repr(request.args[1])
+            generation = self._generation(request) if request.request_type != "loglikelihood" else None
+            what = repr(request.args[1]) if generation is None else generation
             yield run.sample(
                 request.task_name,
                 request.doc_id,
@@ -290,6 +311,7 @@ class PrunedModel(lmms):
                 functools.partial(compute, request, name),
                 settings=[request.request_type, what],
                 repeat=seen[who],
+                batch=generation,
             )
             seen[who] += 1
 
@@ -350,3 +372,38 @@ class LlavaVid(PrunedModel):
             raise ArgumentError(f"add_time_instruction={add_time_instruction!r}: use True or False")
         self.time_instruction = add_time_instruction
         super().__init__(pretrained, max_frames_num, **others)
+
+
+class InternVLHf(PrunedModel):
+    """InternVL3 and 3.5 in transformers' format (OpenGVLab/InternVL3_5-8B-HF).
+
+    Args (as --model_args name=value,..), beside those of PrunedModel: num_frames, upstream's name of max_frames_num.
+    """
+
+    own = (*COMMON, "num_frames")
+    fixed = INTERNVL
+    model_classes = ("InternVLForConditionalGeneration",)
+
+    def __init__(self, pretrained: str = "OpenGVLab/InternVL3_5-8B-HF", num_frames: int = 32, **others: Any) -> None:
+        super().__init__(pretrained, num_frames, **others)
+
+
+class InternVLHfChat(InternVLHf):
+    """The same for lmms-eval's chat interface."""
+
+    is_simple = False
+
+
+class VideoLlama3(PrunedModel):
+    """VideoLLaMA3 in transformers' format; upstream's own checkpoints bring code along, which is not run.
+
+    Args (as --model_args name=value,..), beside those of PrunedModel: max_num_frames, as upstream calls
+    max_frames_num.
+    """
+
+    own = (*COMMON, "max_num_frames")
+    fixed = VIDEO_LLAMA
+    model_classes = ("VideoLlama3ForConditionalGeneration",)
+
+    def __init__(self, pretrained: str, max_num_frames: int = 180, **others: Any) -> None:
+        super().__init__(pretrained, max_num_frames, **others)

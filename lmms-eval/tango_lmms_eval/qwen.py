@@ -1,4 +1,4 @@
-"""Qwen2.5-VL and Qwen3-VL in lmms-eval: upstream's arguments, and its choice of frames and their size.
+"""Qwen2.5-VL, Qwen3-VL and Qwen3.5 in lmms-eval: upstream's arguments, and its choice of frames and their size.
 
 Upstream has two versions of each model that differ in detail. These follow the one it runs by default, for lmms-eval's
 chat interface, whose frames and sizes are those of qwen-vl-utils; system and reasoning prompt hold in both interfaces.
@@ -14,7 +14,7 @@ from lmms_eval.api.instance import Instance
 
 from tango.inference.chat import TIMES, PixelLimits
 from tango.runs.run import ArgumentError
-from tango_lmms_eval.arguments import QWEN, QWEN_OWN, check_fixed
+from tango_lmms_eval.arguments import QWEN, QWEN_OWN, QWEN_THINKING, check_fixed
 from tango_lmms_eval.models import PrunedModel
 
 PAIR = 2  # frames that the vision tower sees as one
@@ -35,11 +35,11 @@ def frame_indices(total: int, seconds: float, *, count: int, rate: float | None,
 
 
 class QwenVL(PrunedModel):
-    r"""What both families share.
+    r"""What these families share.
 
     Args (as --model_args name=value,..), beside those of PrunedModel; defaults are upstream's:
         max_num_frames: frames sampled evenly from each video.
-        fps: frames a second instead; at most 768 with Qwen2.5-VL, max_num_frames with Qwen3-VL.
+        fps: frames a second instead; at most 768 with Qwen2.5-VL, max_num_frames with the others.
         min_pixels, max_pixels: of a frame or an image. total_pixels: of a video, shared by its pairs of frames. A frame
             has at most 768 tokens, whatever max_pixels is.
         system_prompt: said first, unless the task has one of its own; none leaves it to the chat template.
@@ -134,6 +134,37 @@ class Qwen3VL(QwenVL):
 
     def __init__(self, pretrained: str = "Qwen/Qwen3-VL-4B-Instruct", max_num_frames: int = 32, **others: Any) -> None:
         super().__init__(pretrained, max_num_frames, **others)
+
+
+class Qwen35(QwenVL):
+    """Qwen3.5, dense and mixture of experts. Upstream's defaults; whether it thinks is the chat template's choice.
+
+    Args (as --model_args name=value,..), beside those of QwenVL: max_frames, upstream's other name of max_num_frames.
+    """
+
+    own = (*QWEN_OWN, "max_frames")
+    fixed = QWEN_THINKING
+    model_classes = ("Qwen3_5ForConditionalGeneration", "Qwen3_5MoeForConditionalGeneration")
+    most_frames = None  # max_num_frames
+
+    def __init__(
+        self,
+        pretrained: str = "Qwen/Qwen3.5-4B",
+        max_num_frames: int = 768,
+        min_pixels: int = 64 * 32 * 32,
+        max_pixels: int = 128 * 32 * 32,
+        total_pixels: int | None = 224 * 1024 * 32 * 32,
+        max_frames: int | None = None,
+        **others: Any,
+    ) -> None:
+        frames = max_num_frames if max_frames is None else max_frames
+        super().__init__(pretrained, frames, min_pixels, max_pixels, total_pixels, **others)
+
+
+class Qwen35Chat(Qwen35):
+    """The same for lmms-eval's chat interface."""
+
+    is_simple = False
 
 
 class Qwen25VLChat(Qwen25VL):

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from tango.cli import common
 from tango.cli.answering import input_errors
-from tango.cli.common import BAD_INPUT, FAILED, OK, InputError, check_ratio, console, print_json, stdout_for_json, steps
+from tango.cli.common import BAD_INPUT, FAILED, OK, RATIO, InputError, console, print_json, stdout_for_json, steps
 from tango.sweeps.frameworks import FRAMEWORKS, MOTIONQA, QUESTIONS
 
 if TYPE_CHECKING:
@@ -42,14 +42,15 @@ def sweep(
         list[str] | None, typer.Option("--benchmark", metavar="NAME", help=f"{MOTIONQA}, {', '.join(QUESTIONS)}.")
     ] = None,
     methods: Annotated[list[str] | None, typer.Option("--method", metavar="NAME", help="Method, or 'all'.")] = None,
-    ratios: Annotated[
-        list[float] | None, typer.Option("--ratio", callback=check_ratio, help="Share of the tokens to keep.")
-    ] = None,
+    ratios: Annotated[list[float] | None, typer.Option("--ratio", help="Share of the tokens to keep.", **RATIO)] = None,
     frames: Annotated[int | None, typer.Option(min=1, help="Frames of each video.")] = None,
     config: common.Config = None,
     dtype: Annotated[str | None, typer.Option(help="auto (as stored), float32, float16 or bfloat16.")] = None,
     attn_implementation: Annotated[
         str | None, typer.Option(metavar="NAME", help="sdpa, eager or flash_attention_2.")
+    ] = None,
+    engine: Annotated[
+        str | None, typer.Option(metavar="NAME", help="transformers, or vllm: a server beside each cell.")
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only so many questions.")] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Cells at a time.")] = None,
@@ -86,7 +87,7 @@ def sweep(
     options = {
         "models": models, "frameworks": frameworks, "benchmarks": benchmarks, "methods": methods, "ratios": ratios,
         "frames": frames, "config": config, "limit": limit, "jobs": jobs, "ray": ray, "gpus": gpus, "output": output,
-        "dtype": dtype, "attn_implementation": attn_implementation,
+        "dtype": dtype, "attn_implementation": attn_implementation, "engine": engine,
     }  # fmt: skip
     with stdout_for_json(as_json), steps(1) as step, input_errors():
         step("looking at what is there")

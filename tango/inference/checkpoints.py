@@ -21,7 +21,7 @@ from tango.inference import checks
 from tango.inference.checks import in_one_line
 from tango.inference.names import EXAMPLES, check_pretrained
 from tango.inference.names import CheckpointError as CheckpointError
-from tango.models import FAMILIES
+from tango.models import FAMILIES, supported
 from tango.models.original import is_original, load_original, original_class, read_config
 
 log = logging.getLogger(__name__)
@@ -189,5 +189,5 @@ def _model_class(config: Mapping[str, Any], pretrained: str) -> Any:
             return getattr(transformers, name, None) or getattr(importlib.import_module(FAMILIES[name]), name)
     raise CheckpointError(
         f"{pretrained!r} holds {' and '.join(named) or 'an unnamed class'} (model type {config.get('model_type')!r}); "
-        f"supported classes: {', '.join(FAMILIES)}; such checkpoints are for example {EXAMPLES}"
+        f"{supported(named)}; checkpoints of these are for example {EXAMPLES}"
     )

@@ -55,7 +55,9 @@ def check_config(config: Mapping[str, Any], pretrained: str) -> None:
         for field, value in fields.items():
             name = f"{part}.{field}" if part else field
             most = COUNTS.get(field)
-            if most and value is not None and not (type(value) is int and 1 <= value <= most):
+            # InternVL's has height and width.
+            counted = value if field in ("image_size", "patch_size") and isinstance(value, list) and value else [value]
+            if most and value is not None and not all(type(one) is int and 1 <= one <= most for one in counted):
                 refuse(name, value, f"a whole number from 1 to {most}")
             if field.endswith("hidden_act") and str(value) not in ACT2FN:
                 refuse(name, value, f"an activation that transformers has, one of {', '.join(ACT2FN)}")
@@ -194,11 +196,13 @@ def check_processor(processor: Any, model: Any, pretrained: str) -> None:
     tokenizer = processor.tokenizer
     if not tokenizer.encode("A", add_special_tokens=False):
         raise CheckpointError(f"{pretrained!r}: its tokenizer knows no letters; its tokenizer.json is missing")
-    known = tokenizer.convert_tokens_to_ids(processor.video_token)
-    if known != model.config.video_token_id:
+    kind = "video" if hasattr(model.config, "video_token_id") else "image"  # InternVL's frames stand as images
+    token, expected = getattr(processor, f"{kind}_token"), getattr(model.config, f"{kind}_token_id")
+    known = tokenizer.convert_tokens_to_ids(token)
+    if known != expected:
         raise CheckpointError(
-            f"{pretrained!r}: its tokenizer has {processor.video_token} as token {known}, its config.json says "
-            f"{model.config.video_token_id}; tokenizer files are missing, or of another checkpoint"
+            f"{pretrained!r}: its tokenizer has {token} as token {known}, its config.json says "
+            f"{expected}; tokenizer files are missing, or of another checkpoint"
         )
 
 

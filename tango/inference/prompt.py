@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from tango.models import family_of
 from tango.pruners.base import Pruner
 
 Message = Mapping[str, Any]
@@ -76,14 +75,15 @@ def spell_out(batch: Any, texts: Sequence[Spelled]) -> None:
                 batch[name] = torch.cat((values[:, :at], own, values[:, at + 1 :]), 1)
 
 
-def least_seen(inputs: Mapping[str, Any], model: Any, pruner: Pruner | None) -> int:
-    """Tokens of a prompt (1, n) that the language model will see at least, by what is known before it computes."""
-    ids = inputs["input_ids"]
+def least_seen(length: int, sizes: Sequence[tuple[int, int]], pruner: Pruner | None) -> int:
+    """Tokens of a prompt of a length that the language model will see at least, by what is known before it computes.
+
+    sizes: frames and tokens of each video of it.
+    """
     if pruner is None or pruner.retention_ratio == 1:
-        return int(ids.shape[1])
-    sizes = family_of(model).FAMILY.sizes(model.config, inputs)
-    kept = [pruner.budget(*size) if pruner.exact_budget else 1 for size in sizes]
-    return int((ids != model.config.video_token_id).sum()) + sum(kept)
+        return length
+    kept = [pruner.budget(1, count) if pruner.exact_budget else 1 for _, count in sizes]
+    return length - sum(count for _, count in sizes) + sum(kept)
 
 
 def check_length(tokens: int, model: Any) -> None:

@@ -7,8 +7,9 @@ two functions for those who measure time: `vision_modules(model)`, the modules t
 
 import contextlib
 import copy
+import difflib
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -31,6 +32,10 @@ FAMILIES = {
     "Qwen2_5_VLForConditionalGeneration": "tango.models.qwen2_5_vl",
     "Qwen3VLForConditionalGeneration": "tango.models.qwen3_vl",
     "Qwen3VLMoeForConditionalGeneration": "tango.models.qwen3_vl",
+    "InternVLForConditionalGeneration": "tango.models.internvl",
+    "VideoLlama3ForConditionalGeneration": "tango.models.video_llama_3",
+    "Qwen3_5ForConditionalGeneration": "tango.models.qwen3_5",
+    "Qwen3_5MoeForConditionalGeneration": "tango.models.qwen3_5",
 }
 
 # Versions of transformers that the families' tests pass with: from the first, below the second. As in pyproject.toml.
@@ -40,12 +45,19 @@ TRANSFORMERS = ("5.17", "5.25")
 def family_of(model: nn.Module) -> ModuleType:
     """The family module of a model, by the name of its class or of one it derives from.
 
-    Raises TypeError, with the classes that are supported, for any other model.
+    Raises TypeError, with the classes that are supported and the nearest of them, for any other model.
     """
     for cls in type(model).__mro__:
         if cls.__name__ in FAMILIES:
             return importlib.import_module(FAMILIES[cls.__name__])
-    raise TypeError(f"no pruning for {type(model).__name__}; supported: {', '.join(FAMILIES)}")
+    raise TypeError(f"no pruning for {type(model).__name__}; {supported([type(model).__name__])}")
+
+
+def supported(names: Sequence[str]) -> str:
+    """The classes that have a family, the one nearest to these names, and where it says how to add another."""
+    near = [name for wanted in names for name in difflib.get_close_matches(wanted, FAMILIES, 1, cutoff=0.6)][:1]
+    nearest = f"; the nearest of these is {near[0]}" if near else ""
+    return f"supported: {', '.join(FAMILIES)}{nearest}; how to add one: docs/models.md#adding-a-family"
 
 
 def check_transformers() -> None:

@@ -39,7 +39,11 @@ class PlacedVideo:
     row: int
     columns: Tensor
     tokens: VideoTokens
-    extra: Tensor | None = None
+    extra: Tensor | None
+
+    def prune(self, pruner: Pruner) -> tuple[Pruned, int]:
+        """What a method keeps of the video, and of how many tokens."""
+        return pruner.prune_tokens(self.tokens), self.tokens.features[..., 0].numel()
 
 
 class Family(ABC):
@@ -73,7 +77,7 @@ class Family(ABC):
     @classmethod
     @abstractmethod
     def sizes(cls, config: Any, inputs: Mapping[str, Any]) -> list[tuple[int, int]]:
-        """Frames and tokens a frame of each video of a prompt, without encoding it; `config` is the model's."""
+        """Frames and tokens of each video of a prompt, without encoding it; `config` is the model's."""
 
     @abstractmethod
     def placeholders(self, inputs: Mapping[str, Any]) -> tuple[list[int], str]:
@@ -138,7 +142,7 @@ class Family(ABC):
         for name, values in (("video_keys", video_keys), ("video_timestamps", video_timestamps)):
             if values is not None and len(values) != len(lengths):
                 raise ValueError(f"{name} has {len(values)} entries for {len(lengths)} videos")
-        places = self.find(self.core.config.video_token_id, written(inputs)).nonzero()
+        places = self.places("video", inputs).nonzero()
         if len(places) != sum(lengths):
             raise ValueError(f"the prompt holds {len(places)} video placeholders, and {words}")
         rows = [set(own.tolist()) for own in torch.split(places[:, 0].cpu(), lengths)]
@@ -164,6 +168,10 @@ class Family(ABC):
                 raise ValueError(f"video {index} (key {key!r}): its {error}") from error
             yield PlacedVideo(row, own, tokens, extra)
 
+    def places(self, kind: str, inputs: Mapping[str, Any]) -> Tensor:
+        """Where the placeholders of "image" or "video" stand in a prompt (B, N), bool."""
+        return self.find(getattr(self.core.config, f"{kind}_token_id"), written(inputs))
+
     def find(self, token: int, text: Tensor) -> Tensor:
         """Where a placeholder stands (B, N), bool, in ids (B, N), or in embeddings (B, N, D), by its own embedding."""
         if text.dim() == 3:
@@ -171,20 +179,18 @@ class Family(ABC):
             return (text == embedding.to(text.device)).all(-1)
         return text == token
 
-    def embed(self, text: Tensor, real: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+    def embed(self, text: Tensor, images: Tensor, inputs: Mapping[str, Any]) -> Tensor:
         """Embed ids (B, W) or take embeddings (B, W, D), images put in and videos not yet: (B, W, D + X).
 
-        real: (B, W) bool, False where the prompt is padded.
+        images: (B, W) bool, where placeholders of images stand.
         """
-        out: Tensor = self.core.get_input_embeddings()(text) if text.dim() == 2 else text
-        out = F.pad(out, (0, self.extra_width)) if self.extra_width else out
+        out = F.pad(self.core.get_input_embeddings()(text) if text.dim() == 2 else text, (0, self.extra_width))
         if inputs.get("pixel_values") is None:
             return out
         features = self.image_features(inputs).to(out)
-        mask = self.find(self.core.config.image_token_id, text) & real
-        if (places := int(mask.sum())) != len(features):
+        if (places := int(images.sum())) != len(features):
             raise ValueError(f"the prompt holds {places} image placeholders for {len(features)} image features")
-        return out.masked_scatter(mask.unsqueeze(-1).to(out.device), features)
+        return out.masked_scatter(images.unsqueeze(-1).to(out.device), features)
 
     def shorten(self, inputs: Mapping[str, Any], edits: Sequence[Edit], side: PaddingSide | None) -> Prompt:
         """The prompt (input_ids or inputs_embeds of `inputs`, its mask and positions) after the edits of its videos.
@@ -193,14 +199,12 @@ class Family(ABC):
         A prompt of which nothing is dropped keeps its width, padding, mask and positions.
         """
         text, mask = written(inputs), inputs.get("attention_mask")
-        shown = torch.ones(text.shape[:2], dtype=torch.bool, device=text.device)
-        shown = shown if mask is None else mask.to(text.device).bool()
+        shown = (torch.ones(text.shape[:2]) if mask is None else mask).to(text.device).bool()
         source, places = columns_left(shown, edits, side)
         unchanged = source.shape == shown.shape and bool((source == torch.arange(shown.shape[1]).to(source)).all())
-        real = source >= 0
-        attended = real & take(shown, source)
-        out = self.embed(take(text, source), real, inputs)
-        spans, visual = torch.full_like(source, -1), torch.zeros_like(real)
+        attended = take(shown, source)
+        out = self.embed(take(text, source), take(self.places("image", inputs), source), inputs)
+        spans, visual = torch.full_like(source, -1), torch.zeros_like(attended)
         for index, (edit, own) in enumerate(zip(edits, places, strict=True)):
             out[edit.row, own.to(out.device)] = edit.embeddings.to(out.device, out.dtype)
             spans[edit.row, own] = index
@@ -210,6 +214,6 @@ class Family(ABC):
         positions, following = self.positions(inputs, source, attended, unchanged) or (None, None)
         if mask is not None and not unchanged:
             mask = attended.to(mask.device, mask.dtype)
-        elif not unchanged and (self.keep_positions or not bool(real.all())):
+        elif not unchanged and (self.keep_positions or not bool((source >= 0).all())):
             mask = attended.long()  # without a mask, gaps would be taken for starts of other sequences
         return Prompt(out.contiguous(), extra, mask, positions, source, spans, visual, following, unchanged)

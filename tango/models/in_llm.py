@@ -60,11 +60,18 @@ class DecoderPruner:
         self.decoder = decoder
         self.settings = settings
         self.layers: list[Any] = list(decoder.layers)
+        kinds = getattr(decoder.config, "layer_types", None) or ()
+        if "linear_attention" in kinds:
+            raise ValueError(
+                f"no pruning inside {type(decoder).__name__}: tokens are ranked by the attention weights of a layer, "
+                "which its layers of linear attention do not have; take a method that prunes before it, or unset "
+                "pruned_layer"
+            )
+        if "sliding_attention" in kinds:
+            raise ValueError("no pruning inside a language model with sliding windows; unset use_sliding_window")
         attention = getattr(self.layers[settings.layer - 1], "self_attn", None)
         if not all(hasattr(attention, name) for name in ("q_proj", "k_proj", "head_dim", "scaling")):
             raise TypeError(f"no pruning inside {type(decoder).__name__}: it has no attention of the Qwen2 kind")
-        if "sliding_attention" in getattr(decoder.config, "layer_types", ()):
-            raise ValueError("no pruning inside a language model with sliding windows; unset use_sliding_window")
         self._prompt: Prompt | None = None
         self._scores: Tensor | None = None  # (B, N) of the prompt that is under way
         self._given: Tensor | None = None  # the mask (B, N) of the call that is under way, where it has one

@@ -74,7 +74,7 @@ class LlavaOnevision(Family):
         if (pixels := inputs.get("pixel_values_videos")) is None:
             return []
         count, frames = pixels.shape[:2]
-        return [(frames, cls.layout(config, frames)[0] ** 2)] * count
+        return [(frames, frames * cls.layout(config, frames)[0] ** 2)] * count
 
     def placeholders(self, inputs: Mapping[str, Any]) -> tuple[list[int], str]:
         pixels: Tensor = inputs["pixel_values_videos"]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tango.models import refusals
 
 PaddingSide = Literal["left", "right"]
-OURS = ("video_timestamps", "video_keys", "video_metadata")  # arguments that exist while a pruner is attached
+OURS = ("video_timestamps", "video_keys", "video_metadata", "video_frames")  # arguments there are while attached
 HELD = "tango_prompt"  # the attribute of a cache that holds its Held
 
 

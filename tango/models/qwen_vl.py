@@ -55,7 +55,7 @@ class QwenVL(Family):
     @classmethod
     def sizes(cls, config: Any, inputs: Mapping[str, Any]) -> list[tuple[int, int]]:
         grids, group = inputs.get("video_grid_thw"), config.vision_config.spatial_merge_size**2
-        return [] if grids is None else [(t, h * w // group) for t, h, w in grids.tolist()]
+        return [] if grids is None else [(t, t * h * w // group) for t, h, w in grids.tolist()]
 
     def placeholders(self, inputs: Mapping[str, Any]) -> tuple[list[int], str]:
         grids = self._grids(inputs["pixel_values_videos"], inputs.get("video_grid_thw"))

@@ -38,10 +38,7 @@ class Seam:
     """
 
     def __init__(self, model: Any, family: Family, pruner: Pruner, decoder_pruner: DecoderPruner | None) -> None:
-        self.model = model
-        self.family = family
-        self.pruner = pruner
-        self.decoder_pruner = decoder_pruner
+        self.model, self.family, self.pruner, self.decoder_pruner = model, family, pruner, decoder_pruner
         self.session = Session()
         self.lock = threading.RLock()
         self.attached = True
@@ -166,10 +163,9 @@ class Seam:
         edits, records = [], []
         for video in self.family.videos(inputs):
             grid: Any = video.tokens.grid
-            pruned = self.pruner_for(grid).prune_tokens(video.tokens)
+            pruned, before = video.prune(self.pruner_for(grid))
             edits.append(self.family.lay_out(video, pruned))
-            frames, length, _ = video.tokens.features.shape
-            before, after, sizes = frames * length, len(pruned.indices), pruned.segment_sizes.tolist()
+            frames, after, sizes = len(video.tokens.features), len(pruned.indices), pruned.segment_sizes.tolist()
             records.append(VideoRecord(before, after, grid, frames, sizes, pruned.indices.cpu(), after, after / before))
         prompt = self.family.shorten(inputs, edits, side)
         self.session.videos = records

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -13,12 +13,7 @@ HEAD, SCREEN_BLOCKS = 128, 4
 
 
 def nearest_in_blocks(
-    points: Tensor,
-    half: Tensor,
-    count: int,
-    edge: int,
-    slack: Tensor,
-    own_products: Callable[[Tensor], Tensor] = lambda points: points @ points.mT,
+    points: Tensor, half: Tensor, count: int, edge: int, slack: Tensor, own_products: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Closeness and index (n, count), closest first, of the nearest others of each of n points.
 
@@ -30,33 +25,52 @@ def nearest_in_blocks(
     size = len(points)
     best = points.new_full((size, count), -torch.inf)
     index = torch.zeros(size, count, dtype=torch.int64, device=points.device)
-    blocks = torch.split(torch.arange(size, device=points.device), edge)
+    everyone = torch.arange(size, device=points.device)
+    blocks = [slice(start, min(start + edge, size)) for start in range(0, size, edge)]
     heads = _heads(points, half, slack) if len(blocks) >= SCREEN_BLOCKS and points.shape[1] >= 4 * HEAD else None
-
-    def closeness(table: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        products = own_products(table[None, rows])[0] if rows is columns else table[rows] @ table[columns].T
-        return products.sub_(half[rows, None]).sub_(half[columns])
 
     for offset in range(len(blocks)):
         screening = offset > 0
-        for rows, columns in zip(blocks, blocks[offset:], strict=False):
+        for first, second in zip(blocks, blocks[offset:], strict=False):
+            rows, columns = everyone[first], everyone[second]
+            if offset == 0:
+                close = own_products(points[None, first])[0].sub_(half[first, None]).sub_(half[first])
+                _offer(best, index, rows, close.fill_diagonal_(-torch.inf), rows)
+                continue
             if heads is not None and screening:
-                bound = closeness(heads, rows, columns)
-                few_rows = rows[bound.amax(1) > best[rows, -1]]
-                few_columns = columns[bound.amax(0) > best[columns, -1]]
+                bound = _closeness(heads, half, first, second)
+                few_rows = rows[bound.amax(1) > best[first, -1]]
+                few_columns = columns[bound.amax(0) > best[second, -1]]
                 # Where too little can be left out, the other blocks as far from the diagonal are not tried.
                 screening = 2 * (len(few_rows) + len(few_columns)) < len(rows) + len(columns)
                 if screening:
-                    _offer(best, index, few_rows, closeness(points, few_rows, columns), columns)
-                    _offer(best, index, few_columns, closeness(points, few_columns, rows), rows)
+                    _offer(best, index, few_rows, _closeness(points, half, few_rows, second), columns)
+                    _offer(best, index, few_columns, _closeness(points, half, few_columns, first), rows)
                     continue
-            close = closeness(points, rows, columns)
-            if offset == 0:
-                close.fill_diagonal_(-torch.inf)
-            else:
-                _offer(best, index, columns, close.T, rows)
+            close = _closeness(points, half, first, second)
+            _offer(best, index, columns, close.T, rows)
             _offer(best, index, rows, close, columns)
     return best, index
+
+
+def denser_in_blocks(
+    points: Tensor, half: Tensor, rank: Tensor, asked: Tensor, edge: int
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """In blocks: points asked for (q,), others (p,) of which some are denser, and their closeness (q, p).
+
+    rank: (n,) how many points are denser than each. Each point meets each denser one once.
+    """
+    order, asked = rank.argsort(), asked[rank[asked].argsort()]
+    for start in range(0, len(asked), edge):
+        some = asked[start : start + edge]
+        for others in torch.split(order[: int(rank[some[-1]])], edge):
+            rows = some[rank[some] > rank[others[0]]]
+            yield rows, others, _closeness(points, half, rows, others)
+
+
+def _closeness(table: Tensor, half: Tensor, rows: slice | Tensor, columns: slice | Tensor) -> Tensor:
+    """Closeness (rows, columns) of some points of a table to others."""
+    return (table[rows] @ table[columns].T).sub_(half[rows, None]).sub_(half[columns])
 
 
 def _heads(points: Tensor, half: Tensor, slack: Tensor) -> Tensor:

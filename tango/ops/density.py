@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tango.ops.blocks import nearest_in_blocks
+from tango.ops.blocks import denser_in_blocks, nearest_in_blocks
 
 SPARE = 2  # neighbours listed beyond those asked for, so that rounding seldom leaves open which are the nearest
 CACHED = 1 << 21  # numbers: on a CPU larger blocks only leave the cache
@@ -243,10 +243,11 @@ def _scores(points: Tensor, real: Tensor, k: int, itself: bool, strict: bool, ed
     # The nearest denser point is often listed already. Where one that is not may be nearer, look at all.
     separation = lengths.masked_fill_(rank[near] >= rank[:, None], torch.inf).amin(1)
     beyond = (-2 * last - 3 * slack).clamp_(min=0).sqrt_()  # infinite where all are listed
-    for some in torch.split(((separation > beyond) & (rank > 0)).nonzero()[:, 0], rows_at_once):
-        others, found = closeness_of(some)
+    asked = ((separation > beyond) & (rank > 0)).nonzero()[:, 0]
+    whole = ((some, *closeness_of(some)) for some in torch.split(asked, rows_at_once))
+    for some, others, found in whole if size <= edge else denser_in_blocks(table, half[0], rank, asked, edge):
         found.masked_fill_(rank[others] >= rank[some, None], -torch.inf)
-        separation[some] = _nearest(table, some, others, found, slack)[0]
+        separation[some] = separation[some].minimum(_nearest(table, some, others, found, slack)[0])
     # A density too small for a number counts as the smallest one.
     scores = density.clamp(min=torch.finfo(torch.float64).tiny) * separation.view(groups, size).double()
     return scores.masked_fill(~real, -1)

@@ -237,9 +237,8 @@ class Tango(Pruner):
 
     def _static_means(self, table: Tensor, sets: Sets) -> Tensor:
         """Means (M, X) fp32 over their segments' frames of rows (F * L, X) of static tokens."""
-        count = int(sets.static.sum())
-        sums = segment_sums(table, sets.averaged, sets.mean_of, count, self.memory_limit)
-        return sums / torch.bincount(sets.mean_of, minlength=count)[:, None]
+        sizes = torch.bincount(sets.mean_of)[:, None]
+        return segment_sums(table, sets.averaged, sets.mean_of, len(sizes), self.memory_limit).div_(sizes)
 
     def _rotated(self, table: Tensor, positions: Tensor, sets: Sets) -> Callable[[Tensor], Tensor]:
         """A function that gives the ST-RoPE vectors of places (..), of tokens (F * L, D) at positions (F * L, 3)."""

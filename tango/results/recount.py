@@ -246,7 +246,11 @@ def _agreement(rows: Sequence[Row], table: Table) -> None:
                     mine[key][field] != theirs[key][field] for key in both for field in fields
                 )
             rows_of_both = [(mine[key], theirs[key]) for key in both]
-            if all("kept" in row for pair in rows_of_both for row in pair):
+            if all(
+                "kept" in row and (None not in row["kept"] or row["tokens_after"] == row["tokens_before"])
+                for pair in rows_of_both
+                for row in pair
+            ):
                 line["kept_differ"] = sum(
                     (a["tokens_after"], a["kept"]) != (b["tokens_after"], b["kept"]) for a, b in rows_of_both
                 )

@@ -139,12 +139,17 @@ def agreement_table(rows: Sequence[Row]) -> pd.DataFrame:
                 one, two = ({str(a["id"]): a for a in r.cells[name]["samples"]} for r in (row, other))
                 both = sorted(questions(row.cells[name]) & questions(other.cells[name]))
                 pairs = [(one[i], two[i]) for i in both]
-                known = all("kept" in answer for pair in pairs for answer in pair)
+                known = all(tells_kept(answer) for pair in pairs for answer in pair)
                 line = {"benchmark": name, "name": row.name, "frameworks": f"{row.framework}, {other.framework}"}
                 line |= {"questions": len(both), "only_one": len(one.keys() ^ two.keys())}
                 line |= {"answers_differ": _differ(pairs, "prediction"), "scores_differ": _differ(pairs, "score")}
                 table.append(line | {"kept_differ": _differ(pairs, "tokens_after", "kept") if known else None})
     return pd.DataFrame(table).astype({"kept_differ": "Int64"}) if table else pd.DataFrame()
+
+
+def tells_kept(answer: Mapping[str, Any]) -> bool:
+    """Whether a row says which tokens were kept, as those of a server do not."""
+    return "kept" in answer and (None not in answer["kept"] or answer["tokens_after"] == answer["tokens_before"])
 
 
 def _differ(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], *fields: str) -> int:

@@ -169,6 +169,14 @@ def code_fingerprint(method: str | None = None, family: str | None = None) -> st
     return digest(sorted((str(file.relative_to(root)), sha256(content)) for file, content in contents.items()))
 
 
+def served_fingerprint() -> str:
+    """Hash of what else an answer of a server follows from: how it is asked, and the plugin of a checkout."""
+    root = Path(tango.__file__).parent
+    return files_fingerprint(
+        [root / "runs" / "served.py", *root.parent.glob("vllm-plugin/tango_vllm/*.py")], root.parent
+    )
+
+
 def _file_of(root: Path, module: str) -> Path:
     place = root.joinpath(*module.split(".")[1:])
     return place / "__init__.py" if place.is_dir() else place.with_suffix(".py")

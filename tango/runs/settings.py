@@ -8,9 +8,11 @@ for no value); where both set a field, TANGO_ARGS wins. Everything is checked he
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import os
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -87,6 +89,55 @@ def make_pruner(method: str, config: str | None = None, values: Mapping[str, Any
         return REGISTRY[method](**{**settings, **values})
     except (ValueError, TypeError) as error:
         raise SettingsError(str(error)) from error
+
+
+def served(pruner: Pruner | None) -> Pruner:
+    """A method as a server of vLLM has it: with exact_budget, since vLLM fixes a prompt's length before it encodes a
+    video. The unpruned model is served with a method that keeps every token.
+
+    Raises:
+        SettingsError: what it keeps depends on more than the video.
+    """
+    if pruner is None:
+        return REGISTRY["uniform"](retention_ratio=1.0, exact_budget=True)
+    if "key" in pruner.needs:
+        raise SettingsError(
+            f"{pruner.name} draws by a video's place in its prompt; vLLM keeps one result of a video for all prompts"
+        )
+    return dataclasses.replace(pruner, exact_budget=True)
+
+
+def check_served(pruner: Pruner, layers: int, saliencies: Collection[str], *, gapless: bool) -> None:
+    """Refuse what vLLM cannot do with a model.
+
+    layers: of the language model. saliencies: those of the model's family. gapless: its positions are those of the
+    shorter prompt.
+
+    Raises:
+        SettingsError: says what cannot be and why.
+    """
+    try:
+        inside = pruner.in_llm(layers) is not None
+    except ValueError:  # it would prune there, if the model or the ratio were another
+        inside = True
+    if inside:
+        raise SettingsError(
+            f"{pruner.name} with these settings prunes inside the language model, where vLLM gives every layer the "
+            "same tokens; choose settings, or a method, that prune before it"
+        )
+    if pruner.saliency is not None and pruner.saliency not in saliencies:
+        raise SettingsError(f"saliency={pruner.saliency!r}: this model has {', '.join(saliencies)}")
+    if pruner.keep_positions and gapless:
+        raise SettingsError(
+            "keep_positions=True: vLLM numbers this model's tokens without gaps; set keep_positions=false"
+        )
+    if pruner.positions != "trained" and not gapless:
+        raise SettingsError(f"positions={pruner.positions!r}: vLLM has those that the model was trained with")
+
+
+def fingerprint(pruner: Pruner) -> str:
+    """What tells a method and its settings from any other: 16 hexadecimal digits."""
+    return hashlib.sha256(json.dumps([pruner.name, pruner.settings()], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def methods() -> list[str]:

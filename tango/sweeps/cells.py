@@ -15,10 +15,12 @@ from typing import Any
 from tango.pruners import Pruner
 from tango.runs import provenance, scoring
 from tango.runs.settings import VANILLA, VARIABLES, make_pruner
+from tango.sweeps import serve
 from tango.sweeps.frameworks import Framework
 from tango.sweeps.sweep import Cell, CellError
 
 EFFICIENCY = "_efficiency.json"
+TRANSFORMERS, VLLM = "transformers", "vllm"
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Evaluation:
     for the unpruned model. config: a settings file for TANGO_CONFIG. variant: what it makes of the method, where a
     sweep has several of one method and ratio. limit: only the first so many questions. processes: started by torchrun
     if more than one. family: the class of the model, where it is known. dtype, attn_implementation: None for the
-    model's own.
+    model's own. engine: transformers, or vllm for a server that is started beside it with vllm_options.
 
     Raises:
         ValueError: a method without a retention ratio, or the unpruned model with one.
@@ -50,6 +52,8 @@ class Evaluation:
     branch: str = "main"
     dtype: str | None = None
     attn_implementation: str | None = None
+    engine: str = TRANSFORMERS
+    vllm_options: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if (self.method == VANILLA) != (self.ratio is None):
@@ -79,6 +83,7 @@ class Evaluation:
         """How the model is loaded, beside its name: what the grid says, and the commit of a hub id that is here."""
         commit = None if Path(self.source).is_dir() else provenance.hub_commit(self.pretrained)
         given = {"revision": commit, "dtype": self.dtype, "attn_implementation": self.attn_implementation}
+        given |= {"server": serve.PLACE} if self.engine == VLLM else {}
         return {name: value for name, value in given.items() if value is not None}
 
     @property
@@ -94,6 +99,14 @@ class Evaluation:
             variables |= dict.fromkeys(("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"), "1")
         return variables
 
+    def command(self, command: Sequence[str]) -> list[str]:
+        """A framework's command as it is started: with engine vllm, beside a server of the model."""
+        if self.engine != VLLM:
+            return list(command)
+        revision = ["--revision", self.options["revision"]] if "revision" in self.options else []
+        options = [*revision, *(["--dtype", self.dtype] if self.dtype else []), *self.vllm_options]
+        return [sys.executable, "-m", serve.__name__, self.source, *options, "--", *command]
+
     def identity(self, framework: Framework, asked: Sequence[Any]) -> str:
         """Hash of all that a result follows from, and of nothing else: not of where anything lies, nor of the number of
         processes or the other methods there are. asked: of the framework, beside the model.
@@ -104,6 +117,7 @@ class Evaluation:
             [framework.name, *asked, self.limit],
             [self.method, {name: value for name, value in settings.items() if name != "saliency_weights"}],
             [self.variant, self.dtype, self.attn_implementation],
+            *([self.engine, *self.vllm_options, provenance.served_fingerprint()] if self.engine == VLLM else []),
             provenance.model_fingerprint(self.source),
             provenance.head_fingerprint(settings, self.family or ""),
             provenance.files_fingerprint(self.data),
@@ -161,6 +175,10 @@ def framework_cell(
     if evaluation.limit is not None:
         samples = tasks * min(evaluation.limit, samples // tasks)
     identity, environment = evaluation.identity(framework, asked), evaluation.environment
+    if evaluation.engine == VLLM:
+        environment |= {serve.LOG: os.path.abspath(folder / "cells" / name)}
+        what["engine"] = VLLM
+    command = evaluation.command(command)
     return Cell(name, identity, command, environment, samples, lambda run: {"cell": what, **collect(run)}, what)
 
 
@@ -219,7 +237,7 @@ def sample_row(
         "tokens_before": tokens["video_tokens_before"],
         "tokens_after": tokens["video_tokens_after"],
         "tokens_average": tokens["video_tokens_average"],
-        "kept": [video.get("kept") for video in record["videos"]],  # hashes of the kept indices
+        "kept": [video.get("kept") for video in record["videos"]],  # hashes of the kept indices; None: not told, or all
     }
 
 

@@ -15,8 +15,10 @@ from tango.models.original import read_config
 from tango.motionqa.questions import data_files, read_questions
 from tango.motionqa.shipped import DATA, MODEL, shipped
 from tango.pruners import REGISTRY, Pruner
+from tango.runs.served import why_not_served
 from tango.runs.settings import VANILLA, make_pruner
-from tango.sweeps.cells import Evaluation
+from tango.sweeps import serve
+from tango.sweeps.cells import VLLM, Evaluation
 from tango.sweeps.frameworks import FRAMEWORKS, LMMS_EVAL, QUESTIONS, Benchmark, Framework, benchmark_name
 from tango.sweeps.grid import Grid
 from tango.sweeps.lmms_cells import lmms_cell
@@ -33,12 +35,19 @@ LMMS_MODELS = {
     "Qwen2_5_VLForConditionalGeneration": "qwen2_5_vl",
     "Qwen3VLForConditionalGeneration": "qwen3_vl",
     "Qwen3VLMoeForConditionalGeneration": "qwen3_vl",
+    "InternVLForConditionalGeneration": "internvl_hf",
+    "VideoLlama3ForConditionalGeneration": "videollama3",
+    "Qwen3_5ForConditionalGeneration": "qwen3_5",
+    "Qwen3_5MoeForConditionalGeneration": "qwen3_5",
 }
 PUBLISHED = {
     "llava-onevision": "llava_onevision",
     "llava-video": "llava_vid",
     "qwen2.5-vl": "qwen2_5_vl",
     "qwen3-vl": "qwen3_vl",
+    "qwen3.5": "qwen3_5",
+    "internvl3": "internvl_hf",
+    "videollama3": "videollama3",
 }
 NO_GPU = "there is no GPU on this machine: the CPU is used, which takes days with a model of 7B"
 
@@ -84,6 +93,8 @@ def expand(grid: Grid) -> Expanded:
     ]
     expanded = Expanded({}, [], [])
     count = processes_of(grid, expanded.missing)
+    if grid.engine == VLLM and (lost := serve.missing()):
+        expanded.missing.append(lost)
     for model in grid.models:
         subject = look_at(shipped(MODEL) if model == MODEL else model)
         name = Path(subject.source).name
@@ -91,10 +102,15 @@ def expand(grid: Grid) -> Expanded:
             raise ValueError(f"two models are called {name!r}; they would share a folder, so sweep them one by one")
         if subject.missing is not None:
             expanded.missing.append(subject.missing)
-        choices: list[Pruner | None] = [None]
-        for pruner in pruners:
-            if (reason := impossible(pruner, subject.layers)) is None:
+        choices: list[Pruner | None] = []
+        for pruner in (None, *pruners):
+            reason = impossible(pruner, subject.layers)
+            if reason is None and grid.engine == VLLM:
+                reason = why_not_served(pruner, subject.family, subject.layers)
+            if reason is None:
                 choices.append(pruner)
+            elif pruner is None:
+                expanded.missing.append(f"{name}: {reason}")
             else:
                 expanded.left_out.append(f"{name}: {reason}")
         folder = Path(os.path.abspath(grid.output)) / name
@@ -195,6 +211,8 @@ def cells_of(
             branch=benchmark.branch,
             dtype=grid.dtype,
             attn_implementation=grid.attn_implementation,
+            engine=grid.engine,
+            vllm_options=grid.vllm_options,
         )
         for pruner in choices:
             evaluation = unpruned

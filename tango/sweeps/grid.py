@@ -11,7 +11,10 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from tango.motionqa.shipped import FRAMES, MODEL
 from tango.runs.reading import read_yaml, sentence
+from tango.sweeps.cells import TRANSFORMERS, VLLM
 from tango.sweeps.frameworks import FRAMEWORKS, LMMS_EVAL, MOTIONQA
+
+ENGINES = (TRANSFORMERS, VLLM)
 
 
 def _ratio(value: float) -> float:
@@ -35,6 +38,12 @@ def _dtype(name: str) -> str:
 def _attention(name: str) -> str:
     if name not in (choices := ("sdpa", "eager", "flash_attention_2")):
         raise ValueError(f"use {', '.join(choices)}")
+    return name
+
+
+def _engine(name: str) -> str:
+    if name not in ENGINES:
+        raise ValueError(f"use {' or '.join(ENGINES)}")
     return name
 
 
@@ -67,6 +76,8 @@ class Grid(BaseModel):
     output: str = "build/sweeps/grid"
     dtype: Annotated[str, AfterValidator(_dtype)] | None = None
     attn_implementation: Annotated[str, AfterValidator(_attention)] | None = None
+    engine: Annotated[str, AfterValidator(_engine)] = TRANSFORMERS
+    vllm_options: list[str] = []
 
 
 def read_grid(file: Path | None, options: Mapping[str, Any]) -> Grid:
@@ -85,6 +96,10 @@ def read_grid(file: Path | None, options: Mapping[str, Any]) -> Grid:
         raise ValueError(f"gpus = {chosen.gpus} goes with --ray; without it NPROC processes share this machine's GPUs")
     if chosen.jobs > 1 and chosen.ray is not None:
         raise ValueError(f"jobs = {chosen.jobs}: Ray runs as many cells at a time as it has GPUs for; leave it out")
+    if chosen.vllm_options and chosen.engine != VLLM:
+        raise ValueError(f"vllm_options = {chosen.vllm_options} goes with engine: vllm")
+    if chosen.attn_implementation is not None and chosen.engine == VLLM:
+        raise ValueError(f"attn_implementation = {chosen.attn_implementation!r}: vLLM has its own; leave it out")
     return chosen
 
 

@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import tiny_internvl
 import tiny_llava
 import tiny_qwen
+import tiny_video_llama_3
 import torch
 from tiny_llava import IMAGE, VIDEO, make_pruner, prompt
 from torch import Tensor
@@ -21,7 +23,18 @@ from tango.pruners import Pruned, Pruner
 
 GRID, TOKENS = (3, 3), 9
 
-__all__ = ["FAMILIES", "GRID", "IMAGE", "TOKENS", "VIDEO", "Spy", "TinyFamily", "make_pruner", "outputs"]
+__all__ = [
+    "FAMILIES",
+    "GRID",
+    "IMAGE",
+    "TOKENS",
+    "VIDEO",
+    "Spy",
+    "TinyFamily",
+    "count_frames",
+    "make_pruner",
+    "outputs",
+]
 
 
 class Spy(Pruner):
@@ -48,11 +61,13 @@ class Spy(Pruner):
 
 class TinyFamily(ABC):
     """One family. `image`: the ids of an image; `mrope`: tokens keep positions of their own; `units`: rows of the
-    tower's input that make a frame."""
+    tower's input that make a frame; `inside`: methods may prune inside its decoder."""
 
     name: str
     image: list[int]
     mrope = False
+    inside = True
+    placeholder = VIDEO
     units = 1
     limit: str  # the constant that bounds the tower's input
     frames_per_call: float  # and what that means in frames
@@ -96,16 +111,20 @@ class TinyFamily(ABC):
     def images(self, count: int = 1, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
         """Keyword arguments for so many images."""
 
+    def visuals(self, order: str, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+        """Keyword arguments for images and videos of 4 frames in an order of the prompt, as "ivv"."""
+        return self.images(order.count("i"), dtype) | self.pixels(order.count("v"), dtype=dtype)
+
     def left(self, indices: Sequence[int], frames: int = 4) -> list[int]:
         """Offsets within video(frames) that stay when tokens of these flat indices are kept, in the prompt's order."""
         ids = self.video(frames)
-        visual = [offset for offset, token in enumerate(ids) if token == VIDEO]
+        visual = [offset for offset, token in enumerate(ids) if token == self.placeholder]
         chosen = iter([visual[index] for index in indices])
         kept = {visual[index] for index in indices}
         return [
-            offset if token != VIDEO else next(chosen)
+            offset if token != self.placeholder else next(chosen)
             for offset, token in enumerate(ids)
-            if token != VIDEO or offset in kept
+            if token != self.placeholder or offset in kept
         ]
 
     def columns(self, row: Sequence[int], indices: Sequence[int], frames: int = 4) -> list[int]:
@@ -238,7 +257,107 @@ class Qwen3Moe(Qwen3):
     name = "qwen3_vl_moe"
 
 
-FAMILIES = {family.name: family for family in (Llava(), LlavaVideo(), Qwen(), Qwen3())}
+class Qwen35(Qwen3):
+    """Qwen3.5: as Qwen3-VL, but without deepstack, and every second layer of the decoder a linear attention."""
+
+    name = "qwen3_5"
+    inside = False
+
+
+class Qwen35Moe(Qwen35):
+    name = "qwen3_5_moe"
+
+
+class InternVL(TinyFamily):
+    """InternVL: each frame a tile by itself, after its number; images of two tiles. One token is the place of both."""
+
+    name = "internvl"
+    image = [tiny_qwen.START] + [IMAGE] * (2 * TOKENS) + [tiny_qwen.END]
+    placeholder = IMAGE
+    limit = "tango.models.internvl.TILES_PER_CALL"
+    frames_per_call = 64
+
+    def build(self, folder, dtype=torch.float32, attention="sdpa", seed=0):
+        return tiny_internvl.build_model(folder, dtype, attention, seed)
+
+    def video(self, frames=4):
+        span = [tiny_qwen.START, *[IMAGE] * TOKENS, tiny_qwen.END]
+        return [token for frame in range(frames) for token in (20 + frame % 50, *span)]
+
+    def pixels(self, videos=1, frames=4, seed=0, dtype=torch.float32):
+        pixels = tiny_llava.pixels(videos, frames, seed, tiny_internvl.SIZE, dtype)
+        return {"pixel_values": pixels.flatten(0, 1), "video_frames": [frames] * videos}
+
+    def part(self, inputs, first, count):
+        tiles = slice(4 * first, 4 * (first + count))
+        return {"pixel_values": inputs["pixel_values"][tiles], "video_frames": inputs["video_frames"][:count]}
+
+    def images(self, count=1, dtype=torch.float32):
+        generator = torch.Generator().manual_seed(5)
+        size = tiny_internvl.SIZE
+        return {"pixel_values": torch.randn(2 * count, 3, size, size, generator=generator).to(dtype)}
+
+    def visuals(self, order, dtype=torch.float32):
+        images, videos = self.images(order.count("i"), dtype), self.pixels(order.count("v"), dtype=dtype)
+        tiles = {"i": iter(images["pixel_values"].split(2)), "v": iter(videos["pixel_values"].split(4))}
+        frames = [4 if visual == "v" else 0 for visual in order]
+        return {"pixel_values": torch.cat([next(tiles[visual]) for visual in order]), "video_frames": frames}
+
+    def tower(self, model):
+        return model.model.vision_tower
+
+    def projector(self, model):
+        return model.model.multi_modal_projector.linear_2.weight
+
+
+class VideoLlama3(TinyFamily):
+    """VideoLLaMA3: each frame after its time; nothing is left out by the processor but where a test says so."""
+
+    name = "video_llama_3"
+    image = [IMAGE] * 4
+    units = 36
+    limit = "tango.models.video_llama_3.PATCHES_PER_CALL"
+    frames_per_call = 32768 / 36
+
+    def build(self, folder, dtype=torch.float32, attention="sdpa", seed=0):
+        return tiny_video_llama_3.build_model(folder, dtype, attention, seed)
+
+    def video(self, frames=4):
+        return [token for frame in range(frames) for token in (20 + frame % 50, *[VIDEO] * TOKENS)]
+
+    def pixels(self, videos=1, frames=4, seed=0, dtype=torch.float32):
+        return tiny_video_llama_3.video_inputs(*[(frames, 6, 6)] * videos, seed=seed, dtype=dtype)
+
+    def part(self, inputs, first, count):
+        return {
+            "pixel_values_videos": inputs["pixel_values_videos"][144 * first : 144 * (first + count)],
+            "video_grid_thw": inputs["video_grid_thw"][first : first + count],
+            "video_merge_sizes": inputs["video_merge_sizes"][first : first + count],
+        }
+
+    def images(self, count=1, dtype=torch.float32):
+        return tiny_video_llama_3.image_inputs(*[(4, 4)] * count, dtype=dtype)
+
+    def tower(self, model):
+        return model.model.vision_model
+
+    def projector(self, model):
+        return model.model.projector.readout[2].weight
+
+
+def count_frames(family: TinyFamily, model: Any, frames: list[float]) -> Any:
+    """A hook of the tower that notes how many frames it is called with."""
+
+    def note(_: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        pixels = args[0] if args else kwargs["pixel_values"]
+        frames.append(len(pixels) / family.units)
+
+    return family.tower(model).register_forward_pre_hook(note, with_kwargs=True)
+
+
+FAMILIES = {
+    family.name: family for family in (Llava(), LlavaVideo(), Qwen(), Qwen3(), Qwen35(), InternVL(), VideoLlama3())
+}
 
 
 def outputs(model: Any, inputs: dict[str, Tensor], new: int = 6) -> tuple[Tensor, Tensor]:

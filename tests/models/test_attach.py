@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 from families import FAMILIES as TINY
-from families import GRID, TOKENS, make_pruner, outputs
+from families import GRID, TOKENS, count_frames, make_pruner, outputs
 from tiny_llava import pixels, prompt, video
 from torch import nn
 
@@ -47,6 +47,10 @@ def state(model):
 @pytest.mark.parametrize(("dtype", "attention", "batch", "method"), MATRIX)
 def test_matrix(family, dtype, attention, batch, method):
     model, inputs = family.model(dtype, attention), example(family, batch, dtype)
+    if method == "fastv" and not family.inside:
+        with pytest.raises(ValueError, match=r"no pruning inside .*; take a method that prunes before it"):
+            make_pruner(method, 0.3)(model).__enter__()
+        return
     width, new = inputs["input_ids"].shape[1], 4
     ids, logits = outputs(model, inputs, new)
     before = state(model)
@@ -137,7 +141,7 @@ def test_image_and_video_in_one_prompt(family):
     model = family.model()
     video, image = family.video(), family.image
     written = [5, *video, 6, *image, 7], [8, *image, *video, 9, 9], [4, 4]
-    mixed = family.prompt(*written) | family.images(2) | family.pixels(2)
+    mixed = family.prompt(*written) | family.visuals("viiv")
     expected = outputs(model, mixed)
     with make_pruner("tango", 1.0)(model):
         actual = outputs(model, mixed)
@@ -156,7 +160,7 @@ def test_padding_is_no_image(family, tmp_path):
     model.get_input_embeddings().weight.data[90] = 0
     model.get_input_embeddings().weight.data[0] = 0
     rows = [5, *family.video(), 6, *family.image, 7], [8, *family.video(), 9]
-    mixed = family.prompt(*rows) | family.images() | family.pixels(2)
+    mixed = family.prompt(*rows) | family.visuals("viv")
     mixed.pop("mm_token_type_ids", None)  # a model with M-RoPE needs ids to use it
     with torch.no_grad(), make_pruner("uniform", 0.25)(model) as session:
         expected = model(**mixed).logits
@@ -169,7 +173,7 @@ def test_padding_is_no_image(family, tmp_path):
 def test_all_kept_is_encoded_as_the_model_does(family):
     """In one call of the tower, for the sake of the last bit; otherwise video by video."""
     model, inputs, frames = family.model(), example(family, 3), []
-    hook = family.tower(model).register_forward_pre_hook(lambda _, args: frames.append(len(args[0]) / family.units))
+    hook = count_frames(family, model, frames)
     for ratio, expected in ((1.0, [16]), (0.5, [4, 4, 4, 4])):
         with torch.no_grad(), make_pruner("tango", ratio)(model):
             model(**inputs)

@@ -156,7 +156,10 @@ def test_caches_that_cannot_go_on(family):
             ({"input_ids": ids[:, :4], "attention_mask": mask[:, :4]}, "does not go on from"),
             ({"input_ids": ids, "attention_mask": mask, **pixels}, "leave out those that the cache holds"),
             ({"input_ids": ids[:, -4:], "attention_mask": mask[:, :9]}, r"attention_mask has shape \(1, 9\)"),
-            ({"input_ids": ids, "attention_mask": mask, "pixel_values": torch.zeros(1)}, "leave pixel_values out"),
+            (
+                {"input_ids": ids, "attention_mask": mask, "pixel_values": torch.zeros(1, 3, 24, 24)},
+                "leave pixel_values out",
+            ),
         ):
             with pytest.raises(ValueError, match=words) as caught:
                 model.generate(**call, max_new_tokens=2, **{name: copy.deepcopy(cache)})

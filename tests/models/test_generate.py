@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from families import IMAGE, VIDEO, Spy, make_pruner
+from families import IMAGE, VIDEO, Spy, count_frames, make_pruner
 from tiny_llava import PAD
 from transformers import DynamicCache, GenerationConfig, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
@@ -44,10 +44,13 @@ def generate(model, inputs):
 def test_all_kept_is_equal(family, way):
     """One video a prompt: from pixels, LLaVA's generate() mixes up several for beams (see test_llava_onevision)."""
     model = family.model()
+    several, encodes_once = {"num_beams", "num_return_sequences"} & set(WAYS[way]), "_expand_multimodal_outputs"
+    if family.name == "internvl" and several and not hasattr(model, encodes_once):
+        pytest.skip("older transformers repeat tile by tile for beams, and the unpruned model sees frames out of order")
     written = rows(family)[0], [5, *family.video(), 11]
     if family.mrope:
         written = rows(family)
-    inputs = family.prompt(*written) | family.pixels(sum(row.count(VIDEO) for row in written) // 36)
+    inputs = family.prompt(*written) | family.pixels(sum(row.count(family.placeholder) for row in written) // 36)
     inputs |= {"max_new_tokens": 6, "suppress_tokens": [IMAGE, VIDEO]}  # these in an answer break the unpruned model
     inputs |= WAYS[way] | {"return_dict_in_generate": True, "output_logits": True}
     expected = generate(model, inputs)
@@ -90,7 +93,7 @@ def test_steps_are_those_of_forward(family):
     asked = {"return_dict_in_generate": True, "output_logits": True, "suppress_tokens": [1, IMAGE, VIDEO]}
     with torch.no_grad(), attach(model, Spy()):
         out = generate(model, inputs | asked)
-        video = {"pixel_values_videos", "video_grid_thw"} & set(inputs)
+        video = set(family.pixels()) & set(inputs)
         answer = out.sequences[:, inputs["input_ids"].shape[1] :]
         written = [[*row, *new] for row, new in zip(rows(family), answer[:, :-1].tolist(), strict=True)]
         whole = model(**family.prompt(*written), **{name: inputs[name] for name in video}).logits
@@ -117,7 +120,7 @@ def test_going_on_from_a_cache(family):
 def test_videos_are_encoded_once(family):
     model = family.model()
     frames = []
-    hook = family.tower(model).register_forward_pre_hook(lambda _, args: frames.append(len(args[0]) / family.units))
+    hook = count_frames(family, model, frames)
     try:
         for settings in ({}, {"use_cache": False}, {"num_beams": 3}):
             with make_pruner("tango", 0.3)(model):

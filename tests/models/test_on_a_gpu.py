@@ -27,7 +27,7 @@ def example(family):
     """Two prompts, of which the first is padded and has an image."""
     video = family.video()
     rows = [5, *family.image, *video, 7, 8], [5, *video, 11, *video, 12]
-    return family.prompt(*rows) | family.pixels(3) | family.images()
+    return family.prompt(*rows) | family.visuals("ivvv")
 
 
 @pytest.mark.parametrize("name", sorted(REGISTRY))

@@ -13,6 +13,10 @@ from torch import Tensor
 from transformers import (
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
+    Qwen3_5Config,
+    Qwen3_5ForConditionalGeneration,
+    Qwen3_5MoeConfig,
+    Qwen3_5MoeForConditionalGeneration,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
     Qwen3VLMoeConfig,
@@ -26,6 +30,8 @@ CLASSES = {
     "qwen2_5_vl": (Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLConfig),
     "qwen3_vl": (Qwen3VLForConditionalGeneration, Qwen3VLConfig),
     "qwen3_vl_moe": (Qwen3VLMoeForConditionalGeneration, Qwen3VLMoeConfig),
+    "qwen3_5": (Qwen3_5ForConditionalGeneration, Qwen3_5Config),
+    "qwen3_5_moe": (Qwen3_5MoeForConditionalGeneration, Qwen3_5MoeConfig),
 }
 
 
@@ -53,8 +59,15 @@ def build_model(
         del text["head_dim"]
     else:
         settings |= {"num_position_embeddings": 16, "deepstack_visual_indexes": [0, 1]}
-    if kind == "qwen3_vl_moe":
+    if kind.startswith("qwen3_5"):  # every second layer, if not every fourth, is full attention
+        text |= {"layer_types": ["linear_attention", "full_attention"] * (layers // 2), "linear_key_head_dim": 8,
+                 "linear_value_head_dim": 8, "linear_num_key_heads": 2, "linear_num_value_heads": 4}  # fmt: skip
+        rope |= {"partial_rotary_factor": 0.5, "mrope_section": [2, 1, 1], "mrope_interleaved": True}
+        del settings["deepstack_visual_indexes"]
+    if kind.endswith("moe"):
         text |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+        text |= {"shared_expert_intermediate_size": 16} if kind == "qwen3_5_moe" else {}
+        del text["intermediate_size"]
     model_class, config_class = CLASSES[kind]
     config = config_class(
         text_config=text,

@@ -143,10 +143,28 @@ def test_nearest_in_blocks(monkeypatch, size, count):
     expected = exact.topk(count, 1).values.float()
     for least in (2, 10**9):
         monkeypatch.setattr(blocks, "SCREEN_BLOCKS", least)
-        close, near = blocks.nearest_in_blocks(points, half, count, 32, SLACK)
+        close, near = blocks.nearest_in_blocks(points, half, count, 32, SLACK, density.own_products)
         torch.testing.assert_close(close, expected, atol=1e-5, rtol=0)
         torch.testing.assert_close(exact.gather(1, near).float(), expected, atol=1e-5, rtol=0)
         assert all(len(set(row)) == count for row in near.tolist())
+
+
+@pytest.mark.parametrize("asked", [0, 1, 33, 100])
+@pytest.mark.parametrize("ties", [False, True])
+def test_each_point_meets_each_denser_one_once(asked, ties):
+    """Of 100 points in blocks of 32; points of one density have one rank."""
+    points = unit(100, 8)
+    rank = torch.randperm(100) // (5 if ties else 1) * (5 if ties else 1)
+    some = torch.randperm(100)[:asked]
+    met = torch.zeros(100, 100)
+    for rows, others, close in blocks.denser_in_blocks(points, torch.full((100,), 0.5), rank, some, 32):
+        torch.testing.assert_close(-2 * close, torch.cdist(points[rows], points[others]).square(), atol=1e-5, rtol=0)
+        denser = rank[others] < rank[rows, None]
+        assert denser.any(1).all()
+        met[rows[:, None], others] += denser
+    expected = torch.zeros(100, 100)
+    expected[some] = (rank < rank[some, None]).float()
+    assert met.equal(expected)
 
 
 @pytest.mark.parametrize("kind", ["zero", "copies", "few distinct", "random"])

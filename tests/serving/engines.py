@@ -3,9 +3,13 @@
 import contextlib
 import dataclasses
 import gc
+import re
+import shutil
 from contextlib import contextmanager
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from vllm import SamplingParams
 
 from tango.inference.video import read_video
@@ -130,6 +134,16 @@ class Reference:
             out = self.model.generate(**inputs, **extra, max_new_tokens=tokens, do_sample=False)
         new = out[0, inputs["input_ids"].shape[1] :].tolist()
         return new, [video.indices.tolist() for video in session.videos] if clips and pruner else []
+
+
+def published_layout(folder):
+    """tango-tiny with the names that published checkpoints have: vLLM itself does not read those of transformers 5."""
+    file = "model.safetensors"
+    shutil.copytree(MODEL, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    with safe_open(MODEL / file, "pt") as found:
+        tensors = {name: found.get_tensor(name) for name in found.keys()}  # noqa: SIM118
+    save_file({re.sub("^vision_tower.", "vision_tower.vision_model.", k): v for k, v in tensors.items()}, folder / file)
+    return folder
 
 
 def questions(count, first=0):

@@ -1,18 +1,12 @@
 """Engines with other options than the usual ones: each gives LLaVA-OneVision the answers that transformers gives."""
 
-import re
-import shutil
-
 import pytest
-from engines import MODEL, OURS, Reference, ask, kept, model_of, opened, prompted, questions, request
+from engines import MODEL, OURS, Reference, ask, kept, model_of, opened, prompted, published_layout, questions, request
 from PIL import Image
-from safetensors import safe_open
-from safetensors.torch import save_file
 
 from tango.pruners import Tango
 
 CHOSEN = OURS | {"tango": {"method": "tango", "retention_ratio": 0.2}}
-FILE = "model.safetensors"
 PRUNER = Tango(retention_ratio=0.2)
 
 
@@ -78,13 +72,7 @@ def test_preempted_requests_answer_the_same(asked, monkeypatch):
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
-    """tango-tiny with the names that published checkpoints have: vLLM itself does not read those of transformers 5."""
-    folder = tmp_path_factory.mktemp("models") / "published"
-    shutil.copytree(MODEL, folder, ignore=shutil.ignore_patterns("*.safetensors"))
-    with safe_open(MODEL / FILE, "pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    save_file({re.sub("^vision_tower.", "vision_tower.vision_model.", k): v for k, v in tensors.items()}, folder / FILE)
-    return folder
+    return published_layout(tmp_path_factory.mktemp("models") / "published")
 
 
 def test_without_wrapper_vllm_is_as_it_is(published, asked):

@@ -3,12 +3,12 @@
 import pytest
 from engines import MODEL, OURS, ROOT, Reference, ask, kept, opened, prompted, questions, request, set_method
 from PIL import Image
-from tango_vllm import settings
 from vllm.exceptions import VLLMValidationError
 
 from tango.inference.video import read_video
 from tango.motionqa.shipped import DATA, FRAMES
 from tango.pruners import REGISTRY, Tango
+from tango.runs.settings import fingerprint
 
 # Random draws by place, and FastV prunes inside the language model: both are refused.
 METHODS = sorted({*REGISTRY} - {"random", "fastv"})
@@ -128,7 +128,7 @@ def test_other_settings_never_share_a_result(engine, reference, asked):
     keys = set()
     for pruner in [*others, Tango(retention_ratio=0.1001), Tango(retention_ratio=0.1, sink_tokens=(3,))]:
         set_method(engine, pruner)
-        keys.add(settings.salt(pruner))
+        keys.add(fingerprint(pruner))
         with kept() as found:
             ((answer,),) = ask(engine, [request(text, [clip])])
         expected, (indices,) = reference.answer(pruner, text, [clip])

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import openai
 import pytest
 from engines import DATA, FRAMES, MODEL, ROOT, Reference, prompted
+from tango_vllm.loader import TangoLoader
 from vllm_server import free_port, serving
 
 from tango.inference.video import read_video
@@ -143,6 +144,13 @@ def test_two_hundred_requests_a_tenth_of_them_broken(client, rows, expected, web
     with ThreadPoolExecutor(8) as pool:
         right = list(pool.map(one, range(200)))
     assert all(right), [index for index, fine in enumerate(right) if not fine]
+
+
+def test_a_part_of_a_video_is_read_where_a_request_names_its_ends():
+    video = ROOT / DATA / "videos" / "0.mp4"
+    frames, told = TangoLoader.load_bytes(video.read_bytes(), 4, start=0.5, end=1.5)
+    clip = read_video(video, 4, 0.5, 1.5)
+    assert (frames == clip.frames).all() and told["timestamps"] == list(clip.timestamps)
 
 
 def test_records_and_metrics(client, url, log, rows, web):

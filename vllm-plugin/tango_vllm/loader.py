@@ -28,6 +28,8 @@ class TangoLoader(VideoLoader):
     def load_bytes(cls, data: bytes, num_frames: int = 32, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         """Frames (F, height, width, 3) and what is known of them.
 
+        start, end: of the part of the video that is shown, in seconds.
+
         Raises:
             ValueError: no video, one that no decoder knows, or one that is cut short.
         """
@@ -37,7 +39,7 @@ class TangoLoader(VideoLoader):
             file.write(data)
             file.flush()
             try:
-                clip = read_video(file.name, num_frames)
+                clip = read_video(file.name, num_frames, kwargs.get("start"), kwargs.get("end"))
             except (ValueError, OSError) as error:
                 raise ValueError(f"the video cannot be read: {str(error).replace(repr(file.name), 'it')}") from error
         rate = clip.total_frames / clip.duration if clip.duration > 0 else 1.0

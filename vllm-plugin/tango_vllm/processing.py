@@ -21,7 +21,8 @@ from vllm.multimodal.processing import PromptReplacement, PromptUpdate, PromptUp
 
 from tango.models.family import timestamps_of
 from tango.pruners.base import Pruner
-from tango_vllm import settings
+from tango.runs.settings import fingerprint
+from tango_vllm import settings, usage
 
 log = logging.getLogger("vllm.tango")  # below "vllm", so that its format and level hold here too
 TIMES = "video_times"  # name of the field that takes frame times from the processor to the model
@@ -36,6 +37,14 @@ def counters() -> tuple[Any, Any]:
         Counter("tango:video_tokens_before", "Video tokens of requests before pruning."),
         Counter("tango:video_tokens_after", "Video tokens of requests after pruning."),
     )
+
+
+@functools.cache
+def method_gauge() -> Any:
+    """What a client can tell the method by, and that its settings are those it means."""
+    from prometheus_client import Gauge
+
+    return Gauge("tango:method", "The method that videos are pruned with; 1.", ["method", "settings"])
 
 
 class DefaultMetadata:
@@ -95,9 +104,12 @@ class PrunedVideos:
     @functools.cached_property
     def pruner(self) -> Pruner:
         """The method that the model prunes with."""
-        return settings.from_environment_or_config(self.info.get_hf_config())
+        found = settings.from_environment_or_config(self.info.get_hf_config())
+        method_gauge().labels(found.name, fingerprint(found)).set(1)
+        return found
 
     counting = True
+    counted: dict[str, int] | None = None  # of the request in work; there is one at a time
 
     # -- records and keys ----------------------------------------------------------------------------------------
 
@@ -112,9 +124,15 @@ class PrunedVideos:
         """vLLM's keys of items; those of videos are other ones for other methods or settings."""
         hashes = dict(super()._get_mm_hashes(inputs))  # type: ignore[misc]
         if "video" in hashes:
-            salt = settings.salt(self.pruner)
+            salt = fingerprint(self.pruner)
             hashes["video"] = [hashlib.sha256(f"{salt} {one}".encode()).hexdigest() for one in hashes["video"]]
         return hashes
+
+    def apply(self, *args: Any, **kwargs: Any) -> Any:
+        """A prompt with its data, and beside them what a response tells of its videos (usage.py)."""
+        self.counted = None
+        prompt = super().apply(*args, **kwargs)  # type: ignore[misc]
+        return prompt | {usage.KEY: self.counted} if self.counted is not None else prompt
 
     def _maybe_apply_prompt_updates(self, mm_items: Any, mm_res: Any) -> Any:
         if self.counting:
@@ -126,9 +144,11 @@ class PrunedVideos:
         if videos:
             each = ", ".join(f"{video.before} to {video.after}" for video in videos)
             log.info("%s: video tokens of a request: %s", self.pruner.name, each)
-            before, after = counters()
-            before.inc(sum(video.before for video in videos))
-            after.inc(sum(video.after for video in videos))
+            totals = [sum(video.before for video in videos), sum(video.after for video in videos)]
+            for counter, total in zip(counters(), totals, strict=True):
+                counter.inc(total)
+            usage.install()
+            self.counted = dict(zip(usage.NAMES, totals, strict=True))
         elif mm_items.get_all_counts().get("image", 0) > 1:
             _warn_of_images(self.pruner.name)
 

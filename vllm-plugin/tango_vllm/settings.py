@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
 from collections.abc import Collection
 from typing import Any
 
 from tango.pruners.base import Pruner
-from tango.runs.settings import SettingsError, from_environment, make_pruner
+from tango.runs.settings import SettingsError, check_served, from_environment, make_pruner, served
 from tango_vllm import check_version
 
 
@@ -33,42 +30,15 @@ def from_environment_or_config(config: Any) -> Pruner:
         raise SettingsError(
             'this model prunes, and no method is chosen: set WRAPPER, or "tango": {"method": ..} in --hf-overrides'
         )
-    if "key" in pruner.needs:
-        raise SettingsError(
-            f"{pruner.name} draws by a video's place in its prompt; vLLM keeps one result of a video for all prompts"
-        )
-    return dataclasses.replace(pruner, exact_budget=True)
+    return served(pruner)
 
 
 def check(pruner: Pruner, layers: int, saliencies: Collection[str], *, gapless: bool) -> None:
-    """Refuse what a family cannot do inside vLLM.
-
-    layers: of the language model. gapless: the family's positions are those of the shorter prompt.
+    """Refuse what a family cannot do inside vLLM; see check_served.
 
     Raises:
         SettingsError: says what cannot be and why.
         RuntimeError: the installed vLLM is not a tested one.
     """
     check_version()
-    try:
-        inside = pruner.in_llm(layers) is not None
-    except ValueError:  # it would prune there, if the model or the ratio were another
-        inside = True
-    if inside:
-        raise SettingsError(
-            f"{pruner.name} with these settings prunes inside the language model, where vLLM gives every layer the "
-            "same tokens; choose settings, or a method, that prune before it"
-        )
-    if pruner.saliency is not None and pruner.saliency not in saliencies:
-        raise SettingsError(f"saliency={pruner.saliency!r}: this model has {', '.join(saliencies)}")
-    if pruner.keep_positions and gapless:
-        raise SettingsError(
-            "keep_positions=True: vLLM numbers this model's tokens without gaps; set keep_positions=false"
-        )
-    if pruner.positions != "trained" and not gapless:
-        raise SettingsError(f"positions={pruner.positions!r}: vLLM has those that the model was trained with")
-
-
-def salt(pruner: Pruner) -> str:
-    """What tells results of one method and its settings from those of any other, in the keys of vLLM's caches."""
-    return hashlib.sha256(json.dumps([pruner.name, pruner.settings()], sort_keys=True).encode()).hexdigest()[:16]
+    check_served(pruner, layers, saliencies, gapless=gapless)

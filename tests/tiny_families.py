@@ -1,0 +1,114 @@
+"""Checkpoints of a few thousand random weights of InternVL, VideoLLaMA3 and Qwen3.5, complete with their processors."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tiny import TEMPLATE
+from tokenizers import pre_tokenizers
+from transformers import (
+    InternVLConfig,
+    InternVLForConditionalGeneration,
+    InternVLProcessor,
+    InternVLVideoProcessor,
+    InternVLVisionConfig,
+    Qwen2Config,
+    Qwen2Tokenizer,
+    Qwen2VLImageProcessor,
+    Qwen3_5Config,
+    Qwen3_5ForConditionalGeneration,
+    Qwen3Config,
+    Qwen3VLProcessor,
+    Qwen3VLVideoProcessor,
+    VideoLlama3Config,
+    VideoLlama3ForConditionalGeneration,
+    VideoLlama3Processor,
+    VideoLlama3VideoProcessor,
+    VideoLlama3VisionConfig,
+)
+
+SIZE, PATCH, TOKENS = 24, 4, 9  # 3 x 3 tokens a frame
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|image_pad|>", "<|video_pad|>", "<|vision_start|>",
+           "<|vision_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "<video>"]  # fmt: skip
+IDS = {name: index for index, name in enumerate(SPECIAL)}
+TEXT = {"vocab_size": len(SPECIAL) + 256, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "initializer_range": 0.2}  # fmt: skip
+VISION = {"hidden_size": 32, "intermediate_size": 48, "initializer_range": 0.2}
+QWEN_SIZES = {"patch_size": PATCH, "merge_size": 2, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+
+
+def save(kind: str, folder: Path) -> None:
+    """A checkpoint of kind internvl, video_llama_3 or qwen3_5."""
+    torch.manual_seed(0)
+    model, processor = {"internvl": internvl, "video_llama_3": video_llama_3, "qwen3_5": qwen3_5}[kind]()
+    model.generation_config.eos_token_id = IDS["<|im_end|>"]
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+def tokenizer(**named: str) -> Any:
+    names = SPECIAL + sorted(pre_tokenizers.ByteLevel.alphabet())
+    return Qwen2Tokenizer(
+        vocab={name: index for index, name in enumerate(names)}, merges=[], eos_token="<|im_end|>",
+        pad_token="<|endoftext|>", additional_special_tokens=[SPECIAL[1], *SPECIAL[3:]], **named,
+    )  # fmt: skip
+
+
+def visual(text: str) -> str:
+    return TEMPLATE.replace("<{{ p['type'] }}>\n", text)
+
+
+def internvl() -> tuple[Any, Any]:
+    config = InternVLConfig(
+        vision_config=InternVLVisionConfig(
+            image_size=[SIZE, SIZE], patch_size=[PATCH, PATCH], num_hidden_layers=2, num_attention_heads=2, **VISION
+        ),
+        text_config=Qwen3Config(**TEXT, head_dim=16),
+        image_token_id=IDS["<IMG_CONTEXT>"], image_seq_length=TOKENS, tie_word_embeddings=False,
+    )  # fmt: skip
+    named = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>",
+             "video_token": "<video>"}  # fmt: skip
+    size = {"height": SIZE, "width": SIZE}
+    own = tokenizer(extra_special_tokens=named)
+    shown = visual("{{ '<video>' if p['type'] == 'video' else '<IMG_CONTEXT>' }}\n")
+    images = transformers.GotOcr2ImageProcessor(size=size, crop_to_patches=True)
+    processor = InternVLProcessor(images, own, InternVLVideoProcessor(size=size), image_seq_length=TOKENS,
+                                  chat_template=shown)  # fmt: skip
+    return InternVLForConditionalGeneration(config), processor
+
+
+def video_llama_3() -> tuple[Any, Any]:
+    config = VideoLlama3Config(
+        vision_config=VideoLlama3VisionConfig(patch_size=PATCH, num_hidden_layers=2, num_attention_heads=2, **VISION),
+        text_config=Qwen2Config(**TEXT),
+        image_token_id=IDS["<|image_pad|>"], video_token_id=IDS["<|video_pad|>"], tie_word_embeddings=False,
+    )  # fmt: skip
+    images = transformers.VideoLlama3ImageProcessor(
+        **QWEN_SIZES, size=dict.fromkeys(("shortest_edge", "longest_edge"), SIZE**2)
+    )
+    videos = VideoLlama3VideoProcessor(**QWEN_SIZES, size={"shortest_edge": SIZE**2, "longest_edge": 8 * SIZE**2})
+    processor = VideoLlama3Processor(images, tokenizer(), videos, chat_template=visual("<|{{ p['type'] }}_pad|>\n"))
+    return VideoLlama3ForConditionalGeneration(config), processor
+
+
+def qwen3_5() -> tuple[Any, Any]:
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1], "mrope_interleaved": True,
+            "partial_rotary_factor": 0.5}  # fmt: skip
+    linear = {"layer_types": ["linear_attention", "full_attention"], "linear_key_head_dim": 8,
+              "linear_value_head_dim": 8, "linear_num_key_heads": 2, "linear_num_value_heads": 4}  # fmt: skip
+    config = Qwen3_5Config(
+        text_config=TEXT | linear | {"head_dim": 16, "rope_parameters": rope},
+        vision_config=VISION | {
+            "depth": 2, "num_heads": 2, "patch_size": PATCH, "spatial_merge_size": 2, "temporal_patch_size": 2,
+            "out_hidden_size": 32, "num_position_embeddings": 36,
+        },
+        image_token_id=IDS["<|image_pad|>"], video_token_id=IDS["<|video_pad|>"],
+        vision_start_token_id=IDS["<|vision_start|>"], vision_end_token_id=IDS["<|vision_end|>"],
+    )  # fmt: skip
+    size = dict.fromkeys(("shortest_edge", "longest_edge"), SIZE**2)
+    images = Qwen2VLImageProcessor(**QWEN_SIZES, temporal_patch_size=2, size=size)
+    whole = dict.fromkeys(size, 8 * SIZE**2)
+    videos = Qwen3VLVideoProcessor(**QWEN_SIZES, temporal_patch_size=2, size=whole)
+    shown = visual("<|vision_start|><|{{ p['type'] }}_pad|><|vision_end|>")
+    return Qwen3_5ForConditionalGeneration(config), Qwen3VLProcessor(images, tokenizer(), videos, chat_template=shown)
