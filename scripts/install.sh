@@ -21,7 +21,7 @@ progress() {
     local count=0 first second rest
     while read -r first second rest; do
         case $first in
-            Collecting | Downloaded) count=$((count + 1)) ;;
+            Collecting | Processing | Downloaded) count=$((count + 1)) ;;
             Installing | Prepared) second="all of them, minutes without a word" ;;
             *) continue ;;
         esac
