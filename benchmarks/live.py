@@ -126,6 +126,7 @@ def main():
         growth, error = slope(rows, "rss_mib")
         table.append({
             "frames a second of the stream": f"{fps:g}",
+            "seconds of the stream": round(rows[-1]["stream_s"]),
             "frames": round(rows[-1]["frames"]),
             "most tokens of a prompt": round(max(row["prompt"] for row in rows)),
             "most tokens of closed segments": round(max(row["held_tokens"] for row in rows)),

@@ -7,6 +7,7 @@ generate() makes of the same clip under the same method.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -141,12 +142,16 @@ class Qwen3(Layout):
     def __init__(self, model: Any, processor: Any) -> None:
         super().__init__(model, processor)
         self.samples = int(model.config.vision_config.temporal_patch_size)
+        self._known = functools.lru_cache(1 << 14)(self._tokens)  # asked for with every frame
         # Around each frame, besides those that the template has around the whole, as the processor writes it.
         self.begins, self.ends = [processor.vision_start_token_id], [processor.vision_end_token_id]
 
-    def _time(self, seconds: float) -> list[int]:
-        ids: list[int] = self.processor.tokenizer(f"<{seconds:.1f} seconds>", add_special_tokens=False)["input_ids"]
+    def _tokens(self, text: str) -> list[int]:
+        ids: list[int] = self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
+
+    def _time(self, seconds: float) -> list[int]:
+        return self._known(f"<{seconds:.1f} seconds>")
 
     def cost(self, segment: Segment) -> int:
         texts = (len(self._time(time)) + 2 for time in segment.times[segment.shown, 1].tolist())

@@ -144,8 +144,8 @@ def stc_layer(
     computed whole. C: the others, in order. all_queries: project them in one call, from which a saliency is read.
     """
     attention, heads = layer.self_attn, layer.self_attn.num_heads
-    whole = (reference == torch.arange(len(reference), device=reference.device)).nonzero()[:, 0]
-    other = (reference != torch.arange(len(reference), device=reference.device)).nonzero()[:, 0]
+    own = reference == torch.arange(len(reference), device=reference.device)
+    whole, other = own.nonzero()[:, 0], (~own).nonzero()[:, 0]
     slot = torch.searchsorted(whole, reference[other])
     normed = layer.layer_norm1(hidden)
     key, value = attention.k_proj(normed), attention.v_proj(normed[whole])
@@ -189,7 +189,13 @@ def stc_references(frames: int, interval: int, chunk: int = 1) -> Tensor:
 
 @contextlib.contextmanager
 def replaced(layers: Mapping[Any, Callable[..., Tensor]]) -> Iterator[None]:
-    """While open, these functions stand in for the layers' forward()."""
+    """While open, these functions stand in for the layers' forward().
+
+    Raises ValueError where gradient checkpointing would run a layer again when this is over.
+    """
+    if torch.is_grad_enabled() and any(x.training and getattr(x, "gradient_checkpointing", False) for x in layers):
+        raise ValueError("a vision tower with gradient checkpointing runs its layers again, as they were: switch "
+                         "gradient checkpointing off, or leave out tower_reuse (and EarlyTom)")  # fmt: skip
     before = {layer: vars(layer)["forward"] for layer in layers if "forward" in vars(layer)}
     try:
         for layer, forward in layers.items():
@@ -220,6 +226,11 @@ class Reusing(Family):
                 raise TypeError(
                     f"tower_reuse={self.method!r} does not know the layers of this tower, {type(layer).__name__} "
                     f"(without {', '.join(lacking)}); set tower_reuse to None"
+                )
+            if hasattr(layer, "_hf_hook"):
+                raise ValueError(
+                    f"tower_reuse={self.method!r} does not work with a vision tower that accelerate spreads over "
+                    "devices; keep the tower on one (device_map)"
                 )
         share, most = pruner.tower_reuse_layers, len(self.layers) - (self.method == "pixels")
         share = LAYERS[self.method] if share is None else share

@@ -389,6 +389,24 @@ def test_what_is_not_known_is_refused(tmp_path):
             pass
 
 
+@pytest.mark.parametrize("pruner", [Uniform(**PIXELS), EarlyTom(positions="transformers")])
+def test_checkpoints_and_spread_towers_are_refused(tmp_path, pruner):
+    model = tiny_llava.build_model(tmp_path)
+    inputs, _ = moving(FAMILIES["llava_onevision"], 4)
+    inputs["video_timestamps"] = [torch.arange(4.0)]
+    model.gradient_checkpointing_enable()
+    model.train()
+    with pruner(model), pytest.raises(ValueError, match="switch gradient checkpointing off"):
+        model(**inputs)
+    model.eval()
+    with pruner(model):
+        assert model(**inputs).logits.isfinite().all()
+    if pruner.tower_reuse is not None:
+        model.model.vision_tower.encoder.layers[0]._hf_hook = object()
+        with pytest.raises(ValueError, match="with a vision tower that accelerate spreads over devices"), pruner(model):
+            pass
+
+
 @pytest.mark.parametrize("settings, message", [
     ({"tower_reuse": "often"}, "tower_reuse = 'often': expected one of 'pixels', 'stc' or None"),
     ({"tower_reuse": False}, "tower_reuse = False"),
