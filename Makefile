@@ -9,7 +9,7 @@
 # make vllm: an environment of its own for serving with vLLM on a CPU, in build/vllm. make test-vllm: the plugin's tests in it,
 # against transformers (minutes). make serve: a server with tango-tiny, and a request to try; docs/serving.md.
 # make coverage: which lines of tango/ the tests run, into docs/coverage.md; TESTS=tests/pruners measures a part.
-# make docs: the site of docs/, into build/site. make package: sdists and wheels, each tried in a fresh environment.
+# make docs: the site of docs/ with the page of our own results, into build/site. make package: sdists and wheels, each tried in a fresh environment.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -27,7 +27,7 @@ demo: setup
 # All methods at five ratios, and the ablations of Tango; hours on a CPU, resumable.
 benchmark: setup
 	$(BIN)/python scripts/demo.py --frameworks lmms-eval --methods all --ratios 0.05 0.1 0.15 0.2 0.3 --ablations configs/ablations \
-	  --work build/sweeps/motionqa_all --output results/motionqa_all --title "MotionQA, all methods"
+	  --work build/sweeps/motionqa_all --output results/motionqa_all --title "MotionQA, all methods" --no-samples
 
 test: setup
 	$(BIN)/ruff check .
@@ -67,7 +67,8 @@ coverage: setup
 	$(BIN)/coverage json --quiet -o build/coverage/coverage.json
 	$(BIN)/python scripts/coverage_page.py build/coverage/coverage.json "make coverage TESTS=$(TESTS)" >docs/coverage.md
 
-docs: $(TOOLS)/installed
+docs: setup $(TOOLS)/installed
+	$(BIN)/tango results results/motionqa --site docs/results/motionqa --videos data/motionqa --model checkpoints/tango-tiny
 	$(TOOLS)/bin/mkdocs build --strict
 
 package: setup $(TOOLS)/installed
@@ -76,10 +77,7 @@ package: setup $(TOOLS)/installed
 setup: .venv/installed
 
 .venv/installed: requirements.txt requirements-vlmeval.txt pyproject.toml lmms-eval/pyproject.toml VLMEvalKit/pyproject.toml
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --disable-pip-version-check -r requirements.txt
-	$(BIN)/pip install --disable-pip-version-check --no-deps -r requirements-vlmeval.txt
-	$(BIN)/pip install --disable-pip-version-check --no-deps -e . -e ./lmms-eval -e ./VLMEvalKit
+	PYTHON=$(PYTHON) bash scripts/install.sh .venv
 	touch $@
 
 # Only transformers is installed here; all else comes from .venv.

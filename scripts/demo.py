@@ -3,7 +3,8 @@
     python scripts/demo.py [--frameworks lmms-eval] [--jobs 1] [--limit 100] [--output results/motionqa]
 
 All cells run in the first framework; the second repeats the unpruned model and Tango, and README.md in --output says
-whether it came to the same. Run again it goes on where it was stopped; finished cells are not computed again.
+whether it came to the same. Run again it goes on where it was stopped; finished cells are not computed again. Until one
+of them is finished it asks 60 questions itself before all else, so that there is a first number soon.
 `make benchmark` is lmms-eval with all methods at all ratios and the ablations of Tango.
 """
 
@@ -13,15 +14,26 @@ import argparse
 import json
 import shlex
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers.utils.logging import disable_progress_bar
 
-from tango.motionqa.questions import data_files, read_questions
+from tango.motionqa.questions import data_files, prompt, read_questions
+from tango.motionqa.shipped import FRAMES
 from tango.pruners import REGISTRY
 from tango.results import write_results
-from tango.runs.settings import VANILLA
+from tango.results.samples import ARCHIVE, pack
+from tango.results.statistics import bootstrap, wilson
+from tango.runs.run import EvaluationRun
+from tango.runs.runner import Sample
+from tango.runs.scoring import parse_choice
+from tango.runs.settings import VANILLA, MethodSettings, make_pruner
 from tango.sweeps.cells import Evaluation
 from tango.sweeps.expand import impossible
 from tango.sweeps.frameworks import FRAMEWORKS, LMMS_EVAL
@@ -33,6 +45,7 @@ RATIOS = (0.1, 0.15, 0.2)
 BASELINES = ("random", "topk")  # at the smallest ratio: is Tango's choice better than a trivial one?
 ABLATED = 0.1  # the ratio of the ablations
 REPEATED = (VANILLA, "tango")  # in the second framework
+FIRST = 60  # questions that are asked before the frameworks are
 DATA, TASK, DATASET = Path("data/motionqa"), "motionqa", "MotionQA_8frame"
 
 
@@ -54,6 +67,7 @@ def main() -> int:
     parser.add_argument("--limit", type=int, help="only the first so many questions")
     parser.add_argument("--work", type=Path, default=Path("build/sweeps/motionqa"), help="folder of the sweep")
     parser.add_argument("--output", type=Path, default=Path("results/motionqa"), help="folder of tables and plot")
+    parser.add_argument("--no-samples", action="store_true", help=f"leave out {ARCHIVE}, of which the tables follow")
     args = parser.parse_args()
     console = Console(markup=False, emoji=False)
     if (problem := wrong(args)) is not None:
@@ -62,6 +76,8 @@ def main() -> int:
     cells = cells_of(args, possible(grid_of(args), console))
     sweep = Sweep(args.work, cells, args.jobs, console)
     try:
+        if args.data.resolve() == DATA.resolve() and not args.limit and not sweep.results():
+            first_look(args, console)
         failures = sweep.run()
     except SweepError as error:
         console.print(str(error), style="red")
@@ -74,9 +90,79 @@ def main() -> int:
         missing = [f"no result of {cell.name}" for cell in cells if sweep.finished(cell) is None]
         command = shlex.join(["python", *sys.argv])
         write_results(results, args.output, command, missing, args.title).show(console)
+        keep_samples(args, [cell for cell in cells if sweep.finished(cell) is not None])
     for name, reason in failures.items():
         console.print(f"{name}: {reason}", style="red", soft_wrap=True)
     return 1 if failures else 0
+
+
+def keep_samples(args: argparse.Namespace, finished: list[Cell]) -> None:
+    """Beside the tables, in place of those of an earlier run."""
+    archive = args.output / ARCHIVE
+    if args.no_samples:
+        archive.unlink(missing_ok=True)
+    else:
+        pack([args.work / "cells" / cell.name for cell in finished], archive)
+
+
+def first_look(args: argparse.Namespace, console: Console) -> None:
+    """Accuracy of the unpruned model and of Tango at the smallest ratio, on all questions about every twelfth video.
+
+    Answers are kept in --work, so that the same again takes seconds.
+    """
+    begun = time.monotonic()
+    console.print(f"a first look, {FIRST} questions:", highlight=False)
+    from tango.inference.chat import Chat
+    from tango.inference.checkpoints import load
+
+    rows = read_questions(args.data)
+    some = list(dict.fromkeys(row["video"] for row in rows))[::12]
+    rows = [row for row in rows if row["video"] in some][:FIRST]
+    disable_progress_bar()
+    checkpoint = load(args.checkpoint)
+    columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    scores = []
+    with Progress(*columns, console=console, transient=True) as progress:
+        ratio = min(args.ratios)
+        for method, values in ((VANILLA, {}), ("tango", {"retention_ratio": ratio})):
+            pruner = make_pruner(method, args.config, values)
+            name = "unpruned" if pruner is None else f"Tango {100 * ratio:g} %"
+            chat = Chat(checkpoint, pruner, max_frames=FRAMES)
+            run = EvaluationRun(MethodSettings(method, pruner), chat, journal=args.work / "first" / method)
+            with chat.session():
+                asked = [sample_of(run, row, args.data) for row in rows]
+                records = list(progress.track(run.runner.run(asked), total=len(rows), description=name))
+            run.close()
+            right = [
+                parse_choice(str(record.response), row["options"]) for record, row in zip(records, rows, strict=True)
+            ]
+            scores.append(np.array([float(a == row["answer"]) for a, row in zip(right, rows, strict=True)]))
+            accuracy = wilson(float(scores[-1].mean()), len(rows)).text()
+            kept = sum(record.tokens["video_tokens_after"] for record in records)
+            kept /= sum(record.tokens["video_tokens_before"] for record in records)
+            difference = (
+                "" if pruner is None else f", difference {bootstrap([(scores[1], scores[0])])[0].text(signed=True)}"
+            )
+            console.print(
+                f"  {name}: {accuracy} % of {len(rows)} questions right, {100 * kept:.1f} % of the tokens{difference}",
+                highlight=False,
+                soft_wrap=True,
+            )
+    seconds = time.monotonic() - begun
+    console.print(f"  (95 % intervals; {seconds:.0f} s.) Now all of them, in both frameworks:", highlight=False)
+
+
+def sample_of(run: EvaluationRun, row: dict[str, Any], data: Path) -> Sample:
+    """A question as the frameworks' tasks ask it."""
+    content = [
+        {"type": "video", "video": str((data / row["video"]).resolve())},
+        {"type": "text", "text": prompt(row["question"], row["options"])},
+    ]
+    settings = {"max_new_tokens": 8, "do_sample": False, "until": ["\n"]}
+    return run.sample(
+        TASK, row["id"], row["id"], lambda: [{"role": "user", "content": content}],
+        lambda messages: run.chat.generate(messages, settings, row["id"]), settings=settings,
+    )  # fmt: skip
 
 
 def wrong(args: argparse.Namespace) -> str | None:

@@ -4,7 +4,7 @@
 #   bash scripts/smoke_package.sh    (make package; the packages end up in build/package/dist)
 set -euo pipefail
 cd "$(dirname "$0")/.."
-tools=$PWD/build/tools/bin lender=$PWD/.venv/bin/python work=$PWD/build/package
+root=$PWD tools=$PWD/build/tools/bin lender=$PWD/.venv/bin/python work=$PWD/build/package
 for needed in "$tools/python" "$lender"; do
     if [ ! -x "$needed" ]; then echo "missing: $needed; make package makes it" >&2; exit 2; fi
 done
@@ -33,3 +33,8 @@ export HF_HUB_OFFLINE=1
 ../env/bin/tango methods
 ../env/bin/tango methods --json >methods.json
 ../env/bin/python smoke_package.py
+# With nothing but what the wheel asks for, then with what its extras bring.
+lean() { ../env/bin/python "$root/scripts/lean.py" "$@"; }
+lean "" -c 'import tango, tango.models, tango.inference.chat, tango.inference.video; print("lean:", tango.__file__)'
+lean cli -m tango.cli methods tango >/dev/null
+lean eval -c 'import tango.results, tango.sweeps.sweep, tango.runs.run'

@@ -1,15 +1,21 @@
 """scripts/demo.py: the grid it runs, and that tables come out of it."""
 
 import importlib.util
+import io
 import json
 import sys
+from argparse import Namespace
 from pathlib import Path
 from types import ModuleType
 
 import pandas as pd
 import pytest
 from made_up import made_up
+from rich.console import Console
 
+from tango.inference.chat import Chat
+from tango.motionqa.questions import read_questions
+from tango.results.samples import read_folders
 from tango.sweeps.cells import Evaluation
 from tango.sweeps.sweep import Cell
 
@@ -59,6 +65,10 @@ def test_the_grid_and_its_tables(demo: ModuleType, monkeypatch: pytest.MonkeyPat
     assert "gave the same answers and scores and kept the same tokens, sample by sample,** in all 4 cells" in readme
     found = pd.read_csv(tmp_path / "results" / "motionqa" / "accuracy.csv", comment="#")
     assert found["framework"].tolist() == ["lmms-eval"] * 5 + ["VLMEvalKit"] * 4  # the baseline only in the first
+    read, _ = read_folders([tmp_path / "results" / "motionqa"])  # their samples are beside them
+    assert len(read) == 9
+    assert run(demo, monkeypatch, "--baselines", "random", "--no-samples") == 0
+    assert not (tmp_path / "results" / "motionqa" / "samples.tar.xz").exists()
 
 
 def test_one_framework(demo: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -114,3 +124,24 @@ def test_unknown_methods_are_named(
 ) -> None:
     assert run(demo, monkeypatch, "--methods", "tangoo") == 2
     assert "unknown methods: tangoo" in capsys.readouterr().out
+
+
+def test_a_first_look_before_all_else(demo: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its numbers are those of its answers, counted here; looked at again, nothing is computed again."""
+    monkeypatch.setattr(demo, "FIRST", 6)
+    data = REPOSITORY / "data" / "motionqa"
+    given = {"checkpoint": str(REPOSITORY / "checkpoints/tango-tiny"), "data": data, "work": tmp_path, "ratios": [0.1]}
+    said = []
+    for _ in range(2):
+        console = Console(file=io.StringIO(), width=200)
+        demo.first_look(Namespace(**given, config=str(REPOSITORY / "configs/tango_tiny.yaml")), console)
+        said.append([line for line in console.file.getvalue().splitlines() if " right, " in line])
+        monkeypatch.setattr(Chat, "generate", lambda *_: pytest.fail("computed again"))
+    assert said[0] == said[1] and len(said[0]) == 2
+    right = [row["options"]["ABCD".index(row["answer"])] for row in read_questions(data)[:6]]
+    for line, method, name in zip(said[0], ("vanilla", "tango"), ("unpruned", "Tango 10 %"), strict=True):
+        (journal,) = (tmp_path / "first" / method).glob("*.jsonl")
+        answers = [json.loads(text)["response"] for text in journal.read_text().splitlines()]
+        score = sum(a == b for a, b in zip(answers, right, strict=True)) / 6
+        assert line.startswith(f"  {name}: {100 * score:.1f} [") and "] % of 6 questions right, " in line
+    assert "difference" in said[0][1] and "difference" not in said[0][0]

@@ -20,8 +20,9 @@ from rich.console import Console
 
 from tango.cli import main
 from tango.results import ResultsError, report, summaries, write_results
-from tango.results.cells import read_cell, read_folders
+from tango.results.cells import read_cell
 from tango.results.escaping import latex_text, markdown_items, markdown_text, plain
+from tango.results.samples import read_folders
 
 NAMES = [
     "a\nb", "a\r\nb", "a\u2028b\u2029c\x85d", "a\x0bb\x0cc\x1cd", "a|b", "||", "<script>alert(1)</script>",

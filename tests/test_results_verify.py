@@ -527,7 +527,9 @@ def test_the_command(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_shipped_results_agree_with_themselves(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["verify", str(ROOT / "results"), "--json"]) == 1  # nobody can say that they are right: no samples
+    """Those of results/motionqa with their samples; of the others nobody can say that they are right."""
+    assert main(["verify", str(ROOT / "results"), "--json"]) == 1
     told = json.loads(capsys.readouterr().out)
-    assert told["differ"] == [] and told["agree"] > 6_000
-    assert {Path(one["file"]).name for one in told["unchecked"]} >= {"motionqa", "motionqa_all", "vision.md"}
+    assert told["differ"] == [] and told["agree"] > 200_000
+    unchecked = {Path(one["file"]).name for one in told["unchecked"]}
+    assert unchecked >= {"motionqa_all", "vision.md"} and "motionqa" not in unchecked

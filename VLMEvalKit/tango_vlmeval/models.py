@@ -17,8 +17,9 @@ import torch
 from vlmeval.smp.file import INFER_FAIL_MSG
 from vlmeval.vlm.base import BaseModel
 
-from tango.inference.chat import TIMES, Chat, PixelLimits, generation_settings
-from tango.inference.checkpoints import CheckpointError, class_name, load
+from tango.inference.chat import TIMES, Chat, PixelLimits
+from tango.inference.checkpoints import CheckpointError, class_name, load, parse_dtype
+from tango.inference.generation import generation_settings
 from tango.models.llava_video import FRAMES
 from tango.runs.provenance import files_fingerprint
 from tango.runs.run import ArgumentError, EvaluationRun, check_model
@@ -91,9 +92,7 @@ class TangoModel(BaseModel):  # type: ignore[misc]
             raise ArgumentError(f"pretrained={pretrained!r}, model_path={model_path!r}: give one of them")
         source = pretrained if pretrained is not None else str(model_path)
         if use_vllm:
-            raise ArgumentError(
-                "use_vllm: upstream's own models have it; for these start a server and name it (--server)"
-            )
+            raise ArgumentError("use_vllm: leave out --use-vllm; a server of vLLM is named by --server")
         if nframe is not None and (not isinstance(nframe, int) or nframe < 1):
             raise ArgumentError(f"nframe={nframe!r}: sample at least one frame of a video")
         if device_map not in (None, "auto"):
@@ -266,11 +265,12 @@ def register(names: Sequence[str] = (), **how: str) -> dict[str, str]:
         What to call each of `names`.
 
     Raises:
-        CheckpointError: one is neither, or is upstream's own and `how` is given.
+        CheckpointError: one is neither, or is upstream's own and `how` is given, or there is no such dtype.
     """
     import vlmeval.vlm
     from vlmeval.config import supported_VLM
 
+    parse_dtype(how.get("dtype", "auto"))  # upstream would go on to the next model over it
     for cls in MODELS:
         setattr(vlmeval.vlm, cls.__name__, cls)
     for name, (cls, source) in TAKEN_OVER.items():

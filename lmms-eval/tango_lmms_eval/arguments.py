@@ -83,11 +83,14 @@ VIDEO_LLAMA = FRAMEWORK | {
 }
 
 
-def check_batch_size(value: Any) -> None:
-    """Raise ArgumentError for what lmms-eval would not take as --batch_size."""
+def batch_size_of(value: Any) -> int:
+    """How many samples lmms-eval's --batch_size asks to generate together; auto is 1. Raises ArgumentError."""
     text = str(value).partition(":")[0]
-    if value is not None and text != "auto" and not (text.isdigit() and int(text) > 0):
+    if value is None or text == "auto":
+        return 1
+    if not (text.isdigit() and int(text) > 0):
         raise ArgumentError(f"batch_size={value!r}: give a number of at least 1, or auto")
+    return int(text)
 
 
 def check_fixed(others: Mapping[str, Any], fixed: Fixed, own: Sequence[str] = OWN) -> None:

@@ -19,7 +19,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from huggingface_hub import get_token
 
@@ -92,7 +92,7 @@ def _remember_output_path(original: Any, self: Any, *args: Any, **kwargs: Any) -
 def _refuse_cache(original: Any, *args: Any, **kwargs: Any) -> Any:
     if RUN.active:
         RUN.active = False
-        raise SystemExit(
+        refuse(
             "--use_cache: lmms-eval's response cache cannot tell which method pruned the model and would mix up their "
             "answers; leave it out. With --output_path an interrupted run goes on where it was."
         )
@@ -119,6 +119,12 @@ def _save_results(original: Any, self: Any, results: dict[str, Any], *args: Any,
         RUN.problems.append(f"{summary['n_failed']} of {summary['n_samples']} samples failed and were not scored")
     if RUN.report is not None:
         RUN.report(summary)
+
+
+def refuse(mistake: str) -> NoReturn:
+    """End the process over a mistake in the settings, with status 2, as VLMEvalKit's plugin and `tango` do."""
+    print(f"error: {mistake}", file=sys.stderr)
+    raise SystemExit(2)
 
 
 def begin(report: Callable[[dict[str, Any]], None]) -> None:

@@ -21,8 +21,9 @@ from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
 from tqdm import tqdm
 
-from tango.inference.chat import TIMES, Answer, Chat, PixelLimits, generation_settings
+from tango.inference.chat import TIMES, Answer, Chat, PixelLimits
 from tango.inference.checkpoints import CheckpointError, load
+from tango.inference.generation import generation_settings
 from tango.inference.names import check_pretrained
 from tango.inference.video import Sampling
 from tango.models.llava_video import FRAMES
@@ -42,7 +43,7 @@ from tango_lmms_eval.arguments import (
     VIDEO,
     VIDEO_LLAMA,
     Fixed,
-    check_batch_size,
+    batch_size_of,
     check_fixed,
 )
 from tango_lmms_eval.conversations import chat_messages, simple_messages
@@ -78,8 +79,8 @@ class PrunedModel(lmms):
         resume: False computes anew what a run into the same --output_path finished before.
         server: http://host:port of a server of vLLM with tango-vllm, which answers in the model's place; see
             tango.runs.served.
-        batch_size, max_batch_size: any; samples are computed one at a time all the same, so that answers and times are
-            those of batch size 1.
+        batch_size: how many samples are generated together; kept tokens and answers are those of 1, but for rounding,
+            and no sample has times of its own. auto is 1. max_batch_size: without effect.
         conv_template, model_name and the others of `fixed`: taken for compatibility; another meaning is an error.
 
     Raises:
@@ -120,7 +121,7 @@ class PrunedModel(lmms):
     ) -> None:
         super().__init__()
         self.settings = from_environment()
-        check_batch_size(batch_size)
+        together = batch_size_of(batch_size)
         check_fixed(others, self.fixed, self.own)
         check_pretrained(pretrained)
         if not isinstance(max_frames_num, int) or max_frames_num < 1:
@@ -128,10 +129,6 @@ class PrunedModel(lmms):
         if dtype is not None and torch_dtype is not None and dtype != torch_dtype:
             raise ArgumentError(f"dtype={dtype} and torch_dtype={torch_dtype}: pass one of them")
         check_model(pretrained, revision, self.model_classes, "this model", f"; --model is {MODELS}")
-        if batch_size not in (None, 1, "1"):
-            log.warning(
-                "batch_size=%s: samples are computed one at a time, so answers and times are those of 1", batch_size
-            )
         hooks.begin(report)
         self.accelerator = Accelerator()
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
@@ -177,6 +174,7 @@ class PrunedModel(lmms):
             resume=resume,
             rank=self._rank,
             processes=self._world_size,
+            batch_size=together,
         )
 
     @classmethod
@@ -188,7 +186,7 @@ class PrunedModel(lmms):
             return super().create_from_arg_string(arg_string, additional_config)
         except (SettingsError, ArgumentError, CheckpointError) as error:
             hooks.RUN.active = False
-            raise SystemExit(f"error: {error}") from error
+            hooks.refuse(str(error))
 
     def _place(self, device: str | None, device_map: str | None) -> tuple[torch.device, str | None]:
         """This process's device, and "auto" if the model is to be spread over several."""
@@ -298,12 +296,13 @@ class PrunedModel(lmms):
     def _samples(
         self, run: EvaluationRun, requests: Sequence[Instance], compute: Callable[[Instance, str, Any], Answer]
     ) -> Iterator[Sample]:
-        """Samples one after another, so that the images of only one are in memory."""
+        """Samples one after another, so that the images of only one batch are in memory."""
         seen: Counter[tuple[str, Any, Any]] = Counter()
         for request in requests:
             who = (request.task_name, request.doc_id, request.idx)
             name = f"{'/'.join(map(str, who))}/{seen[who]}"
-            what = self._generation(request) if request.request_type != "loglikelihood" else repr(request.args[1])
+            generation = self._generation(request) if request.request_type != "loglikelihood" else None
+            what = repr(request.args[1]) if generation is None else generation
             yield run.sample(
                 request.task_name,
                 request.doc_id,
@@ -312,6 +311,7 @@ class PrunedModel(lmms):
                 functools.partial(compute, request, name),
                 settings=[request.request_type, what],
                 repeat=seen[who],
+                batch=generation,
             )
             seen[who] += 1
 

@@ -11,11 +11,17 @@ import os
 import sys
 from collections.abc import Sequence
 
-import typer
-from typer.exceptions import TyperException
+try:
+    import rich  # noqa: F401
+    import typer
+    from typer.exceptions import TyperException
+except ModuleNotFoundError as error:
+    print(f"tango: {error.name} is missing; the command needs: pip install 'tango-vlm[cli]'", file=sys.stderr)
+    raise SystemExit(2) from error
 
 from tango import __version__
-from tango.cli import ask, demo, doctor, methods, profile, results, sweep, verify, visualize
+from tango.cli import app as app_command
+from tango.cli import ask, calibrate, demo, doctor, live, methods, profile, results, sweep, verify, visualize
 from tango.cli.common import (
     BAD_INPUT,
     EXIT_CODES,
@@ -24,13 +30,14 @@ from tango.cli.common import (
     CommandFailed,
     InputError,
     epilog,
+    lacking,
     out_of_memory,
     print_json,
 )
 from tango.motionqa.shipped import NotShipped
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS", "NUMEXPR_MAX_THREADS")  # read at imports
-GOES_ON = ("sweep", "demo")  # from what they had finished
+GOES_ON = ("sweep", "demo", "calibrate")  # from what they had finished
 CODES = "; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items())
 
 app = typer.Typer(
@@ -62,7 +69,7 @@ def root(
             raise InputError(f"{name}={text!r}: give a number of threads of at least 1, or unset it")
 
 
-for module in (ask, profile, visualize, demo, sweep, results, verify, methods, doctor):
+for module in (ask, app_command, live, profile, visualize, calibrate, demo, sweep, results, verify, methods, doctor):
     name = module.__name__.rpartition(".")[2]
     command = getattr(module, name)
     text = "\n\n".join(" ".join(part.split()) for part in inspect.cleandoc(command.__doc__ or "").split("\n\n"))
@@ -84,6 +91,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return tell(f"{error.format_message()} (see {help_with} --help)", error.exit_code, as_json)
     except (InputError, NotShipped) as error:
         return tell(str(error), BAD_INPUT, as_json)
+    except ModuleNotFoundError as error:
+        return tell(lacking(error), BAD_INPUT, as_json)
     except CommandFailed as error:
         return tell(str(error), FAILED, as_json)
     except (MemoryError, RuntimeError) as error:

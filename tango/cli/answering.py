@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tango.cli.common import OTHER_FRAMES, InputError, out_of_memory
 from tango.motionqa.shipped import FRAMES, MODEL, VIDEO, shipped
@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from tango.pruners.base import Pruner
 
 UNPRUNED = "unpruned"
-# The parts of timing.Timing, as people read them.
-STAGES = {"vit_s": "vision tower", "other_s": "projector, pruning", "prefill_s": "prefill", "decode_s": "decoding"}
+TYPED = {
+    "TANGO_ARGS: ": "--set ", "TANGO_ARGS": "--set", "TANGO_CONFIG=": "--config ", "pretrained=": "--model ",
+    "max_frames_num=": "--frames ", "device=": "--device ", "dtype=": "--dtype ",
+}  # fmt: skip
 
 
 def label(pruner: Pruner | None) -> str:
@@ -85,8 +87,14 @@ def input_errors() -> Iterator[None]:
     except InputError:
         raise
     except (ValueError, OSError) as error:
-        # The variables that the frameworks are steered by are flags here.
-        raise InputError(str(error).replace("TANGO_ARGS", "--set").replace("TANGO_CONFIG", "--config")) from error
+        raise InputError(as_typed(str(error))) from error
+
+
+def as_typed(message: str) -> str:
+    """A message in which arguments and the variables that frameworks are steered by are the options that were typed."""
+    for name, option in TYPED.items():
+        message = message.replace(name, option)
+    return message
 
 
 def load(model: str | None, device: str | None, dtype: str) -> Checkpoint:
@@ -95,6 +103,7 @@ def load(model: str | None, device: str | None, dtype: str) -> Checkpoint:
     Raises:
         InputError: no such checkpoint, one that cannot be used, or no such device.
     """
+    import accelerate  # noqa: F401 (transformers puts models on devices with it, and is late to say that it is missing)
     import torch
     from transformers.utils import logging
 
@@ -110,7 +119,7 @@ def load(model: str | None, device: str | None, dtype: str) -> Checkpoint:
     except (ValueError, OSError, RuntimeError) as error:
         if out_of_memory(error):
             raise
-        first = str(error).strip().split("\n")[0]
+        first = as_typed(str(error).strip().split("\n")[0])
         raise InputError(first if source in first else f"{source}: {first}") from error
 
 
@@ -148,11 +157,6 @@ def frames_for(frames: int | None, model: str | None) -> int:
     if frames is not None:
         return frames
     return FRAMES if model is None or Path(model).name == Path(MODEL).name else OTHER_FRAMES
-
-
-def conversation(video: str, question: str) -> list[dict[str, Any]]:
-    """One user's turn: the video file, then the question."""
-    return [{"role": "user", "content": [{"type": "video", "video": video}, {"type": "text", "text": question}]}]
 
 
 @contextlib.contextmanager

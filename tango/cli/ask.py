@@ -9,8 +9,9 @@ import typer
 from rich.table import Table
 
 from tango.cli import common
-from tango.cli.answering import STAGES, attached, conversation, frames_for, label, start
+from tango.cli.answering import attached, frames_for, label, start
 from tango.cli.common import InputError, console, print_json, stdout_for_json, steps
+from tango.inference.asking import conversation, rows
 from tango.motionqa.shipped import DATA, VIDEO, shipped
 
 if TYPE_CHECKING:
@@ -99,17 +100,7 @@ def table(answers: dict[str, Answer]) -> Table:
     shown.add_column("")
     for name in answers:
         shown.add_column(name, justify="right")
-    timings = [answer.timing or {} for answer in answers.values()]
     shown.add_row("answer", *(str(answer.response) for answer in answers.values()), end_section=True)
-    for title, key in (
-        ("video tokens", "video_tokens_before"),
-        ("  into the language model", "video_tokens_after"),
-        ("  mean over its layers", "video_tokens_average"),
-        ("answer's tokens", "output_tokens"),
-    ):
-        shown.add_row(title, *(f"{answer.tokens[key]:.0f}" for answer in answers.values()), end_section="ans" in title)
-    for key, title in STAGES.items():
-        shown.add_row(f"{title} (ms)", *(f"{1000 * timing[key]:.1f}" for timing in timings))
-    first = [sum(timing[key] for key in ("vit_s", "other_s", "prefill_s")) for timing in timings]
-    shown.add_row("time to first token (ms)", *(f"{1000 * seconds:.1f}" for seconds in first))
+    for title, numbers in rows(answers.values()):
+        shown.add_row(title, *numbers, end_section="ans" in title)
     return shown

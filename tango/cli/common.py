@@ -22,6 +22,13 @@ EXIT_CODES = {
     INTERRUPTED: "interrupted",
 }
 
+EXTRAS = {  # and what they bring
+    "cli": ("accelerate", "matplotlib", "psutil"),
+    "eval": ("pandas", "tabulate"),
+    "site": ("plotly",),
+    "app": ("gradio",),
+}
+
 OTHER_FRAMES = 32  # of each video, with other models than the shipped one
 
 
@@ -39,6 +46,26 @@ def out_of_memory(error: BaseException) -> bool:
     return kinds or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
 
 
+def lacking(error: ModuleNotFoundError) -> str:
+    """What to install for a module that is missing; raises it again where no extra of this package brings it."""
+    package = (error.name or "").partition(".")[0]
+    for extra, brought in EXTRAS.items():
+        if package in brought:
+            return f"{package} is missing; this command needs: pip install 'tango-vlm[{extra}]'"
+    raise error
+
+
+def read_ratio(text: Any) -> float:
+    """A number; a percentage is turned away with the share that it is."""
+    with contextlib.suppress(ValueError):
+        return float(text)
+    with contextlib.suppress(ValueError):
+        if text.strip().endswith("%"):
+            share = float(text.strip().removesuffix("%")) / 100
+            raise typer.BadParameter(f"{text!r} is no number; give the share of the tokens to keep, {share:g}")
+    raise typer.BadParameter(f"{text!r} is no number; give the share of the tokens to keep, as 0.1")
+
+
 def check_ratio(value: Any) -> Any:
     """Turn away retention ratios outside (0, 1]: one, or several."""
     for ratio in value if isinstance(value, list) else [value]:
@@ -53,7 +80,8 @@ Model = Annotated[str | None, typer.Option("--model", metavar="NAME", help="Fold
 Methods = Annotated[
     list[str], typer.Option("--method", metavar="NAME", help="Pruning method (tango methods); may be repeated.")
 ]
-Ratio = Annotated[float, typer.Option("--ratio", callback=check_ratio, help="Share of the video's tokens to keep.")]
+RATIO: dict[str, Any] = {"callback": check_ratio, "parser": read_ratio, "metavar": "SHARE"}
+Ratio = Annotated[float, typer.Option("--ratio", help="Share of the video's tokens to keep.", **RATIO)]
 Config = Annotated[str | None, typer.Option("--config", metavar="FILE", help="YAML file of settings, see configs/.")]
 Fields = Annotated[
     list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="One setting of the method; may be repeated.")

@@ -30,6 +30,7 @@ from tango.sweeps.frameworks import FRAMEWORKS, QUESTIONS
 EXAMPLES = ("tango doctor", "tango doctor --model Qwen/Qwen2.5-VL-7B-Instruct", "tango doctor --json")
 WELL, MISSING, LITTLE = "ok", "missing", "too little"
 COLOURS = {WELL: "green", MISSING: "red", LITTLE: "yellow"}
+SHOWN = ("", "cli", "eval")  # extras of this package whose parts are listed; the last for some commands alone
 GIB = 2**30
 # Parameters in billions of checkpoints that are not on this machine; of those that are, the files tell.
 PUBLISHED = {
@@ -111,17 +112,22 @@ def packages() -> Iterator[Finding]:
         group, "Python", WELL if fits else LITTLE, version, "" if fits else f"use Python {wanted}", needed=True
     )
     for requirement in map(Requirement, requirements):
-        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+        extras = [
+            extra for extra in SHOWN if requirement.marker is None or requirement.marker.evaluate({"extra": extra})
+        ]
+        if not extras or requirement.name == "tango-vlm":
             continue
-        asked = f"pip install '{requirement}'"
+        needed = extras[0] != "eval"
+        asked = f"pip install '{requirement.name}{requirement.specifier}'"
         try:
             version = metadata.version(requirement.name)
         except metadata.PackageNotFoundError:
-            yield Finding(group, requirement.name, MISSING, "not installed", asked, needed=True)
+            advice = asked if needed else "for sweeps and tables: pip install 'tango-vlm[eval]'"
+            yield Finding(group, requirement.name, MISSING, "not installed", advice, needed=needed)
             continue
         fits = requirement.specifier.contains(version, prereleases=True)
         status, advice = (WELL, "") if fits else (LITTLE, f"wanted: {requirement.specifier}; {asked}")
-        yield Finding(group, requirement.name, status, version, advice, needed=True)
+        yield Finding(group, requirement.name, status, version, advice, needed=needed)
 
 
 def declared() -> tuple[str, list[str]]:

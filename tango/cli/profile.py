@@ -12,8 +12,9 @@ import typer
 from rich.table import Table
 
 from tango.cli import common
-from tango.cli.answering import STAGES, attached, conversation, frames_for, input_errors, label, start
+from tango.cli.answering import attached, frames_for, input_errors, label, start
 from tango.cli.common import console, print_json, stdout_for_json, steps
+from tango.inference.asking import STAGES, conversation
 from tango.motionqa.shipped import VIDEO
 
 if TYPE_CHECKING:

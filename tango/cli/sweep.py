@@ -14,7 +14,7 @@ from rich.console import Console
 
 from tango.cli import common
 from tango.cli.answering import input_errors
-from tango.cli.common import BAD_INPUT, FAILED, OK, InputError, check_ratio, console, print_json, stdout_for_json, steps
+from tango.cli.common import BAD_INPUT, FAILED, OK, RATIO, InputError, console, print_json, stdout_for_json, steps
 from tango.sweeps.frameworks import FRAMEWORKS, MOTIONQA, QUESTIONS
 
 if TYPE_CHECKING:
@@ -42,9 +42,7 @@ def sweep(
         list[str] | None, typer.Option("--benchmark", metavar="NAME", help=f"{MOTIONQA}, {', '.join(QUESTIONS)}.")
     ] = None,
     methods: Annotated[list[str] | None, typer.Option("--method", metavar="NAME", help="Method, or 'all'.")] = None,
-    ratios: Annotated[
-        list[float] | None, typer.Option("--ratio", callback=check_ratio, help="Share of the tokens to keep.")
-    ] = None,
+    ratios: Annotated[list[float] | None, typer.Option("--ratio", help="Share of the tokens to keep.", **RATIO)] = None,
     frames: Annotated[int | None, typer.Option(min=1, help="Frames of each video.")] = None,
     config: common.Config = None,
     dtype: Annotated[str | None, typer.Option(help="auto (as stored), float32, float16 or bfloat16.")] = None,

@@ -9,7 +9,7 @@ import typer
 
 from tango.cli import common
 from tango.cli.answering import check_model, check_question, check_video, choose_pruners, frames_for, input_errors, load
-from tango.cli.common import check_ratio, console, print_json, progress, stdout_for_json
+from tango.cli.common import RATIO, console, print_json, progress, stdout_for_json
 from tango.motionqa.shipped import VIDEO
 
 EXAMPLES = (
@@ -24,8 +24,10 @@ def visualize(
     model: common.Model = None,
     method: common.Methods = ["tango"],  # noqa: B006 (read by typer, changed by nobody)
     ratio: Annotated[
-        list[float], typer.Option("--ratio", callback=check_ratio, help="Share of the tokens to keep; may be repeated.")
+        list[float], typer.Option("--ratio", help="Share of the tokens to keep; may be repeated.", **RATIO)
     ] = [0.1, 0.15, 0.2],  # noqa: B006
+    config: common.Config = None,
+    fields: common.Fields = None,
     frames: common.Frames = None,
     question: Annotated[str | None, typer.Option(help="Asked with each; the answers are shown.")] = None,
     device: common.Device = None,
@@ -40,14 +42,14 @@ def visualize(
 
         path = check_video(video)
         check_question(question)
-        choose_pruners(method, ratio[0], None, [])  # unknown ones are named with the option
+        pruners = choose_pruners(method, ratio[0], config, fields or [])
         show("loading the model", 0, 1)
         with input_errors():
             made = draw(
                 path,
                 output,
                 model=load(model, device, dtype),
-                methods=method,
+                methods=pruners,
                 ratios=ratio,
                 frames=frames_for(frames, model),
                 question=question,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +22,9 @@ from torchvision.transforms.v2.functional import InterpolationMode, resize
 from transformers import StoppingCriteriaList
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
+from tango.inference.batch import Prepared, batches, reply, together
 from tango.inference.checkpoints import Checkpoint
+from tango.inference.generation import generation_settings
 from tango.inference.picture import Picture
 from tango.inference.prompt import Message, check_length, check_text, least_seen, spell_out, spelled, written
 from tango.inference.timing import GenerationTimer, StopAt
@@ -29,51 +32,10 @@ from tango.inference.video import Clip, Sampling, read_video
 from tango.models import attach, family_of
 from tango.pruners.base import Pruner
 
-# What a request may set; anything else would silently be without effect.
-SAMPLING = ("temperature", "top_p", "top_k")
-PASSED_ON = (
-    "max_new_tokens",
-    "min_new_tokens",
-    "num_beams",
-    "length_penalty",
-    "repetition_penalty",
-    "no_repeat_ngram_size",
-)
-IGNORED = ("image_aspect_ratio",)  # older tasks carry it; the processor decides
 TIMES = ("processor", "published")  # see Chat
-GENERATION = (*PASSED_ON, *SAMPLING, "do_sample", "until", *IGNORED)
 # In tokens, as qwen-vl-utils has them: of a pair of frames at least and at most, of a video in all, and how much more
 # than the least a frame may have whatever the whole may.
 MIN_TOKENS, MAX_TOKENS, TOTAL_TOKENS, SLACK = 128, 768, 0.9 * 128000, 1.05
-
-
-def generation_settings(asked: Mapping[str, Any], use_cache: bool = True) -> tuple[dict[str, Any], list[str]]:
-    """A task's generation settings as keyword arguments of generate(), and the strings to stop at.
-
-    Greedy unless do_sample or a temperature above 0 asks otherwise; 1024 new tokens at most unless it says so.
-
-    Raises:
-        ValueError: a setting that is not known; the message lists those that are.
-    """
-    unknown = sorted(set(asked) - set(GENERATION))
-    if unknown:
-        raise ValueError(f"unknown generation settings {', '.join(unknown)}; known are {', '.join(sorted(GENERATION))}")
-    until = asked.get("until") or []
-    until = [until] if isinstance(until, str) else list(until)
-    settings = {name: asked[name] for name in PASSED_ON if asked.get(name) is not None}
-    settings.setdefault("max_new_tokens", 1024)
-    temperature = asked.get("temperature")
-    do_sample = asked.get("do_sample")
-    sample = (temperature or 0) > 0 if do_sample is None or temperature is not None else bool(do_sample)
-    settings["do_sample"] = sample and do_sample is not False
-    for name in SAMPLING:
-        # None, so that a checkpoint's own sampling settings neither apply to greedy decoding nor warn about it.
-        if not settings["do_sample"]:
-            settings[name] = None
-        elif asked.get(name) is not None:
-            settings[name] = asked[name]
-    settings["use_cache"] = use_cache
-    return settings, until
 
 
 @dataclass(frozen=True)
@@ -164,7 +126,6 @@ class Chat:
     _timer: GenerationTimer | None = field(default=None, init=False, repr=False)
     _pruned: Any = field(default=None, init=False, repr=False)
     _clip: tuple[Any, Clip] | None = field(default=None, init=False, repr=False)
-    _sizes: list[tuple[int, int]] = field(default_factory=list, init=False, repr=False)  # of the last prompt's videos
 
     def __post_init__(self) -> None:
         if self.times not in TIMES:
@@ -190,7 +151,7 @@ class Chat:
             try:
                 yield self
             finally:
-                self._timer = self._pruned = self._clip = None
+                self._timer = self._pruned = None  # the last video is remembered: the next session may ask about it
 
     def generate(self, messages: Sequence[Message], settings: Mapping[str, Any], name: str) -> Answer:
         """Answer a conversation.
@@ -202,14 +163,35 @@ class Chat:
         Raises:
             RuntimeError: outside session(). Whatever reading, preparing or generating raises passes through.
         """
+        return self._answer([self._prepare(messages)], settings, name)[0]
+
+    def generate_batch(
+        self, conversations: Sequence[Sequence[Message]], settings: Mapping[str, Any], names: Sequence[str]
+    ) -> list[Answer]:
+        """Answer several conversations, in one call of generate() those whose images and videos fit into one tensor.
+
+        Kept tokens and answers are those of generate() one by one, but for rounding; each timing is that of its call.
+        Sampling and beam search go one by one. Raises as generate() does; then none is answered.
+        """
+        options, _ = generation_settings(settings, self.use_cache)
+        prepared = [self._prepare(messages) for messages in conversations]
+        alone = options["do_sample"] or options.get("num_beams", 1) > 1
+        answers: dict[int, Answer] = {}
+        for places in [[place] for place in range(len(prepared))] if alone else batches(prepared):
+            made = self._answer([prepared[place] for place in places], settings, names[places[0]])
+            answers |= zip(places, made, strict=True)
+        return [answers[place] for place in range(len(prepared))]
+
+    def _answer(self, prepared: Sequence[Prepared], settings: Mapping[str, Any], name: str) -> list[Answer]:
+        """Answer prompts in one call of generate()."""
         timer = self._timer
         if timer is None:
             raise RuntimeError("Chat.generate() works inside `with chat.session():` only")
         options, until = generation_settings(settings, self.use_cache)
         model, tokenizer = self.checkpoint.model, self.checkpoint.processor.tokenizer
-        inputs, extra = self._prepare(messages)
-        width = inputs["input_ids"].shape[1]
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        inputs, extra = together(prepared, pad)
+        width = inputs["input_ids"].shape[1]
         stop = StopAt(lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True)), until)
         if options["do_sample"]:
             torch.manual_seed((self.seed + zlib.crc32(name.encode())) % 2**63)
@@ -218,21 +200,22 @@ class Chat:
             timer.start()
             sequences = model.generate(**inputs, **extra, **options, pad_token_id=pad, stopping_criteria=criteria)
             timing = timer.stop()
-        new = sequences[0, width:]
-        videos = self._videos()
-        return Answer(
-            response=stop.cut(tokenizer.decode(new, skip_special_tokens=True)).strip(),
-            timing=timing.to_dict(),
-            tokens=_count_tokens(width, len(new), videos),
-            videos=videos,
-        )
+        videos = iter(self._videos([size for own in prepared for size in own.sizes]))
+        answers = []
+        for row, own in enumerate(prepared):
+            new = reply(sequences[row, width:], row, model.generation_config.eos_token_id, stop)
+            shown = list(itertools.islice(videos, len(own.sizes)))
+            text = stop.cut(tokenizer.decode(new, skip_special_tokens=True)).strip()
+            counts = _count_tokens(own.inputs["input_ids"].shape[1], len(new), shown)
+            answers.append(Answer(text, timing.to_dict(), counts, shown))
+        return answers
 
     def loglikelihood(self, messages: Sequence[Message], continuation: str) -> Answer:
         """Log-likelihood of a text as the reply; the response is [sum of log-probabilities, whether greedy decoding
         gives it].
         """
         model, tokenizer = self.checkpoint.model, self.checkpoint.processor.tokenizer
-        inputs, extra = self._prepare(messages)
+        inputs, extra, sizes = self._prepare(messages)
         check_text(continuation)
         reply = inputs["input_ids"].new_tensor([spelled(continuation, tokenizer)])
         if reply.numel() == 0:
@@ -246,10 +229,10 @@ class Chat:
             logits = model(**inputs, **extra, logits_to_keep=count + 1).logits[0, -count - 1 : -1].float()
         chosen = torch.log_softmax(logits, -1).gather(1, reply[0, :, None].to(logits.device))
         greedy = bool((logits.argmax(-1) == reply[0].to(logits.device)).all())
-        videos = self._videos()
+        videos = self._videos(sizes)
         return Answer([float(chosen.sum()), greedy], None, _count_tokens(width, count, videos), videos)
 
-    def _prepare(self, messages: Sequence[Message]) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _prepare(self, messages: Sequence[Message]) -> Prepared:
         """Model inputs on the device, and keyword arguments only a pruner takes."""
         images, clips, keys, shown = [], [], [], []
         visuals: list[int] = []  # frames of each, 0 for an image
@@ -294,8 +277,8 @@ class Chat:
         model, family = self.checkpoint.model, family_of(self.checkpoint.model).FAMILY
         # Where the inputs do not say it themselves (InternVL's).
         told = {"video_frames": visuals} if clips and "video_frames" in family.inputs else {}
-        self._sizes = family.sizes(model.config, inputs | told)
-        check_length(least_seen(inputs["input_ids"].shape[1], self._sizes, self.pruner), model)
+        sizes = family.sizes(model.config, inputs | told)
+        check_length(least_seen(inputs["input_ids"].shape[1], sizes, self.pruner), model)
         extra = {}
         if clips and self.pruner is not None:
             extra = told | {
@@ -311,7 +294,7 @@ class Chat:
                     torch.linspace(clip.timestamps[0], clip.timestamps[-1], count, dtype=torch.float64)
                     for clip, count in zip(clips, frames, strict=True)
                 ]
-        return inputs, extra
+        return Prepared(inputs, extra, sizes)
 
     def _check_seen(self, _: Any, __: Any, inputs: Mapping[str, Any]) -> None:
         """Called with what the language model is called with."""
@@ -343,8 +326,8 @@ class Chat:
         shown: Picture = resize(pixels, list(size), how, antialias=True).permute(1, 2, 0).numpy()
         return shown
 
-    def _videos(self) -> list[dict[str, Any]]:
-        """What became of each video of the last call. Newlines are not counted, with a pruner or without."""
+    def _videos(self, sizes: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
+        """What became of each video of the last call, of (frames, tokens). Newlines are never counted."""
         if self._pruned is not None:
             return [
                 {
@@ -360,7 +343,7 @@ class Chat:
                 }
                 for record in self._pruned.videos
             ]
-        return [{"frames": frames, "tokens_before": count, "tokens_after": count} for frames, count in self._sizes]
+        return [{"frames": frames, "tokens_before": count, "tokens_after": count} for frames, count in sizes]
 
 
 def _count_tokens(prompt: int, new: int, videos: Sequence[Mapping[str, Any]]) -> dict[str, int | float]:

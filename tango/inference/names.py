@@ -7,6 +7,8 @@ from pathlib import Path
 
 EXAMPLES = "lmms-lab/llava-onevision-qwen2-7b-ov, llava-hf/llava-onevision-qwen2-7b-ov-hf"
 
+HUB_SECONDS = 5  # for one answer of the hub, before libraries try it again and again
+
 
 class CheckpointError(ValueError):
     """A checkpoint or a way of loading it that cannot be; the message says what can."""
@@ -41,6 +43,24 @@ def check_pretrained(pretrained: str) -> None:
         raise CheckpointError(
             f"pretrained={pretrained!r}: {where}{hint or f'; if it is a hub id: hf download {pretrained}'}"
         )
+    if not cached:
+        _check_hub(pretrained)
+
+
+def _check_hub(pretrained: str) -> None:
+    """Turn away a model that would have to be downloaded from a hub that gives no answer; CheckpointError."""
+    import httpx
+    from huggingface_hub import constants, get_session
+
+    if constants.is_offline_mode():  # then nothing waits for it
+        return
+    try:
+        get_session().head(f"{constants.ENDPOINT}/{pretrained}/resolve/main/config.json", timeout=HUB_SECONDS)
+    except httpx.TransportError as error:
+        raise CheckpointError(
+            f"{pretrained!r} is no folder and not in {constants.HF_HUB_CACHE}, and {constants.ENDPOINT} cannot be "
+            f"reached ({error or type(error).__name__}); give a folder, or with a network: hf download {pretrained}"
+        ) from error
 
 
 def nearest(path: Path) -> Path | None:

@@ -172,10 +172,13 @@ class StopAt:
     Args:
         decode: token ids (n,) to text.
         until: the strings; empty ones are ignored.
+
+    `ended` has how many new tokens a row had when it ended so.
     """
 
     def __init__(self, decode: Callable[[Tensor], str], until: Sequence[str]) -> None:
         self.decode, self.until = decode, [text for text in until if text]
+        self.ended: dict[int, int] = {}
         self._prompt: int | None = None
 
     def __call__(self, input_ids: Tensor, scores: Any = None, **_: Any) -> Tensor:
@@ -184,6 +187,8 @@ class StopAt:
             self._prompt = input_ids.shape[1] - 1
         texts = [self.decode(row[self._prompt :]) for row in input_ids]
         stop = [any(mark in text for mark in self.until) for text in texts]
+        for row in (row for row, over in enumerate(stop) if over):
+            self.ended.setdefault(row, input_ids.shape[1] - self._prompt)
         return torch.tensor(stop, dtype=torch.bool, device=input_ids.device)
 
     def cut(self, text: str) -> str:

@@ -149,7 +149,7 @@ def _opened(path: str | Path) -> Iterator[tuple[Any, Any]]:
             # As `options`, PyAV would hand them to streams that turn up later, too, and crash.
             only = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
             container = stack.enter_context(av.open(nameless, container_options=only, metadata_errors="replace"))
-            yield container, _stream(container, str(path))
+            yield container, shown_stream(container, str(path))
     except (av.FFmpegError, OSError) as error:
         if container is None and error.errno == errno.EINVAL:  # what the list of formats refuses
             raise ValueError(
@@ -162,7 +162,7 @@ def _opened(path: str | Path) -> Iterator[tuple[Any, Any]]:
         ) from error
 
 
-def _stream(container: Any, path: str) -> Any:
+def shown_stream(container: Any, path: str) -> Any:
     """The stream that ffmpeg chooses of several: the one that is marked as the default, else the largest picture."""
     streams = container.streams.video
     shown = [s for s in streams if not s.disposition & Disposition.attached_pic]

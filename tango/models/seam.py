@@ -163,7 +163,7 @@ class Seam:
         edits, records = [], []
         for video in self.family.videos(inputs):
             grid: Any = video.tokens.grid
-            pruned, before = video.prune(self._pruner_for(grid))
+            pruned, before = video.prune(self.pruner_for(grid))
             edits.append(self.family.lay_out(video, pruned))
             frames, after, sizes = len(video.tokens.features), len(pruned.indices), pruned.segment_sizes.tolist()
             kept, shares = pruned.indices.cpu(), (after / before, video.computed)
@@ -176,7 +176,7 @@ class Seam:
         self._arm(prompt)
         return prompt
 
-    def _pruner_for(self, grid: tuple[int, int]) -> Pruner:
+    def pruner_for(self, grid: tuple[int, int]) -> Pruner:
         """The pruner, with the family's attention sinks where it has a field for them that is not set."""
         sinks = self.family.sinks.get(grid)
         if sinks is None or getattr(self.pruner, "sink_tokens", sinks) is not None:

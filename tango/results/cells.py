@@ -65,39 +65,45 @@ class ResultsError(ValueError):
     """No tables can be made of some folders or cells; the message says why."""
 
 
-def read_folders(folders: Iterable[str | Path]) -> tuple[list[Cell], list[str]]:
-    """All finished cells of the sweeps in some folders, and what was left out there, each with its reason.
+def find_cells(
+    folders: Iterable[str | Path], samples: Mapping[Path, Path]
+) -> tuple[list[tuple[Path, Cell]], list[str]]:
+    """All finished cells of the sweeps in some folders, each with its file, and what was left out, with its reason.
 
     Args:
         folders: of sweeps, which hold cells/<name>/cell.json, of what a framework's own command line wrote, or of
             such folders; links to folders are followed.
+        samples: of tango.results.samples.unpacked(), for archives in the folders.
 
     Raises:
         ResultsError: a folder is not there, or holds no finished cell.
     """
-    cells: list[Cell] = []
+    cells: list[tuple[Path, Cell]] = []
     remarks: list[str] = []
     seen: set[Path] = set()
     for folder in map(Path, folders):
         if not folder.is_dir():
             raise ResultsError(f"there is no folder {str(folder)!r}")
         broken: list[str] = []
-        by_hand = run_by_hand(folder, broken)
-        cells += [cell for file, cell in by_hand if file.resolve() not in seen]
-        seen.update(file.resolve() for file, _ in by_hand)
-        found = len(by_hand)
-        for place in cell_folders(folder, broken):
-            try:
-                if not (place / "cell.json").is_file():
-                    raise ResultsError(f"{place}: not finished, or failed")
-                cell = read_cell(place / "cell.json")
-            except (ResultsError, OSError) as error:
-                broken.append(str(error))
-                continue
-            found += 1
-            if place.resolve() not in seen:
-                seen.add(place.resolve())
-                cells.append(cell)
+        found = 0
+        for part in (folder, *(content for home, content in samples.items() if home.is_relative_to(folder))):
+            by_hand = run_by_hand(part, broken)
+            cells += [(file, cell) for file, cell in by_hand if file.resolve() not in seen]
+            seen.update(file.resolve() for file, _ in by_hand)
+            found += len(by_hand)
+            for place in cell_folders(part, broken):
+                file = place / "cell.json"
+                try:
+                    if not file.is_file():
+                        raise ResultsError(f"{place}: not finished, or failed")
+                    cell = read_cell(file)
+                except (ResultsError, OSError) as error:
+                    broken.append(str(error))
+                    continue
+                found += 1
+                if place.resolve() not in seen:
+                    seen.add(place.resolve())
+                    cells.append((file, cell))
         if not found:
             raise ResultsError(
                 f"no finished cells below {str(folder)!r}; a framework's own run has *_efficiency.json and scores, and "

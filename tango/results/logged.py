@@ -14,10 +14,14 @@ from tango.sweeps.cells import EFFICIENCY
 from tango.sweeps.lmms_cells import METRICS
 from tango.sweeps.vlmeval_cells import ANSWERS, CHOICES, KINDS
 
+LETTERS = "ABCDEFGHIJ"  # columns of options
+
 
 @dataclass(frozen=True)
 class Logged:
-    """One scored answer in a framework's own files: its file, the record's task and doc_id, and the row of it."""
+    """One scored answer in a framework's own files: its file, the record's task and doc_id, and the row of it; the
+    question with its options, and the video's name there, empty where they are not logged.
+    """
 
     file: Path
     task: str | None
@@ -26,6 +30,8 @@ class Logged:
     tokens: Mapping[str, Any]
     row: dict[str, Any]
     metric: str = ""
+    question: str = ""
+    video: str = ""
 
 
 def lmms_rows(file: Path) -> Iterator[Logged]:
@@ -46,7 +52,9 @@ def lmms_rows(file: Path) -> Iterator[Logged]:
                 "answer": answer,
             }
             counts = sample.get("token_counts") or [{}]
-            yield Logged(log, task, sample["doc_id"], sample.get("filtered_resps"), counts[0] or {}, row, name)
+            asked, video = str(sample.get("input") or ""), str(scored.get("video") or "")
+            reply = sample.get("filtered_resps")
+            yield Logged(log, task, sample["doc_id"], reply, counts[0] or {}, row, name, asked, video)
 
 
 def vlmeval_rows(file: Path, records: Sequence[Mapping[str, Any]]) -> Iterator[Logged]:
@@ -64,4 +72,6 @@ def vlmeval_rows(file: Path, records: Sequence[Mapping[str, Any]]) -> Iterator[L
             "prediction": (line[choice] or None) if choice else None,
             "answer": line[answer] if answer else None,
         }
-        yield Logged(scores, None, by_id.get(index, index), line.get("prediction"), {}, row)
+        options = [f"{letter}. {line[letter]}" for letter in LETTERS if line.get(letter, "") != ""]
+        asked, video = "\n".join([str(line.get("question", "")), *options]), str(line.get("video", ""))
+        yield Logged(scores, None, by_id.get(index, index), line.get("prediction"), {}, row, "", asked, video)

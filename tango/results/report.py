@@ -14,9 +14,10 @@ from rich.table import Table as RichTable
 
 from tango.inference.files import write_whole
 from tango.results import layout, tables
-from tango.results.cells import Cell, Row, arrange, benchmarks, each_cell, frameworks, machine, read_folders, setting
+from tango.results.cells import Cell, Row, arrange, benchmarks, each_cell, frameworks, machine, setting
 from tango.results.escaping import markdown_items, markdown_text, plain
 from tango.results.plots import plot_all
+from tango.results.samples import read_folders
 from tango.results.statistics import Interval
 from tango.runs.load import busy, load_text
 from tango.runs.provenance import digest

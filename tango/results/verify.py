@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import astuple
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from tango.results.claims import (
 from tango.results.escaping import latex_text, markdown_items, markdown_text, plain
 from tango.results.follow import verify_cell, verify_run
 from tango.results.recount import KEYS, Table
+from tango.results.samples import named, unpacked
 from tango.runs.summary import TITLES
 
 NO_SAMPLES = "no samples are beside it"
@@ -44,8 +46,8 @@ NO_SAMPLES = "no samples are beside it"
 def verify(folders: Iterable[str | Path]) -> Outcome:
     """Check all cells of sweeps, and all tables, in some folders.
 
-    Tables are checked against the cells of the folders that they name as those they were made of, if these are there,
-    else against the cells in `folders`.
+    Tables are checked against the samples beside them (tango.results.samples), or the cells of the folders that they
+    name as those they were made of, if these are there, else against the cells in `folders`.
 
     Raises:
         ResultsError: a folder is not there, or holds neither cells nor tables.
@@ -56,21 +58,32 @@ def verify(folders: Iterable[str | Path]) -> Outcome:
     for folder in places:
         if not folder.is_dir():
             raise ResultsError(f"there is no folder {str(folder)!r}")
+    with unpacked(places) as samples:
+        _verify(places, samples, outcome, known)
+        for found in (outcome.differ, outcome.unchecked):
+            found[:] = [Finding(*(named(text, samples) for text in astuple(one))) for one in found]
+        outcome.notes[:] = [named(note, samples) for note in outcome.notes]
+    return outcome
+
+
+def _verify(
+    places: Sequence[Path], samples: Mapping[Path, Path], outcome: Outcome, known: dict[Path, Cell | None]
+) -> None:
     cells = [cell for folder in places for cell in cells_below(folder, outcome, known)]
+    beside = {home: cells_below(folder, outcome, known) for home, folder in samples.items()}
     tables = list(dict.fromkeys(table for folder in places for table in table_folders(folder)))
     others = list(dict.fromkeys(file for folder in places for file in other_tables(folder, tables)))
     if not (known or tables or others):
         raise ResultsError(f"there are neither cells nor tables below {', '.join(map(repr, map(str, places)))}")
     for folder in tables:
         try:
-            verify_tables(folder, outcome, cells, known)
+            verify_tables(folder, outcome, cells, known, beside.get(folder, ()))
         except (OSError, ValueError, LookupError, TypeError) as error:
             outcome.differ.append(Finding(str(folder), "the tables", "cannot be read", repr(error)))
     for file in others:
         texts = [text for _, rows in read_markdown(file) for row in rows for text in row.values()]
         count = sum(len(NUMBER.findall(text)) for text in texts)
         cannot(outcome, file, count, made_by(file.read_text(encoding="utf-8")))
-    return outcome
 
 
 def cells_below(folder: Path, outcome: Outcome, known: dict[Path, Cell | None]) -> list[Cell]:
@@ -115,11 +128,14 @@ def cannot(outcome: Outcome, file: Path, count: int, command: str) -> None:
         outcome.unchecked.append(Finding(str(file), f"{count} numbers", "", f"{NO_SAMPLES}; made by: {command}"))
 
 
-def verify_tables(folder: Path, outcome: Outcome, cells: Sequence[Cell], known: dict[Path, Cell | None]) -> None:
+def verify_tables(
+    folder: Path, outcome: Outcome, cells: Sequence[Cell], known: dict[Path, Cell | None], beside: Sequence[Cell] = ()
+) -> None:
     """Check a folder of tables against the cells it was made of, or without them against itself."""
     sheets = {name: file for name in KEYS if (file := folder / f"{name}.csv").is_file()}
     comment, lines = read_csv(next(iter(sheets.values())))
-    own = [cell for source in sources(comment, folder) for cell in cells_below(source, outcome, known)] or cells
+    named_ones = [cell for source in sources(comment, folder) for cell in cells_below(source, outcome, known)]
+    own = beside or named_ones or cells
     if lines and "model" in lines[0]:
         _all_models(folder, comment, own, outcome)
         return

@@ -53,6 +53,7 @@ class EvaluationRun:
         depends_on: whatever else answers follow from, as JSON values: the plugin's version.
         resume: False computes anew what an earlier run finished.
         rank, processes: which process this is, of how many; with several, torch.distributed connects them.
+        batch_size: how many samples that are alike are generated together.
 
     Raises:
         JournalError: see Journal.
@@ -69,6 +70,7 @@ class EvaluationRun:
         resume: bool = True,
         rank: int = 0,
         processes: int = 1,
+        batch_size: int = 1,
     ) -> None:
         self.settings, self.chat, self.processes = settings, chat, processes
         checkpoint = chat.checkpoint
@@ -83,6 +85,7 @@ class EvaluationRun:
             "time_instruction": chat.time_instruction,
             "time_spaces": chat.time_spaces,
             **asked,
+            **({"batch_size": batch_size} if batch_size > 1 else {}),
         }
         # All that an answer depends on beside its prompt: runs of one digest may take each other's answers.
         method = settings.describe()["settings"]
@@ -102,7 +105,7 @@ class EvaluationRun:
         self.journal = None if journal is None else Journal(journal, self.digest, rank)
         if self.journal is not None and not resume:
             self.journal.entries.clear()
-        self.runner = Runner(self.journal, rank)
+        self.runner = Runner(self.journal, rank, size=batch_size, together=self._generate)
         self._load = Load()
 
     def sample(
@@ -115,6 +118,7 @@ class EvaluationRun:
         *,
         settings: Any = None,
         repeat: int = 0,
+        batch: Mapping[str, Any] | None = None,
     ) -> Sample:
         """A request as a sample.
 
@@ -123,6 +127,7 @@ class EvaluationRun:
             messages: makes the conversation; called now, and again for each try if that fails.
             ask: answers it.
             settings: what else is asked for, as JSON values.
+            batch: generation settings of a request that may be generated together with others of the same.
         """
         made: Sequence[Message] | None = None
         shown: list[Any] | None = None
@@ -139,7 +144,15 @@ class EvaluationRun:
         except Exception as error:  # the runner meets it again, where it is retried and recorded
             log.debug("the prompt of %s cannot be made: %s", name, error)
         key = provenance.digest(name, settings, shown)
-        return Sample(task, doc_id, repeat, key, lambda: ask(make() if made is None else made))
+
+        def conversation() -> Sequence[Message]:
+            return make() if made is None else made
+
+        return Sample(task, doc_id, repeat, key, lambda: ask(conversation()), batch, conversation)
+
+    def _generate(self, samples: Sequence[Sample]) -> list[Answer]:
+        names = [sample.key for sample in samples]
+        return self.chat.generate_batch([sample.messages() for sample in samples], samples[0].batch, names)
 
     def finish(self, order: Callable[[Record], Any]) -> dict[str, Any]:
         """Gather the records of all processes, which all call this, and close the journal.

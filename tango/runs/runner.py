@@ -1,11 +1,14 @@
-"""Runs samples one by one: taken from the journal if finished before, retried once if they fail, always recorded."""
+"""Runs samples, one by one or in batches: taken from the journal if finished before, retried once if they fail, always
+recorded.
+"""
 
 from __future__ import annotations
 
 import gc
+import itertools
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Annotated, Any
 
@@ -26,8 +29,9 @@ NotNegative = Annotated[float, Field(ge=0)]
 class Record:
     """One finished sample, as journals and results files hold it. Times in seconds, memory in units of 2**30 bytes.
 
-    failure: why it has no answer; None if it has one. wall_s: from the end of the sample before to the end of this one.
-    cold: the first sample that its process computed. rank: the process that computed it.
+    failure: why it has no answer; None if it has one. timing: None where nothing was generated, and in runs of batches.
+    wall_s: from the end of the sample before to the end of this one; in a batch, an equal share. cold: the first sample
+    that its process computed, or one of the first batch. rank: the process that computed it.
     """
 
     task: str
@@ -52,13 +56,18 @@ class Record:
 
 @dataclass
 class Sample:
-    """One request: who it is, the key of its answer, and how to compute it."""
+    """One request: who it is, the key of its answer, and how to compute it.
+
+    batch: what samples have in common that may be computed together; None: computed alone. messages: the conversation.
+    """
 
     task: str
     doc_id: int | str
     repeat: int
     key: str
     compute: Callable[[], Answer]
+    batch: Any = None
+    messages: Callable[[], Any] = list
 
 
 class Runner:
@@ -68,12 +77,20 @@ class Runner:
         journal: where finished samples are kept; None keeps them in memory only.
         rank: which process this is.
         shield: exceptions a sample may fail with; anything else ends the run.
+        size: how many samples are computed together, by `together`, which answers samples of one `batch`. Where it
+            fails, each is computed alone.
     """
 
     def __init__(
-        self, journal: Journal | None = None, rank: int = 0, shield: tuple[type[Exception], ...] = (Exception,)
+        self,
+        journal: Journal | None = None,
+        rank: int = 0,
+        shield: tuple[type[Exception], ...] = (Exception,),
+        size: int = 1,
+        together: Callable[[Sequence[Sample]], Sequence[Answer]] | None = None,
     ) -> None:
         self.journal, self.rank, self.shield = journal, rank, shield
+        self.size, self.together = size, together
         self.records: list[Record] = []
         self._cold = True
         self._last: float | None = None  # when the sample before ended
@@ -81,20 +98,48 @@ class Runner:
     def run(self, samples: Iterable[Sample]) -> Iterator[Record]:
         """Yield one record a sample, in order."""
         self._last = time.perf_counter()
-        yield from map(self.answer, samples)
+        rest = iter(samples)
+        while batch := list(itertools.islice(rest, self.size)):
+            yield from self._answers(batch)
 
     def answer(self, sample: Sample) -> Record:
         """The record of a sample; a failed one has `failure` set and no response."""
+        return next(self._answers([sample]))
+
+    def _answers(self, samples: Sequence[Sample]) -> Iterator[Record]:
         last = self._last or time.perf_counter()
-        record = self._finished(sample)
-        if record is None:
-            record = self._compute(sample)
-            record.wall_s = time.perf_counter() - last
-            if self.journal is not None:
-                self.journal.append(sample.key, record.to_dict())
-        self._last = time.perf_counter()
-        self.records.append(record)
-        return record
+        found = [(sample, self._finished(sample)) for sample in samples]
+        made = self._together([sample for sample, record in found if record is None])
+        share = (time.perf_counter() - last) / max(1, len(made))
+        for sample, record in found:
+            if record is None:
+                record = made.get(sample.key) or self._compute(sample)
+                record.wall_s = share if sample.key in made else time.perf_counter() - last
+                if self.size > 1:
+                    record.timing = None
+                if self.journal is not None:
+                    self.journal.append(sample.key, record.to_dict())
+            last = self._last = time.perf_counter()
+            self.records.append(record)
+            yield record
+
+    def _together(self, samples: Sequence[Sample]) -> dict[str, Record]:
+        """The records, by key, of samples that were computed together."""
+        made: dict[str, Record] = {}
+        for batch, alike in itertools.groupby(samples, key=lambda sample: sample.batch):
+            group = list(alike)
+            if self.together is None or batch is None or len(group) < 2:
+                continue
+            cold, self._cold = self._cold, False
+            try:
+                answers = self.together(group)
+            except self.shield as error:
+                log.warning("%d samples are computed one by one, for together: %s", len(group), error)
+                _make_room()
+                continue
+            for sample, answer in zip(group, answers, strict=True):
+                made[sample.key] = self._record(sample, answer, None, 1, cold)
+        return made
 
     def _finished(self, sample: Sample) -> Record | None:
         entry = self.journal.entries.get(sample.key) if self.journal is not None else None
@@ -127,6 +172,9 @@ class Runner:
                 cold = True  # whatever it left behind, the next try is no ordinary sample
             if failure is not None:
                 _make_room()
+        return self._record(sample, answer, failure, tries, cold)
+
+    def _record(self, sample: Sample, answer: Answer | None, failure: str | None, tries: int, cold: bool) -> Record:
         return Record(
             task=sample.task,
             doc_id=sample.doc_id,

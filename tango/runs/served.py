@@ -24,8 +24,9 @@ from typing import Any
 import torch
 from transformers import AutoProcessor
 
-from tango.inference.chat import Answer, Chat, generation_settings, open_image
+from tango.inference.chat import Answer, Chat, open_image
 from tango.inference.checkpoints import Checkpoint, class_name
+from tango.inference.generation import generation_settings
 from tango.inference.prompt import Message, check_text
 from tango.models import FAMILIES
 from tango.models.original import read_config
@@ -139,6 +140,12 @@ class ServedChat(Chat):
             if before
             else [],  # together, if there are several
         )
+
+    def generate_batch(
+        self, conversations: Sequence[Sequence[Message]], settings: Mapping[str, Any], names: Sequence[str]
+    ) -> list[Answer]:
+        """Answer several conversations, one request after another."""
+        return [self.generate(*asked) for asked in zip(conversations, [settings] * len(names), names, strict=True)]
 
     def loglikelihood(self, messages: Sequence[Message], continuation: str) -> Answer:
         """Raises ValueError: servers are asked for text."""

@@ -132,6 +132,8 @@ def report(summary: Mapping[str, Any]) -> None:
         if tokens["share_kept"] is None
         else f"{100 * tokens['share_kept']:.1f} % of the video tokens kept"
     )
+    if (size := summary["model"].get("batch_size", 1)) > 1:
+        kept += f"; in batches of {size}, so that no sample has times of its own"
     console.print(efficiency_table({summary["method"]: summary["efficiency"]}, f"{summary['method']}, {kept}"))
     if load and busy(load):
         console.print(f"other processes took part of this machine, so that times say little: {load_text(load)}")

@@ -274,7 +274,9 @@ class Sweep:
                 f"result, the first: {failed[0]['reason']}; the next start tries them again (log: {folder / 'log.txt'})"
             )
         without = f", without {len(failed)} samples that failed" if failed else ""
-        self.console.print(f"{cell.name} finished{without}", markup=False)
+        scores = [row["score"] for row in result.get("samples", []) if row.get("score") is not None]
+        scored = f": {100 * sum(scores) / len(scores):.1f} % of {len(scores)} questions" if scores else ""
+        self.console.print(f"{cell.name} finished{scored}{without}", markup=False, highlight=False)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:

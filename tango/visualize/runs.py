@@ -9,7 +9,7 @@ from typing import Any
 
 from tango.inference.chat import Chat
 from tango.inference.checkpoints import Checkpoint
-from tango.inference.video import read_video
+from tango.inference.video import Clip, read_video
 from tango.pruners import REGISTRY, Pruner
 from tango.pruners.base import zero_sinks
 from tango.pruners.trace import Trace, traced
@@ -82,7 +82,6 @@ def capture(
         with Chat(checkpoint, max_frames=frames).session() as chat:
             unpruned = str(chat.generate(messages, settings, "unpruned").response)
     panels: list[tuple[Panel, ...]] = []
-    grid, times = (0, 0), clip.timestamps
     for row in pruners:
         drawn = []
         for pruner in row:
@@ -94,23 +93,33 @@ def capture(
             except ValueError as error:
                 raise ValueError(f"{name} at a ratio of {pruner.retention_ratio:g}: {error}") from error
             (trace,), (record,) = traces, answer.videos
-            grid = (int(record["grid"][0]), int(record["grid"][1]))
-            if trace.video.timestamps is not None:
-                times = tuple(float(time) for time in trace.video.timestamps)
             response = str(answer.response) if question is not None else None
-            drawn.append(_panel(name, pruner.retention_ratio, trace, record, response))
+            drawn.append(panel_of(name, pruner.retention_ratio, trace, record, response))
         panels.append(tuple(drawn))
-    count = len(panels[0][0].roles) // (grid[0] * grid[1])
-    # Qwen's frames are pairs of sampled ones: the first of each is shown.
-    each = -(-len(clip.frames) // count)
-    shown = seen(clip.frames[::each], grid[0], checkpoint.model.config.vision_config)
-    if len(times) != count:
-        times = clip.timestamps[::each]
+    shown, times, grid = stills(checkpoint, clip, trace, record)
     ratios = tuple(panel.ratio for panel in panels[0])
     return Picture(
         Path(video).name, checkpoint.described["pretrained"], shown, times, grid, ratios, tuple(panels), command,
         question, unpruned,
     )  # fmt: skip
+
+
+def stills(
+    checkpoint: Checkpoint, clip: Clip, trace: Trace, record: dict[str, Any]
+) -> tuple[Array, tuple[float, ...], tuple[int, int]]:
+    """The frames that tokens stand for, as far as they do, with their times and grid; see Picture.
+
+    Args:
+        clip: the frames that the model was shown.
+        trace, record: of one run with a pruner: what it noted, and its entry in Answer.videos.
+    """
+    grid = (int(record["grid"][0]), int(record["grid"][1]))
+    count = len(trace.roles) // (grid[0] * grid[1])
+    # Qwen's frames are pairs of sampled ones: the first of each is shown.
+    each = -(-len(clip.frames) // count)
+    shown = seen(clip.frames[::each], grid[0], checkpoint.model.config.vision_config)
+    times = clip.timestamps if trace.video.timestamps is None else tuple(float(t) for t in trace.video.timestamps)
+    return shown, times if len(times) == count else clip.timestamps[::each], grid
 
 
 def seen(frames: Array, rows: int, vision: Any) -> Array:
@@ -132,7 +141,8 @@ def seen(frames: Array, rows: int, vision: Any) -> Array:
     return frames[:, :height, :width]
 
 
-def _panel(name: str, ratio: float, trace: Trace, record: dict[str, Any], answer: str | None) -> Panel:
+def panel_of(name: str, ratio: float, trace: Trace, record: dict[str, Any], answer: str | None) -> Panel:
+    """One run with a pruner as it is drawn; trace, record: see stills()."""
     heat: Array | None = None
     if trace.video.saliency is not None:
         saliency = trace.video.saliency.detach().float().cpu()

@@ -31,7 +31,7 @@ def draw_sheets(picture: Picture, folder: Path) -> tuple[Path, ...]:
     """Write sheet.png, and where it would be too large sheet_2.png and so on, each with whole methods."""
     tiles = Tiles(picture)
     width = max(LEAST_WIDTH, tiles.columns * (tiles.size[0] + GAP) - GAP) + 2 * MARGIN
-    head, legend = _text(_about(picture), width - 2 * MARGIN), _legend(picture, width - 2 * MARGIN)
+    head, legend = _text(_about(picture), width - 2 * MARGIN), draw_legend(picture, width - 2 * MARGIN)
     paths: list[Path] = []
     parts, height = [head, legend], 0
     for row in picture.panels:
@@ -147,7 +147,7 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
     return [line for line in lines if line] or [""]
 
 
-def _legend(picture: Picture, width: int) -> Image.Image:
+def draw_legend(picture: Picture, width: int) -> Image.Image:
     """Samples of what is in the sheet, drawn by the same functions, with their meaning."""
     panels = [panel for row in picture.panels for panel in row]
     meanings = {

@@ -155,7 +155,9 @@ def test_profile_of_several_ways(capsys: Captured, tmp_path: Path, monkeypatch: 
 
 
 def test_visualize_writes_page_and_sheets(capsys: Captured, tmp_path: Path) -> None:
-    found = told(capsys, "visualize", "--ratio", "0.1", "--frames", "2", "--output", str(tmp_path / "pictures"))
+    words = ["--ratio", "0.1", "--frames", "2", "--set", "segmentation=none", "--config", "configs/tango_tiny.yaml"]
+    found = told(capsys, "visualize", *words, "--output", str(tmp_path / "pictures"))
+    assert "segmentation=none" in Path(found["page"]).read_text(encoding="utf-8")
     assert Path(found["page"]).is_file() and [Path(sheet).suffix for sheet in found["sheets"]] == [".png"]
 
 

@@ -10,8 +10,9 @@ from original_layout import small_model, write_original
 from PIL import Image
 from transformers import LlavaOnevisionForConditionalGeneration
 
-from tango.inference.chat import Chat, generation_settings
+from tango.inference.chat import Chat
 from tango.inference.checkpoints import Checkpoint, CheckpointError, class_name, load
+from tango.inference.generation import generation_settings
 from tango.inference.video import read_video
 from tango.models.llava_video import LlavaVideoForConditionalGeneration
 from tango.pruners import REGISTRY
@@ -56,11 +57,11 @@ def test_frames_are_resized_as_the_processor_would(
 ) -> None:
     """Frames of 128 x 96, resized as they are read, become the same pixels as the processor makes of the whole."""
     video = Path(__file__).parents[1] / "data/video/reschange.webm"
-    early, _ = vanilla._prepare(about(video))
+    early, _, _ = vanilla._prepare(about(video))
     assert vanilla._clip is not None and vanilla._clip[1].frames.shape == (8, 32, 32, 3)
     monkeypatch.setattr(vanilla, "_clip", None)
     monkeypatch.setattr(Chat, "_resized", lambda self, frames, frame: frame)
-    late, _ = vanilla._prepare(about(video))
+    late, _, _ = vanilla._prepare(about(video))
     assert vanilla._clip[1].frames.shape == (8, 96, 128, 3)
     assert torch.equal(early["pixel_values_videos"], late["pixel_values_videos"])
     monkeypatch.setattr(vanilla, "_clip", None)
@@ -215,7 +216,7 @@ def test_original_checkpoints(tmp_path: Path, video: Path, kind: Any) -> None:
 def test_the_times_told_are_those_of_the_part_that_is_shown(tmp_path: Path, video: Path) -> None:
     write_original(tmp_path / "it", small_model(LlavaVideoForConditionalGeneration))
     with Chat(load(str(tmp_path / "it")), max_frames=2).session() as chat:
-        inputs, _ = chat._prepare(about(video, start=1.0, end=2.0))
+        inputs, _, _ = chat._prepare(about(video, start=1.0, end=2.0))
     said = chat.checkpoint.processor.decode(inputs["input_ids"][0])
     assert "lasts for 1.25 seconds, and 2 frames" in said and "located at 0.00s,1.00s.Please" in said
 

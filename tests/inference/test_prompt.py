@@ -57,7 +57,7 @@ def test_special_tokens_of_several_texts(chat: Chat) -> None:
         {"role": role, "content": [*about("")[0]["content"][:1], {"type": "text", "text": text}]}
         for role, text in zip(("system", "user", "assistant", "user"), texts, strict=True)
     ]
-    inputs, _ = chat._prepare(messages)
+    inputs, _, _ = chat._prepare(messages)
     said = chat.checkpoint.processor.tokenizer.decode(inputs["input_ids"][0])
     assert [said.find(text) >= 0 for text in texts] == [True] * 4
     assert said.index("What?") < said.rindex("<video>")

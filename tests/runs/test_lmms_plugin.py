@@ -95,12 +95,17 @@ def test_arguments_that_cannot_be(checkpoint: Path, arguments: dict[str, Any], s
         LlavaOnevision(pretrained=str(checkpoint), **arguments)
 
 
-def test_mistakes_end_the_process_before_a_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mistakes_end_the_process_before_a_model_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("WRAPPER", "tengo")
     with pytest.raises(SettingsError, match="'tengo'"):
         LlavaOnevision(pretrained="./nowhere")
-    with pytest.raises(SystemExit, match="error: WRAPPER='tengo'.*vanilla, " + ", ".join(sorted(REGISTRY))):
+    with pytest.raises(SystemExit) as ended:
         LlavaOnevision.create_from_arg_string("pretrained=./nowhere", {"batch_size": 1})
+    assert ended.value.code == 2  # as in VLMEvalKit and of `tango`
+    said = capsys.readouterr().err
+    assert "error: WRAPPER='tengo'" in said and "vanilla, " + ", ".join(sorted(REGISTRY)) in said
     assert not hooks.RUN.active
 
 
@@ -285,5 +290,29 @@ def test_what_is_not_supported_says_so(model: LlavaOnevision) -> None:
     with pytest.raises(ArgumentError, match="--apply_chat_template"):
         _ = model.chat_template
     hooks.RUN.active = True
-    with pytest.raises(SystemExit, match="--use_cache"):
+    with pytest.raises(SystemExit, match="2"):
         hooks._refuse_cache(lambda: None)
+
+
+def test_batches(checkpoint: Path, benchmark: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with batch size 1, but for times; a missing video costs its own sample."""
+    monkeypatch.setenv("WRAPPER", "topk")
+    videos = [str(benchmark / f"videos/{name}.mp4") for name in (0, 1, 0, "none", 1)]
+    alone, together = (
+        LlavaOnevision(pretrained=str(checkpoint), max_frames_num=4, device="cpu", batch_size=size) for size in (1, 3)
+    )
+    calls: list[int] = []
+    generate = together.run.chat.generate_batch
+    monkeypatch.setattr(
+        together.run.chat, "generate_batch", lambda asked, *rest: calls.append(len(asked)) or generate(asked, *rest)
+    )
+    replies = [[one.text for one in model.generate_until(requests(model, videos))] for model in (alone, together)]
+    assert replies[0] == replies[1] and [text == FAILED for text in replies[0]] == [False, False, False, True, False]
+    assert calls == [3, 2]
+    records = together.run.runner.records
+    assert [one.videos for one in records] == [one.videos for one in alone.run.runner.records]
+    assert [one.tokens for one in records] == [one.tokens for one in alone.run.runner.records]
+    assert all(one.timing is None for one in records) and all(one.timing for one in alone.run.runner.records[:3])
+    assert together.run.described["batch_size"] == 3 and alone.run.digest != together.run.digest
+    together.clean()
+    assert hooks.RUN.summary["efficiency"]["samples_timed"] == 0

@@ -214,11 +214,11 @@ def test_times_of_the_published_run(qwen: Path, tmp_path: Path, monkeypatch: pyt
         stored = torch.tensor(chat._clip[1].timestamps, dtype=torch.float64)
         digests.add(model.run.digest)
         assert model.run.described["times"] == times
-    inputs, extra = prepared["published"]
+    inputs, extra, _ = prepared["published"]
     assert inputs["second_per_grid_ts"].tolist() == [1.0] and len(digests) == 2
     spread = torch.linspace(float(stored[0]), float(stored[-1]), 2, dtype=torch.float64)
     torch.testing.assert_close(extra["video_timestamps"][0], spread)
-    inputs, extra = prepared["processor"]
+    inputs, extra, _ = prepared["processor"]
     torch.testing.assert_close(extra["video_timestamps"][0], stored)
     assert inputs["second_per_grid_ts"][0] != 1
     with pytest.raises(ArgumentError, match="times='real': use one of processor, published"):

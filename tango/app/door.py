@@ -1,0 +1,115 @@
+"""What of Gradio's server visitors reach: what the page needs, and files of the app's own folder.
+
+Gradio's server does more than this page: it fetches any public address for whoever asks (`file=https://..`, or such an
+address in place of an uploaded file), converts recordings, and has pages for developers.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from typing import Any
+
+OK = 200
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+API = "/gradio_api/"
+OPEN = re.compile(
+    r"/|/(config|theme\.css|favicon\.ico|manifest\.json|robots\.txt)|/(assets|static)/.*|"
+    rf"{API}(app_id|startup-events|theme\.css|heartbeat/\w+|queue/data|queue/join|cancel|upload|upload_progress)/?"
+)
+LARGEST_CALL = 1_000_000  # bytes of an event of the page, of which files are no part; and of what surrounds a file
+# Nothing but this server may be asked for anything. Gradio writes scripts and styles into its page.
+POLICY = (
+    b"default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
+    b"img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; "
+    b"connect-src 'self' data: blob:; object-src 'none'; base-uri 'self'; form-action 'self'"
+)
+HEADERS = [
+    (b"content-security-policy", POLICY),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-content-type-options", b"nosniff"),
+]
+
+
+class Door:
+    """An ASGI middleware.
+
+    Args:
+        folder: where uploaded files are, and all that may be read of this machine.
+        largest: bytes of a file; Gradio counts them as well, and reads on to the end of what is too long.
+    """
+
+    def __init__(self, app: Any, folder: str, largest: int) -> None:
+        self.app, self.folder, self.largest = app, folder, largest
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Hand on a request that the page may make; the others are told 404, 403 for a file, 400 or 413 for a call."""
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+        elif scope["type"] == "http":
+            length = dict(scope["headers"]).get(b"content-length", b"0")
+            long = not length.isdigit() or int(length) > self.largest + LARGEST_CALL
+            status, receive = (413, receive) if long else await self.looked_over(scope["path"], receive)
+            if status != OK:
+                headers = [(b"content-length", b"0"), (b"connection", b"close")]
+                await send({"type": "http.response.start", "status": status, "headers": headers})
+                await send({"type": "http.response.body", "body": b""})
+            else:
+                await self.app(scope, receive, with_headers(send))
+
+    async def looked_over(self, path: str, receive: Receive) -> tuple[int, Receive]:
+        """OK, or why a request is refused; and what its body is to be read from."""
+        if path.startswith(f"{API}file="):
+            return OK if self.owns(path.removeprefix(f"{API}file=")) else 403, receive
+        if not OPEN.fullmatch(path):
+            return 404, receive
+        if not path.startswith(f"{API}queue/join"):
+            return OK, receive
+        body, more = b"", True
+        while more and len(body) <= LARGEST_CALL:
+            message = await receive()
+            body, more = body + message.get("body", b""), message.get("more_body", False)
+        if len(body) > LARGEST_CALL:
+            return 413, receive
+        try:
+            inside = all(self.owns(file) for file in files(json.loads(body)))
+        except (ValueError, RecursionError):
+            return 400, receive
+        return OK if inside else 403, first({"type": "http.request", "body": body, "more_body": False}, receive)
+
+    def owns(self, file: str) -> bool:
+        """Whether a path lies in the folder."""
+        return file.startswith(f"{self.folder}/") and ".." not in file.split("/")
+
+
+def files(content: Any) -> Iterator[str]:
+    """The paths of all files in what the page sends."""
+    if isinstance(content, dict) and isinstance(content.get("path"), str):
+        yield content["path"]
+    for value in content.values() if isinstance(content, dict) else content if isinstance(content, list) else ():
+        yield from files(value)
+
+
+def first(message: Message, receive: Receive) -> Receive:
+    """A receive() that gives a message that was taken already, then the others."""
+    taken = [message]
+
+    async def again() -> Message:
+        return taken.pop() if taken else await receive()
+
+    return again
+
+
+def with_headers(send: Send) -> Send:
+    """A send() that tells the browser what it may do."""
+
+    async def guarded(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message.get("headers", []), *HEADERS]
+        await send(message)
+
+    return guarded

@@ -1,0 +1,45 @@
+"""A hub that gives no answer is told of in seconds, before libraries try it again and again."""
+
+import socket
+import time
+from collections.abc import Iterator
+
+import pytest
+from huggingface_hub import constants
+
+from tango.inference import names
+from tango.inference.names import CheckpointError, check_pretrained
+
+NEVER = "nobody/never-downloaded-1234"
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """A server that takes connections and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def test_a_hub_that_does_not_answer(silent: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", silent)
+    monkeypatch.setattr(names, "HUB_SECONDS", 0.3)
+    begun = time.monotonic()
+    with pytest.raises(CheckpointError, match=rf"'{NEVER}' is no folder and not in .*{silent} cannot be reached"):
+        check_pretrained(NEVER)
+    assert time.monotonic() - begun < 20
+
+
+def test_a_hub_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{port}")
+    with pytest.raises(CheckpointError, match=rf"hf download {NEVER}"):
+        check_pretrained(NEVER)
+
+
+def test_offline_nothing_is_asked(silent: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "ENDPOINT", silent)
+    check_pretrained(NEVER)

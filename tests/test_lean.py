@@ -1,0 +1,46 @@
+"""What `pip install tango-vlm` brings is enough for what it is there for, and no more is imported."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "scripts"))
+import lean  # noqa: E402 (a script, not a package)
+
+LEAN = {
+    "torch", "torchvision", "transformers", "packaging", "safetensors", "huggingface-hub", "numpy", "av", "pillow",
+    "pyyaml", "pydantic",
+}  # fmt: skip
+
+
+def run(extras: str, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "scripts/lean.py", extras, *words]
+    return subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=600)
+
+
+def test_what_the_extras_bring() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert {Requirement(line).name for line in project["dependencies"]} == LEAN
+    alone, command, tables = (lean.brought(extras) for extras in ([], ["cli"], ["eval"]))
+    assert alone < command < tables == lean.brought(["eval", "cli"]) <= lean.brought(["all"])
+    assert not {"pandas", "matplotlib", "accelerate", "scipy", "lmms-eval"} & alone
+    assert {"matplotlib", "accelerate"} <= command and {"pandas", "tabulate"} <= tables - command
+
+
+def test_the_readmes_python_needs_no_extra() -> None:
+    block = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert block is not None
+    ended = run("", "-c", block[1] + "import sys\nassert 'pandas' not in sys.modules")
+    assert ended.returncode == 0, ended.stderr
+    assert re.search(r"512 -> \d+ video tokens", ended.stdout)
+
+
+def test_a_command_names_the_extra_that_it_needs(tmp_path: Path) -> None:
+    ended = run("cli", "-m", "tango.cli", "results", str(tmp_path))
+    assert ended.returncode == 2
+    assert ended.stderr.strip() == "tango: pandas is missing; this command needs: pip install 'tango-vlm[eval]'"
