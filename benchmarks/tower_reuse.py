@@ -213,6 +213,7 @@ that the tower did, counted as it ran. `difference`: in points to the same metho
 95 % interval. Kinds of question in percent. 7B: LLaVA-OneVision-7B to its first token at {FRAMES_7B} frames if its
 tower did the same share and as many tokens were kept: tower, projector and prefill by FLOPs, and how many times less
 that is than unpruned with the whole tower ({first_token_7b(1.0, 1.0):.1f} TFLOP). Nothing here is a measured time.
+[reading.md](reading.md) says what to make of it.
 
 ![accuracy against the time to first token by FLOPs](accuracy.png)
 
