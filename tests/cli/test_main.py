@@ -35,7 +35,7 @@ def test_help_needs_nothing_heavy() -> None:
     assert all(f"{code} {meaning}" in words for code, meaning in EXIT_CODES.items())
 
 
-SERVERS = ("app",)  # they go on until they are interrupted, and have no result to print
+SERVERS = ("app", "live")  # they go on until they are interrupted; live prints JSON by itself
 
 
 @pytest.mark.parametrize("command", COMMANDS)
