@@ -271,4 +271,4 @@ def test_qwen_in_windows_is_qwen_in_one_piece(tmp_path):
                     video.add(picture, number, wait=True)
                     if number in (3, 6, 10):
                         answers.append(video.ask(f"{number}, what?", 6).text())
-        assert answers[:3] == answers[3:] and len({*answers}) > 1
+        assert answers[:3] == answers[3:]
