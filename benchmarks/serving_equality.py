@@ -36,7 +36,7 @@ def main():
 
     torch.set_num_threads(1)
     tango_vllm.register()
-    methods = asked.methods or sorted({*REGISTRY} - {"random", "fastv"})
+    methods = asked.methods or sorted({*REGISTRY} - {"random", "fastv", "earlytom"})
     reference, found, rows = Reference(MODEL), questions(asked.questions), []
     with opened(MODEL, OURS) as llm:
         for method in methods:

@@ -21,13 +21,15 @@ progress() {
     local count=0 first second rest
     while read -r first second rest; do
         case $first in
-            Collecting | Downloaded) count=$((count + 1)) ;;
-            Installing | Prepared) second="all of them, minutes without a word" ;;
+            Collecting | Processing) count=$((count + 1)) ;;
+            Downloaded) ;;
+            Installing) second="now put in place, which says nothing for minutes" ;;
+            Prepared) count=$((count + second)) second="fetched" ;;  # uv tells how many at once
             *) continue ;;
         esac
         if [ -t 2 ]; then
             printf '\r\033[K  %d of about %d packages, %d s: %s' $count "$total" $((SECONDS - begun)) "$second" >&2
-        elif [ $((count % 100)) = 0 ]; then
+        elif [ $((count % 100)) = 0 ] || [ "$second" = fetched ]; then
             printf '  %d of about %d packages, %d s: %s\n' $count "$total" $((SECONDS - begun)) "$second" >&2
         fi
     done

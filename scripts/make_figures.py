@@ -6,6 +6,7 @@ Needs no GPU and no network, and takes seconds. Run it again when the model, the
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -15,6 +16,8 @@ import torch
 from tango import Tango
 from tango.inference.chat import Chat
 from tango.inference.checkpoints import Checkpoint, load
+from tango.inference.video import read_video
+from tango.models.reuse import computed, sources
 from tango.ops.rope import rotate
 from tango.ops.segmentation import neighbour_similarity
 from tango.pruners.trace import Trace, traced
@@ -73,6 +76,25 @@ def draw_discount(axes: plt.Axes, width: int = 3584) -> None:
     axes.legend(loc="center right")
 
 
+def draw_reuse(figure: plt.Figure, frames: Sequence[np.ndarray], threshold: float = 0.05, layers: int = 9) -> None:
+    """Which patches of frames (H, W, 3) the vision tower computes with tower_reuse="pixels", and in which layers."""
+    size = 8
+    pixels = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    patches = pixels.unfold(2, size, size).unfold(3, size, size)
+    grid = patches.shape[2:4]
+    source = sources(patches.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2), threshold, 16)
+    shares = computed(source)
+    pictures = figure.subplots(2, len(frames), height_ratios=(3, 2), squeeze=False)
+    for number, (frame, (above, below)) in enumerate(zip(frames, pictures.T, strict=True)):
+        bright = (source[number] == number).view(grid).numpy().repeat(size, 0).repeat(size, 1)
+        above.imshow((frame * np.where(bright, 1, 0.3)[..., None]).astype(np.uint8))
+        above.set(xticks=[], yticks=[], title=f"{float(shares[number]):.0%}")
+        widths = [float(shares[number])] * (layers // 3) + [1.0] * (layers - layers // 3)
+        below.barh(range(layers), [1.0] * layers, color="#dddddd", height=0.8)
+        below.barh(range(layers), widths, color="#3b6cb2", height=0.8)
+        below.set(xticks=[], yticks=[], xlim=(0, 1), ylabel="layers" if number == 0 else None)
+
+
 def main() -> None:
     torch.set_num_threads(1)
     FIGURES.mkdir(exist_ok=True)
@@ -85,6 +107,9 @@ def main() -> None:
     draw_segments(left, trace_of(checkpoint, DENSE))
     draw_discount(right)
     figure.savefig(FIGURES / "steps.png", dpi=110, metadata={"Software": None})
+    figure = plt.figure(figsize=(11, 2.6), layout="constrained")
+    draw_reuse(figure, list(read_video(str(ROOT / VIDEO), FRAMES).frames))
+    figure.savefig(FIGURES / "reuse.png", dpi=110, metadata={"Software": None})
 
 
 if __name__ == "__main__":

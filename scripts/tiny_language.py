@@ -115,12 +115,12 @@ def embed_labels(
 
 
 # --- learning ---
-def pick_frames(rng: np.random.Generator) -> tuple[np.ndarray, Sequence[str], int]:
+def pick_frames(rng: np.random.Generator, most: int) -> tuple[np.ndarray, Sequence[str], int]:
     """Which candidate frames a step's videos show, which kinds of question they answer, and how far they can be moved.
 
-    Whole videos: every second frame, or 9 to 11 at random. Few frames of a whole video, for what one frame shows and
-    for order. Clips of two to six seconds, moved to another place in each video: the language model finds far sooner
-    in these how a thing moves.
+    Whole videos: every second frame, or 9 to `most` at random. Few frames of a whole video, for what one frame shows
+    and for order. Clips of two to six seconds, moved to another place in each video: the language model finds far
+    sooner in these how a thing moves.
     """
     draw = rng.random()
     if draw < 0.3:
@@ -131,7 +131,7 @@ def pick_frames(rng: np.random.Generator) -> tuple[np.ndarray, Sequence[str], in
         return rng.integers(edges[:-1], edges[1:]), SPARSE_KINDS, 1
     if draw < 0.9:
         return np.arange(int(rng.integers(2)), CANDIDATES, 2), KINDS, 1
-    return np.sort(rng.choice(CANDIDATES, int(rng.integers(9, 12)), replace=False)), KINDS, 1
+    return np.sort(rng.choice(CANDIDATES, int(rng.integers(9, most + 1)), replace=False)), KINDS, 1
 
 
 @torch.no_grad()
@@ -177,7 +177,7 @@ def learn(
     Returns the seconds spent and the scores at the end. Each of several processes makes its own part of a batch.
     """
     rank, world = workers()
-    optimiser = Optimiser(list(modules.values()), steps, rate)
+    optimiser = Optimiser(list(modules.values()), steps, rate, args.warmup)
     path = args.work / f"{name}.pt"
     start, spent = 0, 0.0
     if state := load_state(path):
@@ -275,23 +275,29 @@ def fit_projector(args: argparse.Namespace, model: Any, symbols: nn.Linear, feat
 
 
 def train_language(
-    args: argparse.Namespace, tokenizer: Qwen2Tokenizer, tower: SiglipModel
+    args: argparse.Namespace, tokenizer: Qwen2Tokenizer, tower: SiglipModel, small: Any = None
 ) -> tuple[Any, dict[str, float], dict[str, float]]:
-    """The finished model, the seconds of its parts, and its validation scores."""
+    """The finished model, the seconds of its parts, and its validation scores.
+
+    small: a model whose projector and language model to start from, in place of labels.
+    """
     torch.manual_seed(args.seed + 1)
     rank, world = workers()
     model = llava(tokenizer, tower.config.vision_config).to(args.device)
     weights = {k: v for k, v in tower.vision_model.state_dict().items() if not k.startswith("head.")}
     model.model.vision_tower.load_state_dict(weights)
     model.model.vision_tower.requires_grad_(False)
-    symbols, symbol_seconds = learn_symbols(args, tokenizer, model)
+    symbols, symbol_seconds = learn_symbols(args, tokenizer, model) if small is None else (None, 0.0)
     (train_x, train_t), (val_x, val_t) = prepare_videos(args, tower)
-    if not (args.work / "language.pt").exists():
+    if small is not None:
+        weights = {k: v for k, v in small.state_dict().items() if "vision_tower" not in k}
+        model.load_state_dict(weights, strict=False)
+    elif not (args.work / "language.pt").exists():
         fit_projector(args, model, symbols, train_x, train_t)
 
     def batch(step: int) -> tuple[Tensor, Sheet]:
         rng = np.random.default_rng([5, args.seed, step])
-        frames, kinds, starts = pick_frames(rng)
+        frames, kinds, starts = pick_frames(rng, args.frames)
         # Half of the time at a quarter of the tokens: order and motion must not be read from how far away a token is.
         side = GRID // 2 // int(rng.integers(1, 3))
         rows = args.language_batch * FRAMES // min(FRAMES, len(frames))

@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from tiny_data import GRID, PATCH, TRAIN_SEED, VALIDATION_SEED, FrameBatch, as_coded, as_pixels, frame_batch
 from tiny_optimise import Optimiser, bar, load_state, save_state, workers
 from torch import Tensor, nn
@@ -28,7 +31,7 @@ LABELS = ("colour", "shape", "letter", "dots")
 CANDIDATES = 16  # frames of a video that are encoded; each step of the second stage samples some of them
 
 
-def siglip(tokenizer: Qwen2Tokenizer) -> SiglipModel:
+def siglip(tokenizer: Qwen2Tokenizer, layers: int) -> SiglipModel:
     shared = {"hidden_size": WIDTH, "num_attention_heads": 4, "intermediate_size": 4 * WIDTH}
     return SiglipModel(
         SiglipConfig(
@@ -42,7 +45,7 @@ def siglip(tokenizer: Qwen2Tokenizer) -> SiglipModel:
                 "max_position_embeddings": 48,
                 "projection_size": WIDTH,
             },
-            vision_config={**shared, "num_hidden_layers": 3, "image_size": scenes.SIZE, "patch_size": PATCH},
+            vision_config={**shared, "num_hidden_layers": layers, "image_size": scenes.SIZE, "patch_size": PATCH},
         )
     )
 
@@ -80,16 +83,82 @@ class ReadOut(nn.Module):
 def train_tower(args: argparse.Namespace, tokenizer: Qwen2Tokenizer) -> tuple[SiglipModel, float]:
     """The trained tower and its seconds; goes on from args.work/tower.pt where there is one."""
     torch.manual_seed(args.seed)
-    model, read_out = siglip(tokenizer).to(args.device), ReadOut().to(args.device)
+    model, read_out = siglip(tokenizer, args.tower_layers).to(args.device), ReadOut().to(args.device)
     with torch.no_grad():  # SigLIP's own starting point for its loss: temperature 10, bias -10
         model.logit_scale.fill_(np.log(10.0))
         model.logit_bias.fill_(-10.0)
-    optimiser = Optimiser([model, read_out], args.tower_steps, args.tower_rate)
+
+    def loss(step: int) -> tuple[Tensor, str]:
+        batch = frame_batch(step, args.seed, args.tower_batch)
+        text = tokenizer(batch.captions, padding="max_length", max_length=48, truncation=True, return_tensors="pt")
+        out = model(
+            input_ids=text.input_ids.to(args.device), pixel_values=batch.pixels.to(args.device), return_loss=True
+        )
+        dense, right = read_out(out.vision_model_output.last_hidden_state, batch)
+        match = (out.logits_per_image.argmax(1).cpu() == torch.arange(len(batch.captions))).float().mean()
+        note = f"caption loss {out.loss:.3f} match {match:.2f} patch loss {dense:.3f} right"
+        note += "".join(f" {name} {share:.2f}" for name, share in zip(LABELS, right, strict=True))
+        return out.loss + dense, note
+
+    return model, learn_tower(args, model, {"model": model, "read_out": read_out}, loss)
+
+
+def grow_tower(args: argparse.Namespace, tokenizer: Qwen2Tokenizer, small: Any) -> tuple[SiglipModel, float]:
+    """A deeper tower that is taught to see what the tower of a smaller model sees, and its seconds; resumable as well.
+
+    Each of the small tower's layers stands in it several times, adding that part of what it added once, which is no
+    more than a start: patches look around several times where they did once. It learns the small tower's states after
+    each of its layers, and what the small model's projector makes of the last ones. The pooling head is the small
+    model's, frozen.
+    """
+    torch.manual_seed(args.seed)
+    model, teacher, core = siglip(tokenizer, args.tower_layers), small.model.vision_tower, small.model
+    vision, times = model.vision_model, args.tower_layers // len(teacher.encoder.layers)
+    head = load_file(args.start / "pooling_head.safetensors")
+    vision.load_state_dict({k.removeprefix("vision_model."): v for k, v in head.items()}, strict=False)
+    vision.embeddings.load_state_dict(teacher.embeddings.state_dict())
+    with torch.no_grad():
+        for n, layer in enumerate(vision.encoder.layers):
+            layer.load_state_dict(teacher.encoder.layers[n // times].state_dict())
+            for linear in (layer.self_attn.out_proj, layer.mlp.fc2):
+                linear.weight /= times
+                linear.bias /= times
+    model.requires_grad_(False)
+    vision.embeddings.requires_grad_(True)
+    vision.encoder.requires_grad_(True)
+    small.requires_grad_(False).eval().to(args.device)
+    model.to(args.device)
+
+    def loss(step: int) -> tuple[Tensor, str]:
+        pixels = frame_batch(step, args.seed, args.tower_batch).pixels.to(args.device)
+        wanted = teacher(pixels, output_hidden_states=True).hidden_states[1:]
+        found = vision(pixels, output_hidden_states=True).hidden_states[times::times]
+        projected = [core.multi_modal_projector(x[-1]) for x in (found, wanted)]
+        unexplained = [
+            F.mse_loss(one, other) / (other - other.mean((0, 1))).square().mean()
+            for one, other in zip((*found, projected[0]), (*wanted, projected[1]), strict=True)
+        ]
+        return torch.stack(unexplained).sum(), "unexplained " + " ".join(f"{x:.4f}" for x in unexplained)
+
+    return model, learn_tower(args, model, {"model": model}, loss)
+
+
+def learn_tower(
+    args: argparse.Namespace,
+    model: SiglipModel,
+    modules: dict[str, nn.Module],
+    loss: Callable[[int], tuple[Tensor, str]],
+) -> float:
+    """Train what of the modules has gradients by `loss(step)`, which says a note too; the seconds that took.
+
+    Goes on from args.work/tower.pt where there is one.
+    """
+    optimiser = Optimiser(list(modules.values()), args.tower_steps, args.tower_rate, args.warmup)
     path = args.work / "tower.pt"
     start, spent = 0, 0.0
     if state := load_state(path):
-        model.load_state_dict(state["model"])
-        read_out.load_state_dict(state["read_out"])
+        for key, module in modules.items():
+            module.load_state_dict(state[key])
         optimiser.load(state["optimiser"])
         start, spent = state["step"], state["spent"]
     model.train()
@@ -99,31 +168,19 @@ def train_tower(args: argparse.Namespace, tokenizer: Qwen2Tokenizer) -> tuple[Si
     with bar() as progress:
         task = progress.add_task("tower", total=args.tower_steps, completed=start, note="")
         for step in range(start, args.tower_steps):
-            batch = frame_batch(step, args.seed, args.tower_batch)
-            text = tokenizer(batch.captions, padding="max_length", max_length=48, truncation=True, return_tensors="pt")
-            out = model(
-                input_ids=text.input_ids.to(args.device), pixel_values=batch.pixels.to(args.device), return_loss=True
-            )
-            dense, right = read_out(out.vision_model_output.last_hidden_state, batch)
-            (out.loss + dense).backward()
+            value, note = loss(step)
+            value.backward()
             optimiser.step(step)
+            seconds = time.time() - began + spent
             if (step + 1) % 25 == 0:
-                match = (out.logits_per_image.argmax(1).cpu() == torch.arange(len(batch.captions))).float().mean()
-                note = f"caption loss {out.loss:.3f} match {match:.2f} patch loss {dense:.3f} right"
-                note += "".join(f" {name} {share:.2f}" for name, share in zip(LABELS, right, strict=True))
-                print(f"tower step {step + 1} {note} {time.time() - began + spent:.0f}s", flush=True)
+                print(f"tower step {step + 1} {note} {seconds:.0f}s", flush=True)
                 progress.update(task, note=note)
             if (step + 1) % args.save_every == 0 or step + 1 == args.tower_steps:
-                save_state(
-                    path,
-                    model=model.state_dict(),
-                    read_out=read_out.state_dict(),
-                    optimiser=optimiser.state(),
-                    step=step + 1,
-                    spent=time.time() - began + spent,
-                )
+                states = {key: module.state_dict() for key, module in modules.items()}
+                save_state(path, **states, optimiser=optimiser.state(), step=step + 1, spent=seconds)
             progress.update(task, advance=1)
-    return model.eval(), time.time() - began + spent
+    model.eval()
+    return time.time() - began + spent
 
 
 # --- what the frozen tower sees ---

@@ -6,6 +6,15 @@ Two stages. First SigLIP's vision tower with its attention-pooling head (tiny_to
 Qwen2 language model on MotionQA's training seeds (tiny_language.py), over features of the frozen tower that are
 computed once. No token is ever pruned or dropped in training.
 
+With --start the model is a deeper one, grown from a smaller one that is trained already:
+
+    python scripts/train_tiny.py --start checkpoints/tango-tiny --tower-layers 9 --tower-steps 450 --tower-batch 16 \
+        --tower-rate 1.5e-3 --warmup 30 --videos 160 --validation-videos 30 --language-steps 0 \
+        --output checkpoints/tango-tiny-deep --work build/tango-tiny-deep
+
+Its tower learns to see what the smaller one sees; projector and language model go on from the smaller one's, for
+--language-steps, on videos of up to --frames frames.
+
 Every batch follows from --seed and its step, and --work holds the state, so a run that was stopped goes on where it
 was. Needs no network and no GPU. One process works as well; two share the second stage's batches, which on a CPU is
 quicker than two threads of one.
@@ -26,8 +35,9 @@ from safetensors.torch import save_file
 from tiny_data import CHAT_TEMPLATE, GRID, IMAGE, VIDEO, make_tokenizer
 from tiny_language import train_language
 from tiny_optimise import workers
-from tiny_tower import train_tower
+from tiny_tower import grow_tower, train_tower
 from transformers import (
+    LlavaOnevisionForConditionalGeneration,
     LlavaOnevisionImageProcessor,
     LlavaOnevisionProcessor,
     LlavaOnevisionVideoProcessor,
@@ -77,6 +87,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--compile", action="store_true", help="compile the tower (a third faster; needs a C++ compiler)"
     )
+    parser.add_argument("--start", type=Path, help="folder of a smaller model, from which a deeper one is grown")
+    parser.add_argument("--tower-layers", type=int, default=3, help="with --start a multiple of the smaller model's")
+    parser.add_argument("--warmup", type=int, default=100, help="steps in which the rate rises, of each stage")
+    parser.add_argument("--frames", type=int, default=11, help="most frames of a video, at most 16")
     parser.add_argument("--tower-steps", type=int, default=2400)
     parser.add_argument("--tower-batch", type=int, default=64)
     parser.add_argument("--tower-rate", type=float, default=2e-3)
@@ -103,11 +117,15 @@ def main(argv: list[str] | None = None) -> None:
     rank, world = workers()
     if rank > 0:
         dist.barrier()  # the first process trains the tower; the others read what it wrote
-    tower, tower_seconds = train_tower(args, tokenizer)
+    small = LlavaOnevisionForConditionalGeneration.from_pretrained(args.start) if args.start else None
+    if small is None:
+        tower, tower_seconds = train_tower(args, tokenizer)
+    else:
+        tower, tower_seconds = grow_tower(args, tokenizer, small)
     if rank == 0 and world > 1:
         dist.barrier()
     torch.set_num_threads(max(1, args.threads // world))
-    model, seconds, scores = train_language(args, tokenizer, tower)
+    model, seconds, scores = train_language(args, tokenizer, tower, small)
     if rank > 0:
         return
     save_checkpoint(args.output, tokenizer, tower.cpu(), model.cpu())

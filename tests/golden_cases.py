@@ -11,9 +11,10 @@ def cases(method: str = "") -> list[Path]:
 
 
 def read(path: Path):
-    """(tensors with features in fp32, parameters, grid) of a case."""
+    """(tensors with features, or the states in their place, in fp32; parameters, grid) of a case."""
     with safe_open(path, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         parameters = json.loads(file.metadata()["parameters"])
-    tensors["features"] = tensors["features"].float()
+    given = next(name for name in ("features", "hidden_states", "inputs_embeds") if name in tensors)
+    tensors["features"] = tensors[given].float()
     return tensors, parameters, (parameters["grid_height"], parameters["grid_width"])

@@ -19,6 +19,7 @@ import measure  # noqa: E402
 import pruning  # noqa: E402
 import scaling  # noqa: E402
 import shapes  # noqa: E402
+import tower_reuse  # noqa: E402
 import ttft  # noqa: E402
 import vision  # noqa: E402
 
@@ -272,3 +273,21 @@ def test_a_turn_of_another_commit(tmp_path):
     (tmp_path / "tango").mkdir()
     (tmp_path / "tango/__init__.py").write_text("raise RuntimeError('another tango')")
     assert pruning.in_child("tango", "long", 8, 1, tmp_path) == {"error": "RuntimeError: another tango"}
+
+
+def test_a_tower_that_reuses(tmp_path, monkeypatch):
+    """Of one video: gone on with, the answers stay; FLOPs are those of the parts; the table has all rows."""
+    answers = tmp_path / "answers.json"
+    arguments = ["tower_reuse.py", "--videos", "1", "--answers", str(answers), "--methods", "unpruned", "--few"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    tower_reuse.main()
+    stored = json.loads(answers.read_text())
+    monkeypatch.setattr(sys, "argv", [*arguments, "--write", str(tmp_path)])
+    tower_reuse.main()
+    assert json.loads(answers.read_text()) == stored
+    rows = table(tmp_path / "README.md")
+    assert [row[1] for row in rows[1:]] == [row["reuse"] for row in stored["rows"]]
+    assert rows[1][2] == "1.00" and all(float(row[2]) < 1 for row in rows[2:])
+    assert (tmp_path / "accuracy.png").stat().st_size > 1000
+    whole, half = (tower_reuse.first_token_7b(computed, 0.1) for computed in (1.0, 0.5))
+    assert 20 < 2 * (whole - half) < 21 and 111 < tower_reuse.first_token_7b(1.0, 1.0) < 112

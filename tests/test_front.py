@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from tango.results.statistics import wilson
 from tango.runs.settings import from_environment
@@ -19,6 +20,7 @@ sys.path.append(str(ROOT / "benchmarks"))
 import calibrate_motionqa  # noqa: E402
 import front  # noqa: E402
 import front_tables  # noqa: E402
+import reconstruction  # noqa: E402
 
 VIDEOS = ("0", "1", "10", "100")  # as names are sorted
 ARGUMENTS = ["--methods", "tango", "divprune", "--ratios", "0.1", "0.3", "--positions", "both"]
@@ -103,3 +105,12 @@ def test_choices_with_and_without_labels(work: Path, monkeypatch: pytest.MonkeyP
     assert calibrate_motionqa.chosen("tango", values, 0.05) == 0.3
     assert calibrate_motionqa.chosen("tango", values, 0.1) == 0.1
     assert calibrate_motionqa.chosen("tango", values, 0.01) is None
+
+
+def test_what_kept_tokens_explain() -> None:
+    """By hand: 0, 1, 10 and 11 are 2 (30.25 + 20.25) = 101 from their mean; 0 and 10 leave 1 + 1 of it, two means 1."""
+    tokens = torch.tensor([[0.0], [1.0], [10.0], [11.0]])
+    assert reconstruction.unexplained(tokens, tokens) == 0
+    assert reconstruction.unexplained(tokens, tokens[[0, 2]]) == pytest.approx(2 / 101)
+    assert reconstruction.unexplained(tokens, reconstruction.k_means(tokens, 2)) == pytest.approx(1 / 101)
+    assert reconstruction.windows(ROOT / "data/motionqa/videos/0.mp4", 4.0)[:2] == [(0.0, 4.0), (4.0, 8.0)]

@@ -98,6 +98,26 @@ def test_the_checkpoint_loads_and_is_pruned(whole):
     assert video.tokens_before == 4 * 64 and 0 < video.tokens_after <= 4 * 64 * 0.25 + 8
 
 
+def test_a_deeper_model_is_grown_from_a_smaller_one(whole, tmp_path, monkeypatch):
+    """Twice the layers, the small model's language model and head; it goes on where it was stopped."""
+    arguments = [*FEW, "--start", str(whole), "--tower-layers", "6", "--frames", "16", "--language-steps", "0",
+                 "--warmup", "2", "--output", str(tmp_path / "out")]  # fmt: skip
+    with monkeypatch.context() as patched:
+        patched.setattr(tiny_tower, "frame_batch", stop_after(3, tiny_tower.frame_batch))
+        with pytest.raises(Stopped):
+            train_tiny.main([*arguments, "--work", str(tmp_path / "work")])
+    train_tiny.main([*arguments, "--work", str(tmp_path / "work")])
+    first = load_file(tmp_path / "out" / "model.safetensors")
+    train_tiny.main([*arguments, "--work", str(tmp_path / "again")])
+    again, small = (load_file(path / "model.safetensors") for path in (tmp_path / "out", whole))
+    assert all(torch.equal(first[name], again[name]) for name in again)
+    assert all(torch.equal(again[name], small[name]) for name in small if "vision_tower" not in name)
+    heads = (load_file(path / "pooling_head.safetensors") for path in (tmp_path / "out", whole))
+    assert all(torch.equal(*pair) for pair in zip(*(head.values() for head in heads), strict=True))
+    model = LlavaOnevisionForConditionalGeneration.from_pretrained(tmp_path / "out")
+    assert len(model.model.vision_tower.encoder.layers) == 6
+
+
 @torch.no_grad()
 def test_questions_side_by_side_are_asked_alone(whole):
     """Logits of each question on a sheet are those of a prompt that holds nothing else."""

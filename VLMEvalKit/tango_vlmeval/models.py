@@ -92,9 +92,7 @@ class TangoModel(BaseModel):  # type: ignore[misc]
             raise ArgumentError(f"pretrained={pretrained!r}, model_path={model_path!r}: give one of them")
         source = pretrained if pretrained is not None else str(model_path)
         if use_vllm:
-            raise ArgumentError(
-                "use_vllm: upstream's own models have it; for these start a server and name it (--server)"
-            )
+            raise ArgumentError("use_vllm: leave out --use-vllm; a server of vLLM is named by --server")
         if nframe is not None and (not isinstance(nframe, int) or nframe < 1):
             raise ArgumentError(f"nframe={nframe!r}: sample at least one frame of a video")
         if device_map not in (None, "auto"):

@@ -22,7 +22,12 @@ EXIT_CODES = {
     INTERRUPTED: "interrupted",
 }
 
-EXTRAS = {"cli": ("accelerate", "matplotlib", "psutil"), "eval": ("pandas", "tabulate")}  # and what they bring
+EXTRAS = {  # and what they bring
+    "cli": ("accelerate", "matplotlib", "psutil"),
+    "eval": ("pandas", "tabulate"),
+    "site": ("plotly",),
+    "app": ("gradio",),
+}
 
 OTHER_FRAMES = 32  # of each video, with other models than the shipped one
 

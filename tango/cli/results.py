@@ -61,6 +61,7 @@ def results(
     with stdout_for_json(as_json), steps(5) as step:
         from tango.results import ResultsError, report
         from tango.results.compare import compare_runs
+        from tango.results.escaping import plain
         from tango.site import write_site
 
         try:
@@ -85,5 +86,5 @@ def results(
         screen.print(compared.summary())
     if site:
         for remark in told["remarks"] if not made else []:
-            screen.print(f"note: {remark}", soft_wrap=True, highlight=False)
-        screen.print(f"written: {site / 'index.html'}", soft_wrap=True, highlight=False)
+            screen.print(plain(f"note: {remark}"), soft_wrap=True, highlight=False)
+        screen.print(plain(f"written: {site / 'index.html'}"), soft_wrap=True, highlight=False)

@@ -327,7 +327,7 @@ class Chat:
         return shown
 
     def _videos(self, sizes: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
-        """What became of each video of the last call, of such frames and tokens. Newlines are not counted, with a pruner or without."""
+        """What became of each video of the last call, of (frames, tokens). Newlines are never counted."""
         if self._pruned is not None:
             return [
                 {
@@ -338,6 +338,7 @@ class Chat:
                     "tokens_after": record.tokens_after,
                     "tokens_in_llm": record.tokens_in_llm,
                     "average_retention": record.average_retention,
+                    "tower_computed": record.tower_computed,
                     "kept": hashlib.sha256(record.indices.numpy().tobytes()).hexdigest()[:16],
                 }
                 for record in self._pruned.videos

@@ -17,7 +17,8 @@ class Encodings:
     """The tower's outputs for videos, told apart by their keys (`video_keys`), for several methods on one model.
 
     The tower runs once a video for each kind of saliency that methods ask for, with all that methods of that kind need,
-    and once for methods at a ratio of 1, whose encoding equals the model's own to the bit. Each prompt holds one video.
+    and once for methods at a ratio of 1, whose encoding equals the model's own to the bit. Methods that change what the
+    tower does have their own, each time. Each prompt holds one video.
     """
 
     def __init__(self, model: Any, pruners: Sequence[Pruner]) -> None:
@@ -25,8 +26,10 @@ class Encodings:
         layers = self.module.language_model(model).config.num_hidden_layers
         self.runs = 0  # of the tower
         self._needs: dict[Kind, frozenset[str]] = {}
-        for pruner in pruners:
-            kind, needs = _kind(before := pruner.before_llm(layers), self.module), before.needs
+        for before in (pruner.before_llm(layers) for pruner in pruners):
+            if in_tower(before):
+                continue
+            kind, needs = _kind(before, self.module), before.needs
             self._needs[kind] = self._needs.get(kind, frozenset()) | needs
         # Methods that need no saliency share the encoding of some that do.
         self._stands_for: dict[Kind, Kind] = {}
@@ -39,6 +42,8 @@ class Encodings:
     def share(self) -> None:
         """Call while one of the methods is attached to the model: until it is detached, encodings come from here."""
         seam = self.model.generate.seam
+        if in_tower(seam.pruner):
+            return
         kind, names = _kind(seam.pruner, self.module), seam.pruner.needs | ALWAYS
         kind = self._stands_for.get(kind, kind)
 
@@ -56,6 +61,11 @@ class Encodings:
     def forget(self) -> None:
         """Let go of all videos."""
         self._found.clear()
+
+
+def in_tower(pruner: Pruner) -> bool:
+    """Whether a method changes what the vision tower does."""
+    return pruner.in_tower or pruner.tower_reuse is not None
 
 
 def _kind(before: Pruner, module: Any) -> Kind:

@@ -102,7 +102,12 @@ def attach(model: nn.Module, pruner: Pruner) -> Iterator[Session]:
     layers = decoder.config.num_hidden_layers
     inside, before = pruner.in_llm(layers), pruner.before_llm(layers)
     decoder_pruner = DecoderPruner(decoder, inside) if inside is not None else None
-    seam = Seam(model, module.FAMILY(model, before), before, decoder_pruner)
+    family = module.FAMILY
+    if before.in_tower or before.tower_reuse is not None:  # imported by none else
+        from tango.models import merging, reuse
+
+        family = merging.merging(family, before) if before.in_tower else reuse.reusing(family)
+    seam = Seam(model, family(model, before), before, decoder_pruner)
     with torch.compiler.set_stance("force_eager"), covered(model, seam):
         yield seam.session
 

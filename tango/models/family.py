@@ -34,12 +34,14 @@ class PlacedVideo:
 
     row, columns: its row of the batch and the prompt columns (n,) of its placeholders, ascending.
     extra (F, L, X) or None: what else of each token the language model receives; pruners do not see it.
+    computed: share of its work that the vision tower did.
     """
 
     row: int
     columns: Tensor
     tokens: VideoTokens
     extra: Tensor | None
+    computed: float
 
     def prune(self, pruner: Pruner) -> tuple[Pruned, int]:
         """What a method keeps of the video, and of how many tokens."""
@@ -156,6 +158,7 @@ class Family(ABC):
             key = str(seen[row] if video_keys is None else video_keys[index])
             seen[row] += 1
             frames, extra = len(parts["features"]), parts.pop("extra", None)
+            computed = float(parts.pop("computed", torch.ones(1)).mean())
             if video_timestamps is not None and (timestamps := video_timestamps[index]) is not None:
                 parts["timestamps"] = self.timestamps(timestamps, frames)
             if "timestamps" not in parts:
@@ -166,7 +169,7 @@ class Family(ABC):
                 tokens = VideoTokens(**parts, key=key)
             except ValueError as error:
                 raise ValueError(f"video {index} (key {key!r}): its {error}") from error
-            yield PlacedVideo(row, own, tokens, extra)
+            yield PlacedVideo(row, own, tokens, extra, computed)
 
     def places(self, kind: str, inputs: Mapping[str, Any]) -> Tensor:
         """Where the placeholders of "image" or "video" stand in a prompt (B, N), bool."""

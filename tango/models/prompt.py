@@ -25,7 +25,8 @@ class VideoRecord:
     `indices` (tokens_after,) are flat indices f*H*W + h*W + w on the CPU, in the order the method
     gives them, in which the language model sees them unless its family lays tokens out in rows (LLaVA-Video).
     tokens_in_llm: those that its last layers still see, where they are pruned inside it too, and average_retention:
-    the share of tokens_before that its layers see at prefill, in the mean over all of them.
+    the share of tokens_before that its layers see at prefill, in the mean over all of them. tower_computed: the share
+    of its work that the vision tower did, less than 1 with tower_reuse.
     """
 
     tokens_before: int
@@ -36,6 +37,7 @@ class VideoRecord:
     indices: Tensor
     tokens_in_llm: int
     average_retention: float
+    tower_computed: float
 
 
 class Session:

@@ -166,7 +166,8 @@ class Seam:
             pruned, before = video.prune(self.pruner_for(grid))
             edits.append(self.family.lay_out(video, pruned))
             frames, after, sizes = len(video.tokens.features), len(pruned.indices), pruned.segment_sizes.tolist()
-            records.append(VideoRecord(before, after, grid, frames, sizes, pruned.indices.cpu(), after, after / before))
+            kept, shares = pruned.indices.cpu(), (after / before, video.computed)
+            records.append(VideoRecord(before, after, grid, frames, sizes, kept, after, *shares))
         prompt = self.family.shorten(inputs, edits, side)
         self.session.videos = records
         shown = torch.ones(shape, dtype=torch.bool) if mask is None else mask.bool()

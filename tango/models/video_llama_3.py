@@ -137,7 +137,7 @@ class VideoLlama3(Family):
 
     def videos(self, inputs: Mapping[str, Any]) -> Iterator[PlacedVideo]:
         for video, present in zip(super().videos(inputs), self.present(inputs), strict=True):
-            yield CompressedVideo(video.row, video.columns, video.tokens, None, present)
+            yield CompressedVideo(video.row, video.columns, video.tokens, None, video.computed, present)
 
     def encode(self, inputs: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         pixels, shapes = inputs["pixel_values_videos"], self.shapes(inputs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tango.pruners.base import Pruner
 from tango.pruners.divprune import DivPrune
 from tango.pruners.dycoke import DyCoke
+from tango.pruners.earlytom import EarlyTom
 from tango.pruners.evs import EVS
 from tango.pruners.fastv import FastV
 from tango.pruners.fastvid import FastVID
@@ -23,7 +24,7 @@ from tango.pruners.visionzip import VisionZip
 
 METHODS = (
     Random, Uniform, TopK, VisionZip, FastVID, HoliTom, VidCom2, FlashVID, DyCoke, DivPrune, PruneVid, FastV,
-    EVS, VCast, StopVisionZip, StopFastVID, StopHoliTom, Tango,
+    EVS, VCast, EarlyTom, StopVisionZip, StopFastVID, StopHoliTom, Tango,
 )  # fmt: skip
 REGISTRY: dict[str, type[Pruner]] = {method.name: method for method in METHODS}
 
@@ -32,6 +33,7 @@ __all__ = [
     "REGISTRY",
     "DivPrune",
     "DyCoke",
+    "EarlyTom",
     "FastV",
     "FastVID",
     "FlashVID",

@@ -18,14 +18,15 @@ from torch import Tensor
 from tango.pruners import trace
 from tango.pruners.budget import fit
 from tango.pruners.in_llm import LayerPruning
+from tango.pruners.reuse import TowerReuse
 from tango.pruners.settings import OneOf, PositiveShare, Saliency, check_settings
 from tango.pruners.unmerged import whole
 from tango.pruners.video import Pruned, VideoTokens, as_times
 
 
 @dataclass
-class Pruner(ABC):
-    """A method that keeps a share of a video's tokens.
+class Pruner(TowerReuse, ABC):
+    """A method that keeps a share of a video's tokens, and of TowerReuse's settings those that are given.
 
     Args:
         retention_ratio: share of the tokens to keep, in (0, 1]; 1 keeps every token as it is.
@@ -64,11 +65,7 @@ class Pruner(ABC):
         return frozenset()
 
     def in_llm(self, layers: int) -> LayerPruning | None:
-        """What happens inside a language model of so many layers; None where nothing is pruned there.
-
-        Raises:
-            ValueError: the settings do not fit that many layers.
-        """
+        """What happens inside a language model of so many layers, None: nothing; ValueError if settings do not fit."""
         return None
 
     def before_llm(self, layers: int) -> Pruner:
@@ -116,10 +113,7 @@ class Pruner(ABC):
         """The method itself, at a retention ratio below 1."""
 
     def budget(self, frames: int, tokens: int) -> int:
-        """Tokens that prune() returns of `frames` frames of `tokens` tokens with exact_budget.
-
-        round(r * (frames * tokens)), halves to the even number, and at least 1.
-        """
+        """Tokens that prune() returns with exact_budget: round(r * (frames * tokens)), halves to even; at least 1."""
         return max(1, round(self.retention_ratio * (frames * tokens)))
 
     def exactly(self, pruned: Pruned, features: Tensor, ranking: Tensor) -> Pruned:

@@ -31,6 +31,7 @@ class VideoTokens:
         segment_features: (F, E) one vector a frame, for segmentations that compare frames.
         frame_vectors: (F, E) the same for FastVID.
         keys: (F, L, K) each token's key in the last vision layer in use, mean over heads.
+        frame_groups: (F,) int64 the group of each frame, ascending, where the tower has merged frames; -1: merged away.
         key: the video's id, or its ordinal in its prompt.
 
     All but features and key may be None. Saliency becomes fp32 and timestamps double precision, which tells frames
@@ -47,6 +48,7 @@ class VideoTokens:
     segment_features: Tensor | None = None
     frame_vectors: Tensor | None = None
     keys: Tensor | None = None
+    frame_groups: Tensor | None = None
     key: str = "0"
 
     def __post_init__(self) -> None:
@@ -62,6 +64,7 @@ class VideoTokens:
         self._take("segment_features", self.segment_features, (frames, None))
         self._take("frame_vectors", self.frame_vectors, (frames, None))
         self._take("keys", self.keys, (frames, tokens, None))
+        self._take("frame_groups", self.frame_groups, (frames,))
         if not isinstance(self.key, str):
             raise ValueError(f"key must be text, got {self.key!r}")
         check_finite({f.name: v for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)})
@@ -80,11 +83,7 @@ class VideoTokens:
         object.__setattr__(self, name, values)  # the fields are frozen for everyone else
 
     def required(self, name: str) -> Tensor:
-        """A part that a method cannot do without.
-
-        Raises:
-            ValueError: it is None.
-        """
+        """A part that a method cannot do without; ValueError where it is None."""
         values: Tensor | None = getattr(self, name)
         if values is None:
             raise refusals.missing(name)

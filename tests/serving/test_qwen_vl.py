@@ -8,7 +8,7 @@ from tiny import save_qwen
 from tango.inference.video import read_video
 from tango.pruners import REGISTRY, Tango
 
-METHODS = sorted({*REGISTRY} - {"random", "fastv"})
+METHODS = sorted({*REGISTRY} - {"random", "fastv", "earlytom"})
 FRAMES = (8, 5, 12, 2, 3)
 VIDEO, IMAGE = (f"<|vision_start|><|{kind}_pad|><|vision_end|>" for kind in ("video", "image"))
 

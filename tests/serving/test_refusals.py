@@ -32,6 +32,8 @@ def test_the_environment(monkeypatch, wrapper, args, said):
     ({"method": "fastv"}, True, "fastv with these settings prunes inside the language model"),
     ({"method": "holitom", "pruned_layer": 2}, True, "prunes inside the language model"),
     ({"method": "tango", "keep_positions": True}, True, "without gaps"),
+    ({"method": "tango", "tower_reuse": "pixels"}, True, "tower_reuse='pixels' computes less in the vision tower"),
+    ({"method": "earlytom"}, True, "earlytom computes less in the vision tower"),
     ({"method": "fastvid"}, True, "without gaps; set keep_positions=false"),
     ({"method": "tango", "saliency": "pooling_head"}, False, "this model has global_query"),
     ({"method": "tango", "positions": "transformers"}, False, "trained with"),
@@ -52,7 +54,7 @@ def test_hf_overrides(config, gapless, said):
 
 
 def test_every_other_method_is_served():
-    for name in {*REGISTRY} - {"random", "fastv"}:
+    for name in {*REGISTRY} - {"random", "fastv", "earlytom"}:
         pruner = settings.from_environment_or_config(
             type("Config", (), {"tango": {"method": name, "keep_positions": False}})
         )

@@ -138,12 +138,17 @@ def test_a_site_is_replaced_as_a_whole_or_stays(sweep, tmp_path, monkeypatch):
 
 def test_what_is_unfinished_is_noted_beside_what_is_shown(sweep, tmp_path, capsys):
     (sweep / "cells" / "half").mkdir()
+    (sweep / "cells" / "\x1b[31mred").mkdir()
     (sweep / "cells" / "tango-0.2" / "cell.json").write_text('{"cell"')
     (sweep / "cells" / "vanilla" / "run" / "tiny" / "1_samples_motionqa.jsonl").write_text('{"doc_id": 0, "accur')
     assert main(["results", str(sweep), "--site", str(tmp_path / "site")]) == 0
     said = capsys.readouterr().out
+    assert "\x1b" not in said and "\\x1b[31mred: not finished" in said
     index = read(tmp_path / "site", "index")
     assert len(index["runs"]) == 6 and [run["texts"] for run in index["runs"]].count(False) == 2
+    assert main(["results", str(sweep), "--site", str(tmp_path / "site"), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["site"] == str(tmp_path / "site" / "index.html") and told["remarks"] == index["remarks"]
     for part in (
         "cells/half: not finished, or failed",
         "tango-0.2/cell.json: damaged",
