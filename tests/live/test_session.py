@@ -4,6 +4,7 @@ import copy
 import math
 import threading
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,8 +13,8 @@ from streams import QUESTION, asked, clip, live, scenes, shipped, watch
 
 from tango import Tango
 from tango.inference.checkpoints import load
-from tango.live import Live, memory
-from tango.live.layout import Qwen25
+from tango.live import memory
+from tango.live.layout import Qwen25, layout_of
 from tango.pruners.fastv import FastV
 from tango.pruners.fastvid import FastVID
 from tango.pruners.uniform import Uniform
@@ -242,26 +243,19 @@ def test_a_question_that_nobody_will_answer_says_so():
     with live() as video:
         watch(video, [GREY], [0])
         with video._seam.lock:
-            first, second = video.ask(QUESTION, 4), video.ask(QUESTION, 4)
+            second = [video.ask(QUESTION, 4) for _ in range(2)][1]
             video._closed = True
-    assert first.text() is not None
     with pytest.raises(RuntimeError, match="ended before"):
         second.text()
 
 
-def test_other_models_and_methods(tmp_path):
+def test_other_models_and_methods():
     with live(pruner=Uniform(retention_ratio=0.1), window=4) as video:
         watch(video, random_pictures(10), range(10))
         assert [held.frames for held in video.history] == [4, 4, 2]
         assert video.ask(QUESTION, 4).text()
-    from tiny_llava import build_model
-
-    from tango.models.llava_video import LlavaVideoForConditionalGeneration
-
-    model = build_model(tmp_path, torch.float32, "sdpa", 0, LlavaVideoForConditionalGeneration, image_size=56)
-    session = Live(model, shipped().processor, Tango(retention_ratio=0.1))
-    with pytest.raises(ValueError, match="no live video with LLaVA-Video"), session:
-        pass
+    with pytest.raises(ValueError, match="no live video with LLaVA-Video"):
+        layout_of(SimpleNamespace(title="LLaVA-Video"), None, None)
 
 
 def test_qwen_in_windows_is_qwen_in_one_piece(tmp_path):
@@ -270,11 +264,16 @@ def test_qwen_in_windows_is_qwen_in_one_piece(tmp_path):
 
     for new in (False, True):
         save_qwen(tmp_path / str(new), new=new, scale=6, pixels=32 * 32)
-        checkpoint, answers = load(str(tmp_path / str(new))), []
+        checkpoint, logits = load(str(tmp_path / str(new))), {}
         for window in (64, 2):
             with live(checkpoint, Tango(retention_ratio=1.0), window=window, budget=8192) as video:
+                forward = video._writer._forward
+                own = logits[window] = []
+                video._writer._forward = lambda piece, own=own, forward=forward: own.append(forward(piece)) or own[-1]
                 for number, picture in enumerate(random_pictures(11, (32, 32))):
                     video.add(picture, number, wait=True)
                     if number in (3, 6, 10):
-                        answers.append(video.ask(QUESTION, 6).text())
-        assert answers[:3] == answers[3:] and len({*answers}) == 3
+                        video.ask(QUESTION, 1).text()
+        whole, cut = torch.cat(logits[64]), torch.cat(logits[2])
+        assert torch.allclose(whole, cut, rtol=1e-3, atol=1e-3)
+        assert (whole[0] - whole[1]).abs().max() > 0.01 and (whole[1] - whole[2]).abs().max() > 0.01
