@@ -68,7 +68,7 @@ coverage: setup
 	$(BIN)/python scripts/coverage_page.py build/coverage/coverage.json "make coverage TESTS=$(TESTS)" >docs/coverage.md
 
 docs: setup $(TOOLS)/installed
-	$(BIN)/tango results results/motionqa --site docs/results/motionqa --videos data/motionqa --model checkpoints/tango-tiny
+	$(BIN)/tango results results/motionqa --site docs/results/motionqa --videos data/motionqa
 	$(TOOLS)/bin/mkdocs build --strict
 
 package: setup $(TOOLS)/installed
