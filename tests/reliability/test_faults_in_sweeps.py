@@ -218,7 +218,7 @@ def test_a_journal_on_a_full_disk(tmp_path: Path, seen: Seen) -> None:
 
 @pytest.mark.fault("full disk under a sweep", "RLIMIT_FSIZE, so that a cell's result cannot be written")
 def test_a_sweep_on_a_full_disk(tmp_path: Path, seen: Seen, capsys: pytest.CaptureFixture[str]) -> None:
-    big = replace(cell(tmp_path, "b"), collect=lambda run: collect(run) | {"samples": "x" * 300_000})
+    big = replace(cell(tmp_path, "b"), collect=lambda run: collect(run) | {"samples": [{"id": "x" * 300_000}]})
     cells = [cell(tmp_path, "a"), big]
     sweep = sweep_of(tmp_path, *cells)
     with room_for(200_000), pytest.raises(SweepError, match=r"File too large: .*; what was finished") as error:

@@ -144,6 +144,7 @@ def test_code_that_can_change_an_answer_is_in_its_fingerprint() -> None:
     root = Path(provenance.tango.__file__).parent
     covered = {str(f.relative_to(root)) for pattern in provenance.CODE for f in root.glob(pattern)}
     folders = {str(f.parent.relative_to(root)) for f in root.rglob("*.py")}
-    others = {"runs", "sweeps", "results", "cli", "visualize", "motionqa"}  # made from answers, or made before them
+    # Made from answers, made before them, or with answers of their own, which no table has.
+    others = {"runs", "sweeps", "results", "site", "cli", "visualize", "motionqa", "live", "app", "calibrate"}
     assert {str(Path(file).parent) for file in covered} == folders - others
     assert {"pruners/tango.py", "models/seam.py", "inference/chat.py", "inference/checkpoints.py"} <= covered

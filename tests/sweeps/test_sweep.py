@@ -118,7 +118,7 @@ def test_samples_that_failed_are_left_out_and_tried_again(tmp_path: Path) -> Non
 
     def collect(run: Path) -> dict[str, Any]:
         lost = failed if (tmp_path / "lost").exists() else []
-        return {"provenance": {"failed": lost}, "samples": [1, 2], "resumed": 0}
+        return {"provenance": {"failed": lost}, "samples": [{"id": 1}, {"id": 2}], "resumed": 0}
 
     (tmp_path / "lost").touch()
     one = replace(cell(tmp_path / "s", "a", status=1), collect=collect)
