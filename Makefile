@@ -8,6 +8,7 @@
 # a few seconds of it. TANGO_FUZZ_SECONDS sets another time.
 # make vllm: an environment of its own for serving with vLLM on a CPU, in build/vllm. make test-vllm: the plugin's tests in it,
 # against transformers (minutes). make serve: a server with tango-tiny, and a request to try; docs/serving.md.
+# WORKERS: how many processes run them (2).
 # make coverage: which lines of tango/ the tests run, into docs/coverage.md; TESTS=tests/pruners measures a part.
 # make docs: the site of docs/ with the page of our own results, into build/site. make package: sdists and wheels, each tried in a fresh environment.
 
@@ -18,6 +19,7 @@ OLDEST := build/oldest
 VLLM := build/vllm
 
 TESTS ?= tests
+WORKERS ?= 2
 
 .PHONY: demo benchmark test fuzz test-oldest test-transformers vllm test-vllm serve format coverage docs package setup data clean
 
@@ -33,13 +35,13 @@ test: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS)
 
 fuzz: setup
 	TANGO_FUZZ_SECONDS=$${TANGO_FUZZ_SECONDS:-600} $(BIN)/python -m pytest tests/fuzz
 
 test-oldest: $(OLDEST)/installed
-	$(OLDEST)/bin/python -m pytest tests/models tests/pruners
+	$(OLDEST)/bin/python -m pytest -n $(WORKERS) tests/models tests/pruners
 
 UPSTREAM := build/transformers
 TESTER = $(if $(OLDER),$(OLDEST),.venv)
@@ -63,7 +65,7 @@ format: setup
 
 coverage: setup
 	rm -rf build/coverage
-	$(BIN)/python -m pytest --cov --cov-report= $(TESTS)
+	$(BIN)/python -m pytest -n $(WORKERS) --cov --cov-report= $(TESTS)
 	$(BIN)/coverage json --quiet -o build/coverage/coverage.json
 	$(BIN)/python scripts/coverage_page.py build/coverage/coverage.json "make coverage TESTS=$(TESTS)" >docs/coverage.md
 
