@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 # Directions of the screening product, and from how many blocks on it is worth it: a segment of 256 frames of 196
-# tokens of width 896 takes 15.5 s with it and 19.0 s without, on two cores (benchmarks/pruning.py's long video).
+# tokens of width 896 took 15.5 s with it, 19.0 s without, on two cores when added (benchmarks/pruning.py's long video).
 HEAD, SCREEN_BLOCKS = 128, 4
 
 
