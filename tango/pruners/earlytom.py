@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tango.pruners.base import Pruner, full_precision
-from tango.pruners.in_llm import LayerPruning, check_layer
+from tango.pruners.in_llm import LayerPruning, before_layer
 from tango.pruners.settings import Cosine, Count, Saliency, Share, TokenPositions, reject
 from tango.pruners.video import Pruned, VideoTokens
 
@@ -83,12 +83,8 @@ class EarlyTom(Pruner):
 
     def in_llm(self, layers: int) -> LayerPruning | None:
         """See Pruner.in_llm; the step is HoliTom's."""
-        if self.pruned_layer is None:
-            return None
-        check_layer("EarlyTom.pruned_layer", self.pruned_layer, layers)
-        if self.retention_ratio == 1 or self.llm_drop_ratio == 0:
-            return None
-        return LayerPruning(self.pruned_layer, 1 - self.llm_drop_ratio, merging="sequential")
+        at, kept = ("EarlyTom.pruned_layer", self.pruned_layer, layers), 1 - self.llm_drop_ratio
+        return before_layer(*at, self.retention_ratio, kept, merging="sequential")
 
     def tower_layers(self, layers: int) -> list[int]:
         """The layers of a tower of so many after which frames are merged; ValueError where it lacks one."""

@@ -16,7 +16,7 @@ from tango.ops.segmentation import holitom, holitom_threshold, neighbour_similar
 from tango.pruners import trace
 from tango.pruners.base import Pruner, full_precision
 from tango.pruners.budget import fit
-from tango.pruners.in_llm import LayerPruning, check_layer
+from tango.pruners.in_llm import LayerPruning, before_layer
 from tango.pruners.peaks import ChoosePeaks, plain_peaks
 from tango.pruners.settings import Cosine, Count, Saliency, Share, reject
 from tango.pruners.video import Pruned, VideoTokens
@@ -82,12 +82,8 @@ class HoliTom(Pruner):
 
     def in_llm(self, layers: int) -> LayerPruning | None:
         """See Pruner.in_llm; each dropped token in turn makes the kept one it joins the mean of both, as published."""
-        if self.pruned_layer is None:
-            return None
-        check_layer("HoliTom.pruned_layer", self.pruned_layer, layers)
-        if self.retention_ratio == 1 or self.llm_drop_ratio == 0:
-            return None
-        return LayerPruning(self.pruned_layer, 1 - self.llm_drop_ratio, merging="sequential", causal=self.causal)
+        at, kept = ("HoliTom.pruned_layer", self.pruned_layer, layers), 1 - self.llm_drop_ratio
+        return before_layer(*at, self.retention_ratio, kept, merging="sequential", causal=self.causal)
 
     def _prune(self, video: VideoTokens) -> Pruned:
         return self._kept(video, video.required("saliency"))
