@@ -29,21 +29,21 @@ step() {
 
 if [ -n "${TANGO_GPU_SMALL:-}" ]; then
   small="--device cpu --toy --repeats 1"
-  step 600 correctness correctness.py --device cpu --families llava_onevision
+  step 600 correctness correctness.py --device cpu --families llava_onevision internvl
   step 600 pruning_small pruning.py --frames 8 --runs 1 --turns 1
   for family in llava_onevision llava_video qwen2_5_vl; do
-    step 600 "ttft_$family" ttft.py --family "$family" $small --frames 4 --new-tokens 3
+    step 600 "ttft_$family" ttft.py --family "$family" $small --frames 4 --new-tokens 3 --tower-reuse pixels
   done
   step 600 vision vision.py $small --frames 2
   step 600 scaling_llava_onevision scaling.py $small --frames 4 --batch 1
   exit "$failed"
 fi
 
-step 120 correctness correctness.py
+step 180 correctness correctness.py
 step 90 pruning_cuda pruning.py --device cuda --runs 10
-step 75 ttft_llava_onevision ttft.py --family llava_onevision --frames 32 128 --repeats 5 --new-tokens 16
-step 75 ttft_llava_video ttft.py --family llava_video --frames 64 --repeats 5 --new-tokens 16
-step 75 ttft_qwen2_5_vl ttft.py --family qwen2_5_vl --frames 64 --repeats 5 --new-tokens 16
+step 120 ttft_llava_onevision ttft.py --family llava_onevision --frames 32 128 --repeats 5 --new-tokens 16 --tower-reuse pixels stc
+step 75 ttft_llava_video ttft.py --family llava_video --frames 64 --repeats 5 --new-tokens 16 --tower-reuse pixels
+step 75 ttft_qwen2_5_vl ttft.py --family qwen2_5_vl --frames 64 --repeats 5 --new-tokens 16 --tower-reuse pixels
 step 60 vision vision.py
 step 60 scaling_llava_onevision scaling.py --family llava_onevision --frames 8 32 128 --batch 1 4
 exit "$failed"

@@ -16,6 +16,7 @@ import resource
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -29,6 +30,7 @@ from tango.inference.timing import Clock
 from tango.models import family_of
 from tango.ops.segmentation import neighbour_similarity
 from tango.pruners import Pruned, Pruner, VideoTokens
+from tango.pruners.reuse import TowerReuse
 
 STAGES = ("vision", "project", "prune", "prefill")
 MIB = 2**20
@@ -115,7 +117,8 @@ class Witness(Pruner):
     name = "witness"
 
     def __init__(self, method: Any) -> None:
-        super().__init__(retention_ratio=method.retention_ratio)
+        of_tower = {field.name: getattr(method, field.name) for field in fields(TowerReuse)}
+        super().__init__(retention_ratio=method.retention_ratio, **of_tower)
         self.method = method
         self.sizes: list[list[int]] = []
         self.static: list[list[int]] = []

@@ -7,8 +7,8 @@
 Random weights and a made-up video (benchmarks/clips.py). Before anything is timed: attached at a retention ratio of
 1 the logits are those of the unattached model to the bit, with exact_budget as many tokens stay as budgeted, and the
 saliency is that of the formula written out slowly. Then unpruned and pruned prompts take turns on the same model, so
-that all see the same vision tower (Qwen's with the fewer attentions of tango/models/segments.py, unpruned, too) and the
-same state of the machine. Each row is written as soon as it is measured.
+that all see the same state of the machine. Unpruned is the model as it comes, but for Qwen's tower, which has the fewer
+attentions of tango/models/segments.py there, too. Each row is written as soon as it is measured.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ from tango.models.segments import segments_together  # noqa: E402
 
 CHECKED_FRAMES = 4
 COLUMNS = (
-    "frames", "method", "tokens", "segments", "static", "ViT, ms", "x floor", "other, ms", "prefill, ms", "x floor",
-    "TTFT, ms", "x vanilla", "decode, ms/token", "x floor", "peak, GiB",
+    "frames", "method", "tokens", "segments", "static", "of the tower", "ViT, ms", "x floor", "other, ms",
+    "prefill, ms", "x floor", "TTFT, ms", "x vanilla", "decode, ms/token", "x floor", "peak, GiB",
 )  # fmt: skip
 
 
@@ -178,6 +178,13 @@ def floors(shape: Shape, model: Any, frames: int, prompt: int, new: int, top: co
     }
 
 
+def named(method: Tango | None) -> str:
+    if method is None:
+        return "unpruned"
+    reuse = f", tower_reuse={method.tower_reuse}" if method.tower_reuse else ""
+    return f"Tango, {method.retention_ratio:g}{reuse}"
+
+
 def fast_tower(shape: Shape, model: Any) -> AbstractContextManager[None]:
     """While open, the unattached model has the vision tower of the attached one."""
     return contextlib.nullcontext() if shape.llava else segments_together(model.model.visual)
@@ -188,8 +195,9 @@ def measure(shape: Shape, model: Any, frames: int, args: argparse.Namespace, top
     inputs, tokens = shape.prompt(model.config, frames, dtype)
     inputs = {name: value.to(model.device) for name, value in inputs.items()}
     methods = [None, *(Tango(retention_ratio=ratio) for ratio in args.ratio)]
+    methods += [Tango(retention_ratio=args.ratio[0], tower_reuse=reuse) for reuse in args.tower_reuse]
     results: list[list[dict[str, float]]] = [[] for _ in methods]
-    facts: list[tuple[int, str, str]] = [(tokens, "", "")] * len(methods)
+    facts: list[tuple[int, str, str, str]] = [(tokens, "", "", "100 %")] * len(methods)
     for turn in range(args.repeats + 1):  # all methods once, over and over; the first turn does not count
         for index, method in enumerate(methods):
             with method(model) if method else fast_tower(shape, model):
@@ -198,19 +206,21 @@ def measure(shape: Shape, model: Any, frames: int, args: argparse.Namespace, top
                 results[index].append(result)
             elif method:
                 witness = Witness(method)
-                with attach(model, witness):
+                with attach(model, witness) as session:
                     model(**inputs, logits_to_keep=1)
-                share = f"{100 * witness.static_share():.0f} %"
-                facts[index] = (witness.kept[0], str(len(witness.sizes[0])), share)
+                shares = (
+                    f"{100 * share:.0f} %" for share in (witness.static_share(), session.videos[0].tower_computed)
+                )
+                facts[index] = (witness.kept[0], str(len(witness.sizes[0])), *shares)
     vanilla = torch.tensor([result["ttft"] for result in results[0]]).median().item()
     text = inputs["input_ids"].shape[1] - tokens
-    for method, own, (count, segments, still) in zip(methods, results, facts, strict=True):
+    for method, own, (count, *content) in zip(methods, results, facts, strict=True):
         least = floors(shape, model, frames, text + count, args.new_tokens, top)
         values = {name: [result[name] for result in own] for name in own[0]}
         middle = {name: torch.tensor(value).median().item() for name, value in values.items()}
         times = {name: middle[name] / floor for name, floor in least.items()}
         table.row(
-            frames, "unpruned" if method is None else f"Tango, {method.retention_ratio:g}", count, segments, still,
+            frames, named(method), count, *content,
             spread(values["vit"], 1e3), f"{times['vit']:.1f}", spread(values["other"], 1e3),
             spread(values["prefill"], 1e3), f"{times['prefill']:.1f}", spread(values["ttft"], 1e3),
             f"{vanilla / middle['ttft']:.2f}", spread(values["decode"], 1e3, 2), f"{times['decode']:.1f}",
@@ -224,6 +234,9 @@ def main() -> None:
     parser.add_argument("--family", choices=list(SHAPES), default="llava_onevision")
     parser.add_argument("--frames", type=int, nargs="+", default=[32, 64, 128, 256])
     parser.add_argument("--ratio", type=float, nargs="+", default=[0.1, 0.15, 0.2])
+    parser.add_argument(
+        "--tower-reuse", nargs="+", choices=("pixels", "stc"), default=[], help="rows at the first ratio"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--repeats", type=int, default=7, help="timed turns, after one that does not count")
     parser.add_argument("--new-tokens", type=int, default=32, help="tokens of each answer, at least 2")
@@ -252,7 +265,8 @@ def main() -> None:
             str(top),
             f"median (quartiles) of {args.repeats} turns in which all rows of a number of frames follow each other; "
             f"other: projector, pooling, saliency, pruning, splicing; decode: of {args.new_tokens} tokens",
-            "x floor: the median over the least time by FLOPs and bytes at those ceilings; peak: weights included",
+            "x floor: the median over the least time by FLOPs and bytes at those ceilings, for a tower that computes "
+            "everything; of the tower: share of its work that is done; peak: weights included",
         ],
         COLUMNS,
         args.output,

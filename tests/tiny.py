@@ -6,7 +6,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import av
 import numpy as np
 import torch
 from safetensors.torch import save_file
@@ -164,6 +163,8 @@ def write_video(path: Path, frames: int = 12, rate: int = 4, seed: int = 0) -> N
     """A square that crosses a textured background."""
     rng = np.random.default_rng(seed)
     ground = rng.integers(60, 160, (SIZE, SIZE, 3), dtype=np.uint8)
+    import av  # models alone do without it: benchmarks/correctness.py, where only torch and transformers are
+
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=rate)
         stream.width = stream.height = SIZE

@@ -126,6 +126,10 @@ class LlavaVideo(LlavaOnevision):
         side = vision.image_size // vision.patch_size // 2
         return side, frames * side * (side + 1), f"{side} rows of {side} and a newline a frame"
 
+    def pool(self, patches: Tensor) -> Tensor:
+        tokens: Tensor = self.core.apply_pooling(patches)
+        return tokens
+
     def lay_out(self, video: PlacedVideo, pruned: Pruned) -> Edit:
         """The kept tokens in ascending place, whatever order the pruner gave them, and a newline after each row."""
         grid: Any = video.tokens.grid

@@ -1,9 +1,12 @@
 """What only the LLaVA families have: a pooling head, attention sinks, frames one by one, positions without gaps."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from families import FAMILIES, TOKENS, Spy, make_pruner
 from tiny_llava import VIDEO, build_model, pixels, prompt, video
+from transformers.models.llava_onevision.modeling_llava_onevision import LlavaOnevisionModel
 
 from tango.models import attach
 from tango.models.llava_onevision import LlavaOnevision
@@ -107,3 +110,14 @@ def test_own_positions(models):
     assert seen[0][1].tolist() == list(range(3, width + 3))  # the longer row
     assert seen[0][0].tolist()[-5:] == list(range(int(seen[0][0].max()) - 4, int(seen[0][0].max()) + 1))
     assert [step[1].tolist() for step in seen[1:]] == [[width + 3 + step] for step in range(len(seen) - 1)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("side", "width"), [(27, 64), (10, 5), (3, 1), (1, 32)])
+def test_pooling_is_the_models_to_the_bit(dtype, side, width):
+    """The family pools without the model's copy to channels first; odd and even grids, features and saliency."""
+    vision = SimpleNamespace(image_size=side * 14, patch_size=14)
+    core = SimpleNamespace(config=SimpleNamespace(vision_config=vision))
+    patches = torch.randn(3, side**2, width, generator=torch.Generator().manual_seed(side)).to(dtype)
+    own = LlavaOnevision.pool(object.__new__(LlavaOnevision), patches)
+    assert torch.equal(own, LlavaOnevisionModel.apply_pooling(core, patches))
