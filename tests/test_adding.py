@@ -39,6 +39,11 @@ def copy(tmp_path):
     return tmp_path
 
 
+def passes(file):
+    """What every file here has to pass: ruff's check, with the rules of this repository."""
+    run(ROOT, "-m", "ruff", "check", "--no-cache", "--config", "pyproject.toml", str(file))
+
+
 def change(file, before, after):
     """Edit a file of the copy; what is replaced must be there."""
     source = file.read_text(encoding="utf-8")
@@ -58,6 +63,7 @@ print(tango.__file__, pruned.indices.equal(largest), pruned.features.equal(featu
 
 def test_a_method(copy):
     (copy / "tango" / "pruners" / "largest_norm.py").write_text(example("tango/pruners/largest_norm.py"))
+    passes(copy / "tango" / "pruners" / "largest_norm.py")
     entries = copy / "tango" / "pruners" / "__init__.py"
     change(entries, "from tango.pruners.", "from tango.pruners.largest_norm import LargestNorm\nfrom tango.pruners.")
     change(entries, "METHODS = (", "METHODS = (LargestNorm,")
@@ -98,6 +104,7 @@ except ValueError as error:
 
 def test_a_family(copy):
     (copy / "tango" / "models" / "llava_next_video.py").write_text(example("tango/models/llava_next_video.py"))
+    passes(copy / "tango" / "models" / "llava_next_video.py")
     line, _ = re.search(r'`("LlavaNext\w+": "([\w.]+)")`', PAGE).groups()
     change(copy / "tango" / "models" / "__init__.py", "\nFAMILIES = {\n", f"\nFAMILIES = {{\n    {line},\n")
     whole, half, same, refused = run(copy, "-c", USE_FAMILY).splitlines()
