@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tango.pruners import REGISTRY, Pruner
+from tango.results.cells import LABELS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "methods.md").read_text()
 
@@ -22,3 +23,7 @@ def test_row_and_section(name):
         f.name for f in dataclasses.fields(REGISTRY[name]) if f.name not in common and f"`{f.name}`" not in own[0]
     ]
     assert not missing, f"docs/methods.md: the section of {name} names no {', '.join(missing)}"
+
+
+def test_every_method_has_a_label_in_tables():
+    assert set(REGISTRY) - set(LABELS) == {"random", "uniform"}, "LABELS of tango/results/cells.py"
