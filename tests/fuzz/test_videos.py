@@ -89,7 +89,6 @@ def changed(content: bytes, seed: int) -> bytes:
 
 
 def test_every_kind_is_read(whole: dict[str, bytes], read: Callable[[Path], list[object]], tmp_path: Path) -> None:
-    assert len(whole) > 3
     for name, content in whole.items():
         (path := tmp_path / name).write_bytes(content)
         assert read(path) == [None, 8], name
