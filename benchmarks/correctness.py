@@ -17,10 +17,10 @@ A row that does not hold is written as it came out, and the exit status is then 
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 import traceback
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+import pruning  # noqa: E402
 import tiny_families  # noqa: E402
 from clips import video  # noqa: E402
 from golden_cases import cases, read  # noqa: E402
@@ -159,20 +160,10 @@ def waits(name: str, device: torch.device) -> Row:
             "key": "0",
         }
         method = REGISTRY[name](retention_ratio=0.1)
-        counts.append(counted(lambda: method.prune(features, grid=(14, 14), **given)))  # noqa: B023
+        run = functools.partial(method.prune, features, grid=(14, 14), **given)
+        run()
+        counts.append(pruning.waits(run))
     return f"waits, {name}", f"{counts[0]} for 32 frames, {counts[1]} for 64", True
-
-
-def counted(run: Callable[[], Any]) -> int:
-    run()
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        torch.cuda.set_sync_debug_mode("warn")
-        try:
-            run()
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-    return sum("synchroniz" in str(warning.message) for warning in caught)
 
 
 @torch.no_grad()

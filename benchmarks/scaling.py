@@ -29,7 +29,7 @@ sys.path.insert(0, str(ROOT))
 
 import costs  # noqa: E402
 from measure import MIB, STAGES, Stages, Table, Witness, machine  # noqa: E402
-from shapes import SHAPES, Shape, build  # noqa: E402
+from shapes import SHAPES, Shape, build, checked_prompt  # noqa: E402
 
 from tango import Tango  # noqa: E402
 from tango.models import attach, family_of  # noqa: E402
@@ -164,16 +164,6 @@ def draw(rows: list[dict[str, Any]], title: str, file: Path) -> None:
     figure.savefig(file, dpi=130)
 
 
-def check(shape: Shape, model: Any) -> None:
-    inputs, _ = shape.prompt(model.config, 4, next(model.parameters()).dtype)
-    inputs = {name: value.to(model.device) for name, value in inputs.items()}
-    plain = model(**inputs, logits_to_keep=1).logits
-    with Tango(retention_ratio=1.0, positions="transformers")(model):
-        kept = model(**inputs, logits_to_keep=1).logits
-    if not torch.isfinite(plain).all() or not torch.equal(plain, kept):
-        raise SystemExit(f"{shape.name}: at ratio 1 the logits differ by {(plain - kept).abs().max().item():.2e}")
-
-
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
@@ -206,7 +196,7 @@ def main() -> None:
         shape = SHAPES[args.family or "llava_onevision"]
         model = build(shape, device, dtype, args.layers, args.toy)
         weights = "random weights, " + ("toy widths: numbers mean nothing" if args.toy else "true widths")
-    check(shape, model)
+    checked_prompt(shape, model, 4, next(model.parameters()).dtype)
     top = costs.ceilings(device, dtype, 512 if args.toy else None)
     title = f"How cost grows: {shape.name}"
     facts = [

@@ -31,6 +31,7 @@ from transformers import (
     SiglipVisionModel,
 )
 
+from tango import Tango
 from tango.models.llava_video import LlavaVideoConfig, LlavaVideoForConditionalGeneration
 
 WORDS, IMAGE, VIDEO, START, END = (100, 400), 1000, 1001, 1002, 1003  # WORDS: from where to where ids are text
@@ -213,3 +214,15 @@ def at_layers(settings: dict[str, Any], config: Any) -> dict[str, Any]:
     if "pruned_layer" not in settings:
         return settings
     return settings | {"pruned_layer": min(settings["pruned_layer"], config.text_config.num_hidden_layers - 1)}
+
+
+def checked_prompt(shape: Shape, model: Any, frames: int, dtype: torch.dtype) -> tuple[dict[str, Any], int]:
+    """A prompt on the model's device, and its video tokens; SystemExit unless logits at ratio 1 are the model's own."""
+    inputs, tokens = shape.prompt(model.config, frames, dtype)
+    inputs = {name: value.to(model.device) for name, value in inputs.items()}
+    plain = model(**inputs, logits_to_keep=1).logits
+    with Tango(retention_ratio=1.0, positions="transformers")(model):
+        kept = model(**inputs, logits_to_keep=1).logits
+    if not torch.isfinite(plain).all() or not torch.equal(plain, kept):
+        raise SystemExit(f"{shape.name}: at ratio 1 the logits differ by {(plain - kept).abs().max().item():.2e}")
+    return inputs, tokens

@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 
 import costs  # noqa: E402
 from measure import Table, Witness, forget_peak, machine, peak_bytes, spread  # noqa: E402
-from shapes import SHAPES, Shape, build  # noqa: E402
+from shapes import SHAPES, Shape, build, checked_prompt  # noqa: E402
 
 from tango import Tango  # noqa: E402
 from tango.inference.timing import GIB, GenerationTimer  # noqa: E402
@@ -104,13 +104,7 @@ def slow_saliency(shape: Shape, model: Any, inputs: dict[str, Tensor]) -> Tensor
 
 def check(shape: Shape, model: Any, dtype: torch.dtype) -> list[str]:
     """What holds, in words; SystemExit where something does not."""
-    inputs, tokens = shape.prompt(model.config, CHECKED_FRAMES, dtype)
-    inputs = {name: value.to(model.device) for name, value in inputs.items()}
-    plain = model(**inputs, logits_to_keep=1).logits
-    with Tango(retention_ratio=1.0, positions="transformers")(model):
-        kept = model(**inputs, logits_to_keep=1).logits
-    if not torch.isfinite(plain).all() or not torch.equal(plain, kept):
-        raise SystemExit(f"{shape.name}: at ratio 1 the logits differ by {(plain - kept).abs().max().item():.2e}")
+    inputs, tokens = checked_prompt(shape, model, CHECKED_FRAMES, dtype)
     counts = []
     for ratio in (0.1, 0.15, 0.2):
         with Tango(retention_ratio=ratio, exact_budget=True)(model) as session:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from tiny_data import GRID, IMAGE, TRAIN_SEED, VALIDATION_SEED, VIDEO, ask, patch_truth
-from tiny_optimise import Optimiser, bar, load_state, save_state, sum_gradients, workers
+from tiny_optimise import Optimiser, bar, resume, save_state, sum_gradients, workers
 from tiny_sheet import Sheet, hidden_states, sheet
 from tiny_tower import CANDIDATES, ReadOut, prepare_videos
 from torch import Tensor, nn
@@ -179,12 +179,7 @@ def learn(
     rank, world = workers()
     optimiser = Optimiser(list(modules.values()), steps, rate, args.warmup)
     path = args.work / f"{name}.pt"
-    start, spent = 0, 0.0
-    if state := load_state(path):
-        for key, module in modules.items():
-            module.load_state_dict(state[key])
-        optimiser.load(state["optimiser"])
-        start, spent = state["step"], state["spent"]
+    start, spent = resume(path, modules, optimiser)
     model.train()
     began, smooth, scores = time.time(), None, {}
     with bar() as progress:

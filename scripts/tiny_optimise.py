@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,16 @@ def save_state(path: Path, **state: Any) -> None:
 
 def load_state(path: Path) -> dict[str, Any] | None:
     return torch.load(path, map_location="cpu", weights_only=False) if path.exists() else None
+
+
+def resume(path: Path, modules: Mapping[str, nn.Module], optimiser: Optimiser) -> tuple[int, float]:
+    """The step to go on from and the seconds spent until there, with modules and optimiser as they were saved."""
+    if (state := load_state(path)) is None:
+        return 0, 0.0
+    for key, module in modules.items():
+        module.load_state_dict(state[key])
+    optimiser.load(state["optimiser"])
+    return state["step"], state["spent"]
 
 
 def workers() -> tuple[int, int]:

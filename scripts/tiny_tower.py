@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 from tiny_data import GRID, PATCH, TRAIN_SEED, VALIDATION_SEED, FrameBatch, as_coded, as_pixels, frame_batch
-from tiny_optimise import Optimiser, bar, load_state, save_state, workers
+from tiny_optimise import Optimiser, bar, resume, save_state, workers
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import Qwen2Tokenizer, SiglipConfig, SiglipModel
@@ -155,12 +155,7 @@ def learn_tower(
     """
     optimiser = Optimiser(list(modules.values()), args.tower_steps, args.tower_rate, args.warmup)
     path = args.work / "tower.pt"
-    start, spent = 0, 0.0
-    if state := load_state(path):
-        for key, module in modules.items():
-            module.load_state_dict(state[key])
-        optimiser.load(state["optimiser"])
-        start, spent = state["step"], state["spent"]
+    start, spent = resume(path, modules, optimiser)
     model.train()
     if args.compile:
         model.vision_model.compile(dynamic=False)

@@ -1,8 +1,10 @@
 """One thread a test process: results don't depend on it, and small tensors are quicker so. Fixtures of many."""
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
@@ -59,3 +61,18 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     offline = dict.fromkeys(("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"), "1")
     return chosen | threads | offline | {"HF_HOME": str(cache), "TOKENIZERS_PARALLELISM": "false", "COLUMNS": "200"}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Debian's Chromium, with a camera that shows a test picture; see browsing.py."""
+    from browsing import CHROMIUM
+    from playwright.sync_api import sync_playwright
+
+    # It needs no sandbox of its own as root in a container.
+    words = ["--no-sandbox", "--disable-gpu", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+    with (
+        sync_playwright() as playwright,
+        contextlib.closing(playwright.chromium.launch(executable_path=CHROMIUM, args=words)) as running,
+    ):
+        yield running

@@ -23,6 +23,14 @@ def example(name):
     return block
 
 
+@pytest.mark.parametrize("name", ["tango/pruners/largest_norm.py", "tango/models/llava_next_video.py"])
+def test_examples_pass_what_every_file_has_to(name):
+    for words in (["check"], ["format", "--check"]):
+        command = [sys.executable, "-m", "ruff", *words, "--no-cache", "--stdin-filename", name, "-"]
+        done = subprocess.run(command, cwd=ROOT, input=example(name), capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
 def run(folder, *words, **variables):
     """A command of this Python that must end well, in a folder whose tango/ it imports."""
     environment = os.environ | {"HF_HUB_OFFLINE": "1"} | variables

@@ -44,6 +44,7 @@ UP = Import("tango.pruners.base", "tango.models", "function")
 SHARED = {f"tango.pruners.{name}" for name in ("base", "video", "trace", "budget", "in_llm")}
 
 # Ceilings, counted after `ruff format`. They only ever go down.
+RAISED = "shorten something, or raise it in tests/test_architecture.py and say in the commit why"
 PATH_FILES, PATH_LINES = 13, 2_000  # entered by one generate() of LLaVA-OneVision with Tango
 METHOD_LINES = 1_000  # tango/ops/ and tango/pruners/tango.py together
 ALL_LINES = 23_500  # tango/; streams, the app, the results page, reuse in the tower and calibration came with 0.2
@@ -173,14 +174,16 @@ def test_the_path_from_generate_to_the_pruned_prompt():
     lines, files = map(int, re.search(r"(\d+) lines in (\d+) files", done.stdout).groups())
     for name in ("tango/models/seam.py", "tango/models/llava_onevision.py", "tango/pruners/tango.py"):
         assert name in done.stdout
-    assert files <= PATH_FILES and lines <= PATH_LINES, done.stdout
+    assert files <= PATH_FILES and lines <= PATH_LINES, (
+        f"{done.stdout}\nceilings: {PATH_FILES} files, {PATH_LINES} lines; {RAISED}"
+    )
 
 
 def test_the_method_is_short():
     files = [*(ROOT / "tango" / "ops").glob("*.py"), ROOT / "tango" / "pruners" / "tango.py"]
     assert len(files) > 1, "tango/ops/ is empty"
-    assert lines_of(files) < METHOD_LINES
+    assert lines_of(files) < METHOD_LINES, f"ceiling of tango/ops/ and tango/pruners/tango.py; {RAISED}"
 
 
 def test_the_whole_does_not_grow():
-    assert lines_of((ROOT / "tango").rglob("*.py")) <= ALL_LINES
+    assert lines_of((ROOT / "tango").rglob("*.py")) <= ALL_LINES, f"ceiling of tango/; {RAISED}"

@@ -117,7 +117,9 @@ def test_names_are_text_in_plots(tmp_path: Path) -> None:
         cell["cell"]["benchmark"] = cell["provenance"]["device"]["name"] = "$\\frac{\n\udcff"
     write_sweep(tmp_path / "in", cells)
     write_results(read_folders([tmp_path / "in"])[0], tmp_path, "tango results $x", title="$\\frac{ \ud83d")
-    for picture in tmp_path.glob("*.png"):
+    pictures = sorted(tmp_path.rglob("*.png"))
+    assert [picture.name for picture in pictures] == ["accuracy.png", "parts.png", "time.png"]
+    for picture in pictures:
         with Image.open(picture) as image:
             assert max(image.size) < 5000 and image.info["Title"] == "$\\frac{ \\ud83d"
 

@@ -12,7 +12,7 @@ from tango.cli import common
 from tango.cli.answering import attached, frames_for, label, start
 from tango.cli.common import InputError, console, print_json, stdout_for_json, steps
 from tango.inference.asking import conversation, rows
-from tango.motionqa.shipped import DATA, VIDEO, shipped
+from tango.motionqa.shipped import DATA, shipped
 
 if TYPE_CHECKING:
     from tango.inference.chat import Answer
@@ -25,7 +25,7 @@ EXAMPLES = (
 
 
 def ask(
-    video: Annotated[str | None, typer.Argument(help="A video file.", show_default=VIDEO)] = None,
+    video: common.Video = None,
     question: Annotated[str | None, typer.Argument(show_default="one about the shipped video")] = None,
     model: common.Model = None,
     method: common.Methods = ["tango"],  # noqa: B006 (read by typer, changed by nobody)
@@ -33,7 +33,7 @@ def ask(
     frames: common.Frames = None,
     config: common.Config = None,
     fields: common.Fields = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 64,
+    max_new_tokens: common.MaxNewTokens = 64,
     device: common.Device = None,
     dtype: common.Dtype = "auto",
     as_json: common.Json = False,

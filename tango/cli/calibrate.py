@@ -25,7 +25,6 @@ from tango.cli.common import (
     OK,
     CommandFailed,
     InputError,
-    check_ratio,
     console,
     print_json,
     stdout_for_json,
@@ -57,9 +56,7 @@ def calibrate(
         ),
     ] = None,
     method: common.Methods = ["tango", "flashvid", "divprune"],  # noqa: B006 (read by typer, changed by nobody)
-    ratio: Annotated[
-        list[float], typer.Option("--ratio", callback=check_ratio, help="Share of the tokens to keep; may be repeated.")
-    ] = [0.05, 0.1, 0.15, 0.2, 0.3, 0.5],  # noqa: B006
+    ratio: common.Ratios = [0.05, 0.1, 0.15, 0.2, 0.3, 0.5],  # noqa: B006
     tolerance: Annotated[float, typer.Option(help="Share of the answers that may change.")] = 0.05,
     output: Annotated[Path, typer.Option(help="Folder for table, plot, settings and finished answers.")] = Path(
         "build/calibrate"
@@ -67,7 +64,7 @@ def calibrate(
     frames: common.Frames = None,
     config: common.Config = None,
     fields: common.Fields = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 32,
+    max_new_tokens: common.MaxNewTokens = 32,
     device: common.Device = None,
     dtype: common.Dtype = "auto",
     as_json: common.Json = False,

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from tango.motionqa.shipped import FRAMES, MODEL
+from tango.motionqa.shipped import FRAMES, MODEL, VIDEO
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 EXIT_CODES = {
@@ -74,7 +74,8 @@ def check_ratio(value: Any) -> Any:
     return value
 
 
-# Options that several commands have.
+# Options and arguments that several commands have.
+Video = Annotated[str | None, typer.Argument(help="A video file.", show_default=VIDEO)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 Model = Annotated[str | None, typer.Option("--model", metavar="NAME", help="Folder or hub id.", show_default=MODEL)]
 Methods = Annotated[
@@ -82,6 +83,9 @@ Methods = Annotated[
 ]
 RATIO: dict[str, Any] = {"callback": check_ratio, "parser": read_ratio, "metavar": "SHARE"}
 Ratio = Annotated[float, typer.Option("--ratio", help="Share of the video's tokens to keep.", **RATIO)]
+Ratios = Annotated[
+    list[float], typer.Option("--ratio", help="Share of the video's tokens to keep; may be repeated.", **RATIO)
+]
 Config = Annotated[str | None, typer.Option("--config", metavar="FILE", help="YAML file of settings, see configs/.")]
 Fields = Annotated[
     list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="One setting of the method; may be repeated.")
@@ -89,6 +93,7 @@ Fields = Annotated[
 Frames = Annotated[
     int | None, typer.Option(min=1, help="Frames of the video.", show_default=f"{FRAMES}; {OTHER_FRAMES} with --model")
 ]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ..", show_default="a GPU if there is one")]
 Dtype = Annotated[str, typer.Option(help="auto (as stored), float32, float16 or bfloat16.")]
 

@@ -51,7 +51,7 @@ def live(
         bool, typer.Option("--fast", help="Read as fast as it goes, and wait instead of dropping.")
     ] = False,
     patience: Annotated[float, typer.Option(help="Seconds of trying to connect again before giving up.")] = 60.0,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 64,
+    max_new_tokens: common.MaxNewTokens = 64,
     device: common.Device = None,
     dtype: common.Dtype = "auto",
 ) -> int:

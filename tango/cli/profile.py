@@ -15,7 +15,6 @@ from tango.cli import common
 from tango.cli.answering import attached, frames_for, input_errors, label, start
 from tango.cli.common import console, print_json, stdout_for_json, steps
 from tango.inference.asking import STAGES, conversation
-from tango.motionqa.shipped import VIDEO
 
 if TYPE_CHECKING:
     from tango.inference.checkpoints import Checkpoint
@@ -32,7 +31,7 @@ PARTS = {key: text for key, text in STAGES.items() if key != "decode_s"} | {"fir
 
 
 def profile(
-    video: Annotated[str | None, typer.Argument(help="A video file.", show_default=VIDEO)] = None,
+    video: common.Video = None,
     model: common.Model = None,
     method: common.Methods = ["tango"],  # noqa: B006 (read by typer, changed by nobody)
     ratio: common.Ratio = 0.1,

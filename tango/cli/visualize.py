@@ -9,8 +9,7 @@ import typer
 
 from tango.cli import common
 from tango.cli.answering import check_model, check_question, check_video, choose_pruners, frames_for, input_errors, load
-from tango.cli.common import RATIO, console, print_json, progress, stdout_for_json
-from tango.motionqa.shipped import VIDEO
+from tango.cli.common import console, print_json, progress, stdout_for_json
 
 EXAMPLES = (
     "tango visualize",
@@ -19,13 +18,11 @@ EXAMPLES = (
 
 
 def visualize(
-    video: Annotated[str | None, typer.Argument(help="A video file.", show_default=VIDEO)] = None,
+    video: common.Video = None,
     output: Annotated[Path, typer.Option(help="Folder for the page and the sheets.")] = Path("build/visualize"),
     model: common.Model = None,
     method: common.Methods = ["tango"],  # noqa: B006 (read by typer, changed by nobody)
-    ratio: Annotated[
-        list[float], typer.Option("--ratio", help="Share of the tokens to keep; may be repeated.", **RATIO)
-    ] = [0.1, 0.15, 0.2],  # noqa: B006
+    ratio: common.Ratios = [0.1, 0.15, 0.2],  # noqa: B006
     config: common.Config = None,
     fields: common.Fields = None,
     frames: common.Frames = None,

@@ -1,4 +1,4 @@
-"""One question about one video, and what its answers are compared by, as people read it. Imports nothing heavy."""
+"""One question about one video, and the numbers that its answers are compared by. Imports nothing heavy."""
 
 from __future__ import annotations
 

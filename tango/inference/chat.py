@@ -105,10 +105,10 @@ class Chat:
         time_instruction: say a video's length and the times of its frames before the question, where the model was
             trained on that (processors with a `time_instruction`: LLaVA-Video's).
         time_spaces: that sentence as in training and in lmms-eval; False: as VLMEvalKit writes it.
-        times: what Qwen's models and the pruner are told of when frames are. "processor": the real times, of each pair
-            of frames the mean, and for Qwen2.5-VL the real interval from pair to pair. "published": as in the paper's
-            run, an interval of 1 s whatever the video, and times of pairs spread evenly from the first to the last
-            frame's; Qwen3-VL's prompt, which says the times, stays as it is.
+        times: the times of frames that Qwen's models and the pruner get. "processor": the real ones, of each pair of
+            frames the mean, and for Qwen2.5-VL the real interval from pair to pair. "published": as in the paper's run,
+            an interval of 1 s whatever the video, and times of pairs spread evenly from the first to the last frame's;
+            Qwen3-VL's prompt, which says the times, stays as it is.
         sampling: chooses the frames of a video, in place of max_frames of them.
         limits: sizes of frames and images, where the model takes any (Qwen's); None leaves them to the processor.
     """

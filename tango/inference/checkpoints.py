@@ -162,7 +162,7 @@ def class_name(pretrained: str, revision: str = "main") -> str:
 
 
 def _config(pretrained: str, revision: str) -> dict[str, Any]:
-    """Its config.json. Raises CheckpointError if there is none, or it is something else."""
+    """A checkpoint's config.json. Raises CheckpointError if there is none, or it is something else."""
     with in_one_line(pretrained, "its config.json"):
         try:
             config: Any = read_config(pretrained, revision)

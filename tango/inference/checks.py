@@ -1,4 +1,4 @@
-"""What of a checkpoint's files cannot be, told in a sentence before anything is computed with them."""
+"""Checks of a checkpoint's files: what cannot be right is said before anything is computed with them."""
 
 from __future__ import annotations
 

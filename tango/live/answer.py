@@ -25,7 +25,7 @@ class Answer:
         self.waiting_s = self.seconds_to_first = 0.0
         self.cancelled = self.done = False
         self._put, self._parts = time.perf_counter(), queue.Queue[Any]()
-        self._text, self._error = "", None
+        self._text = ""
 
     def __iter__(self) -> Iterator[str]:
         while (part := self._parts.get()) is not None:

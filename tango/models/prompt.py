@@ -174,7 +174,7 @@ def written(inputs: Mapping[str, Any]) -> Tensor:
 
 
 def cache_of(inputs: Mapping[str, Any]) -> Any:
-    """The cache among the arguments of a model or layer: `cache`, before transformers 5.2x `past_key_values`."""
+    """The cache among the arguments of a model or layer: `cache`, in older transformers `past_key_values`."""
     cache = inputs.get("cache")
     return inputs.get("past_key_values") if cache is None else cache
 

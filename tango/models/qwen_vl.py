@@ -1,4 +1,4 @@
-"""What Qwen2.5-VL and Qwen3-VL share: packed videos, the last block's attention, and M-RoPE positions that tokens keep.
+"""What the Qwen families share: packed videos, the last block's attention, and M-RoPE positions that tokens keep.
 
 Videos of any size come packed: `pixel_values_videos` holds the patches of all of them, and `video_grid_thw` (V, 3)
 their grids, t x h x w patches each, where a patch spans temporal_patch_size sampled frames. A frame here is one of the
@@ -32,7 +32,7 @@ def vision_modules(model: Any) -> list[nn.Module]:
 
 
 class QwenVL(Family):
-    """Base of both families.
+    """Base of Qwen2.5-VL, Qwen3-VL and Qwen3.5.
 
     saliency (F, L) and keys (F, L, width of a head) are those of the last block of the tower. There are no
     segment_features and frame_vectors, for which methods take the mean token of each frame. No sink tokens are known.

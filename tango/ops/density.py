@@ -1,10 +1,10 @@
 """Density peaks (DPC-KNN) and the clusters around them, exact, for many sets of points at a time.
 
-Tango, arXiv 2604.09547, clustering (step 7). Matrix products find which points are near: they are fast, but round
-differently from block to block. The few distances that decide anything are then taken again from differences, which is
-symmetric, exactly 0 for equal points, and the same in every block. So equal points tie, ties go to the lower index,
-and neither the memory limit nor what else is in a batch can change a result. Closeness below is -distance^2 / 2 as a
-product gives it.
+The clustering of Tango, arXiv 2604.09547, steps 4 and 5 of docs/method.md. Matrix products find which points are near:
+they are fast, but round differently from block to block. The few distances that decide anything are then taken again
+from differences, which is symmetric, exactly 0 for equal points, and the same in every block. So equal points tie, ties
+go to the lower index, and neither the memory limit nor what else is in a batch can change a result. Closeness below is
+-distance^2 / 2 as a product gives it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Spatio-temporal merging: many tokens become a few, each an anchor blended with the mean of its cluster.
 
-Tango, arXiv 2604.09547, context merging (step 6). Sums are fp32 and in a fixed order, so the same input gives the same
-tokens on every run.
+Tango, arXiv 2604.09547, context tokens (step 5 of docs/method.md). Sums are fp32 and in a fixed order, so that the same
+input gives the same tokens on every run.
 """
 
 from __future__ import annotations

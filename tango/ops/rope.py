@@ -1,6 +1,6 @@
 """ST-RoPE: rotate tokens by their place in space-time, so that inner products fall with distance.
 
-Tango, arXiv 2604.09547, spatio-temporal rotary embedding (step 1). Pure functions on tensors.
+Tango, arXiv 2604.09547, step 3 of docs/method.md.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Cutting a video into segments of similar frames.
 
-Tango, arXiv 2604.09547, temporal segmentation (step 2), as in HoliTom: the largest gain from static tokens, by dynamic
-programming. The other way, FastVID's cuts where neighbouring frames differ, is in cuts.py. Pure functions on tensors.
+Tango, arXiv 2604.09547, steps 1 and 2 of docs/method.md, as in HoliTom: the largest gain from static tokens, by dynamic
+programming. The other way, FastVID's cuts where neighbouring frames differ, is in cuts.py.
 """
 
 from __future__ import annotations

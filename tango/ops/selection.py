@@ -1,7 +1,7 @@
 """Diversity-driven selection of salient tokens.
 
-Tango, arXiv 2604.09547, salient selection (step 5): the most salient candidates are clustered, and each cluster gives
-its most salient member. Every tie goes to the lower index.
+Tango, arXiv 2604.09547, step 4 of docs/method.md: the most salient candidates are clustered, and each cluster gives its
+most salient member. Every tie goes to the lower index.
 """
 
 from __future__ import annotations

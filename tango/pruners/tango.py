@@ -1,7 +1,7 @@
 """Tango: segments of similar frames, diverse salient tokens, and context tokens merged over space and time.
 
 Yin et al., "Tango: Taming Visual Signals for Efficient Video Large Language Models", arXiv 2604.09547. `_prune` is the
-method, step by step; each step is a pure function of tango/ops. This file puts them together and owns the budgets.
+method, step by step as docs/method.md numbers them; each is a pure function of tango/ops. The budgets are made here.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ class Tango(Pruner):
         num_neighbors: neighbours for the density. anchor_weight: least weight of the anchor in a merged token.
         time_base, space_base: frequency bases of ST-RoPE. memory_limit: MiB of temporary memory.
         segmentation: "holitom", "fastvid", or "none", which cuts nowhere: the video is one segment.
-        selection: of salient tokens: "diversity" clusters candidates (step 5); "topk" takes the most salient ones.
-        merging: what context tokens are clustered on (step 6): "st_rope", or "cosine", the unrotated unit vectors.
+        selection: of salient tokens: "diversity" clusters candidates (step 4); "topk" takes the most salient ones.
+        merging: what context tokens are clustered on (step 5): "st_rope", or "cosine", the unrotated unit vectors.
         placement: "anchor" puts a merged token at its anchor; "published" permutes them as the published code does.
         sink_tokens: positions of a frame whose saliency is set to 0; None leaves them to the model family (no sinks
             when prune() is called directly).

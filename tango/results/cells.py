@@ -21,8 +21,8 @@ from tango.sweeps.sweep import CellError
 LABELS = {
     VANILLA: "unpruned", "tango": "Tango", "topk": "top-k saliency", "visionzip": "VisionZip", "fastvid": "FastVID",
     "holitom": "HoliTom", "vidcom2": "VidCom2", "flashvid": "FlashVID", "dycoke": "DyCoke", "divprune": "DivPrune",
-    "prunevid": "PruneVid", "fastv": "FastV", "evs": "EVS", "vcast": "V-CAST", "stop_visionzip": "SToP on VisionZip",
-    "stop_fastvid": "SToP on FastVID", "stop_holitom": "SToP on HoliTom",
+    "prunevid": "PruneVid", "fastv": "FastV", "evs": "EVS", "vcast": "V-CAST", "earlytom": "EarlyTom",
+    "stop_visionzip": "SToP on VisionZip", "stop_fastvid": "SToP on FastVID", "stop_holitom": "SToP on HoliTom",
 }  # fmt: skip
 
 # What tables need of a cell.json (tango/sweeps/cells.py writes more). Fields are values here, not types to mypy.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+LONGEST = 60  # letters of a label in a plot
 LATEX = {c: f"\\{c}" for c in "&%$#_{}"}
 LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}"}
@@ -43,8 +44,8 @@ def latex_text(text: str) -> str:
     return re.sub(r"^(?=[\[*])", "{}", "".join(LATEX.get(c, c) for c in plain(text)))
 
 
-def plot_text(text: str, longest: int = 60) -> str:
+def plot_text(text: str) -> str:
     """For matplotlib, which takes dollars for formulas and hides labels with an underscore at the front."""
     text = plain(text)
-    text = text if len(text) <= longest else f"{text[: longest - 2]}.."
+    text = text if len(text) <= LONGEST else f"{text[: LONGEST - 2]}.."
     return re.sub("^_", " _", text).replace("$", r"\$")

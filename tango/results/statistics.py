@@ -85,7 +85,7 @@ def bootstrap(pairs: Sequence[tuple[Scores, Scores]], draws: int = DRAWS, seed: 
     return _interval(accuracy[0] - accuracy[1]), _interval(share)
 
 
-def by_group(values: Sequence[float], groups: Sequence[str], draws: int = DRAWS, seed: int = 0) -> Interval:
+def by_group(values: Sequence[float], groups: Sequence[str]) -> Interval:
     """The mean of some values, those of one group (a video's questions, say) depending on each other.
 
     The interval is that of the Bayesian bootstrap over groups (Rubin 1981), or over values where all are of one group.
@@ -97,7 +97,7 @@ def by_group(values: Sequence[float], groups: Sequence[str], draws: int = DRAWS,
         raise ValueError("no values; a mean needs at least one")
     of = np.unique(groups, return_inverse=True)[1] if len(set(groups)) > 1 else np.arange(len(values))
     sums, counts = (np.bincount(of, weights) for weights in (values, np.ones(len(values))))
-    weights = np.random.default_rng(seed).dirichlet(np.ones(len(sums)), size=draws)
+    weights = np.random.default_rng(0).dirichlet(np.ones(len(sums)), size=DRAWS)
     low, high = np.percentile(weights @ sums / (weights @ counts), [2.5, 97.5])
     value = float(np.mean(values))
     return Interval(value, min(value, float(low)), max(value, float(high)))

@@ -309,17 +309,17 @@ def config_here(source: str) -> dict[str, Any] | None:
     return config if isinstance(config, dict) else None
 
 
-def disk(cells: Sequence[Cell], sources: Mapping[str, Model | None], ask: bool = True) -> list[tuple[str, float, str]]:
+def disk(cells: Sequence[Cell], sources: Mapping[str, Model | None]) -> list[tuple[str, float, str]]:
     """What checkpoints and data need, each once: name, GB, and how that is known.
 
     Args:
-        sources: checkpoints, folders or hub ids. ask: the hub, for sizes; it is waited for a few seconds.
+        sources: checkpoints, folders or hub ids. The hub is asked for sizes, and waited for a few seconds.
     """
     found: list[tuple[str, float, str]] = []
     sizes: dict[tuple[str, ...], float | None] = {}
 
     def told(*which: str) -> float | None:
-        if ask and None not in sizes.values() and which not in sizes:  # without an answer it is not asked again
+        if None not in sizes.values() and which not in sizes:  # without an answer it is not asked again
             sizes[which] = hub_size(*which)
         return sizes.get(which)
 

@@ -54,8 +54,8 @@ NO_GPU = "there is no GPU on this machine: the CPU is used, which takes days wit
 
 @dataclass
 class Expanded:
-    """The cells of a grid, each model's in a sweep of its own; what is missing for them; what cannot be; what is to be
-    known.
+    """The cells of a grid, each model's in a sweep of its own; what they lack on this machine (missing); combinations
+    that cannot be (left_out); and remarks (notes).
     """
 
     cells: dict[str, list[Cell]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,8 +14,6 @@ from tango.runs.reading import read_yaml, sentence
 from tango.sweeps.cells import TRANSFORMERS, VLLM
 from tango.sweeps.frameworks import FRAMEWORKS, LMMS_EVAL, MOTIONQA
 
-ENGINES = (TRANSFORMERS, VLLM)
-
 
 def _ratio(value: float) -> float:
     if not 0 < value <= 1:
@@ -23,30 +21,23 @@ def _ratio(value: float) -> float:
     return value
 
 
-def _framework(name: str) -> str:
-    if name not in FRAMEWORKS:
-        raise ValueError(f"there are {' and '.join(FRAMEWORKS)}")
-    return name
+def _one_of(choices: Sequence[str], advice: str) -> AfterValidator:
+    """Only these words; the advice says which."""
+
+    def check(word: str) -> str:
+        if word not in choices:
+            raise ValueError(advice)
+        return word
+
+    return AfterValidator(check)
 
 
-def _dtype(name: str) -> str:
-    if name not in (choices := ("auto", "float32", "float16", "bfloat16")):
-        raise ValueError(f"use {', '.join(choices)}")
-    return name
+def _use(*choices: str) -> AfterValidator:
+    return _one_of(choices, f"use {', '.join(choices)}")
 
 
-def _attention(name: str) -> str:
-    if name not in (choices := ("sdpa", "eager", "flash_attention_2")):
-        raise ValueError(f"use {', '.join(choices)}")
-    return name
-
-
-def _engine(name: str) -> str:
-    if name not in ENGINES:
-        raise ValueError(f"use {' or '.join(ENGINES)}")
-    return name
-
-
+FRAMEWORK = _one_of(list(FRAMEWORKS), f"there are {' and '.join(FRAMEWORKS)}")
+ENGINE = _one_of((TRANSFORMERS, VLLM), f"use {TRANSFORMERS} or {VLLM}")
 OneOrMore = (Field(min_length=1), BeforeValidator(lambda value: value if isinstance(value, list) else [value]))
 AtLeastOne = Field(ge=1)
 
@@ -63,7 +54,7 @@ class Grid(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True)
 
     models: Annotated[list[str], *OneOrMore] = [MODEL]
-    frameworks: Annotated[list[Annotated[str, AfterValidator(_framework)]], *OneOrMore] = [LMMS_EVAL.name]
+    frameworks: Annotated[list[Annotated[str, FRAMEWORK]], *OneOrMore] = [LMMS_EVAL.name]
     benchmarks: Annotated[list[str], *OneOrMore] = [MOTIONQA]
     methods: Annotated[list[str], *OneOrMore] = ["tango"]
     ratios: Annotated[list[Annotated[float, AfterValidator(_ratio)]], *OneOrMore] = [0.1, 0.15, 0.2]
@@ -74,14 +65,14 @@ class Grid(BaseModel):
     ray: str | None = None
     gpus: Annotated[int, Field(ge=0)] | None = None
     output: str = "build/sweeps/grid"
-    dtype: Annotated[str, AfterValidator(_dtype)] | None = None
-    attn_implementation: Annotated[str, AfterValidator(_attention)] | None = None
-    engine: Annotated[str, AfterValidator(_engine)] = TRANSFORMERS
+    dtype: Annotated[str, _use("auto", "float32", "float16", "bfloat16")] | None = None
+    attn_implementation: Annotated[str, _use("sdpa", "eager", "flash_attention_2")] | None = None
+    engine: Annotated[str, ENGINE] = TRANSFORMERS
     vllm_options: list[str] = []
 
 
 def read_grid(file: Path | None, options: Mapping[str, Any]) -> Grid:
-    """The grid of a YAML file, of whose keys those that are options are replaced.
+    """The grid of a YAML file; options take the place of keys of the same name.
 
     Raises:
         ValueError: no such file, not YAML, an unknown key, or a value of the wrong kind or out of range.

@@ -141,7 +141,10 @@ def _collect(summary: Mapping[str, Any], file: Path) -> dict[str, Any]:
             sample = json.loads(line)
             name = next((name for name in METRICS if isinstance(sample.get(name), dict)), "")
             if not name:
-                raise CellError(f"{samples.name}: its samples have none of the metrics {', '.join(METRICS)}")
+                raise CellError(
+                    f"{samples.name}: its samples have none of the metrics {', '.join(METRICS)}; see "
+                    "docs/extending.md#a-benchmark for another"
+                )
             rows.append(_row(task, sample["doc_id"], sample[name], METRICS[name], records[task, sample["doc_id"]]))
         if not name:  # all samples of this task failed
             continue

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -63,14 +62,14 @@ def dataset_snapshot(repository: str, branch: str = "main") -> Path | None:
     return None if commit is None else folder / commit
 
 
-def processes(environ: Mapping[str, str] = os.environ) -> int:
+def processes() -> int:
     """How many processes to run: NPROC, by default one a GPU, one without a GPU.
 
     Raises:
         ValueError: NPROC is no positive number, or more than there are GPUs.
     """
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    nproc = environ.get("NPROC", "").strip()
+    nproc = os.environ.get("NPROC", "").strip()
     if not nproc:
         return max(1, gpus)
     if not nproc.isdigit() or int(nproc) < 1:

@@ -350,11 +350,11 @@ def _how_it_ended(status: int | str) -> str:
     return f"ended by {name}" + (", as the system does when memory runs out" if name == "SIGKILL" else "")
 
 
-def _last_words(log: Path, lines: int = 3) -> str:
+def _last_words(log: Path) -> str:
     """The end of a log, without blank lines and progress bars."""
     text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
     said = [line.split("\r")[-1].strip() for line in text.splitlines() if line.strip()]
-    return mask(" / ".join(said[-lines:])) or "it wrote no log"
+    return mask(" / ".join(said[-3:])) or "it wrote no log"
 
 
 @contextlib.contextmanager

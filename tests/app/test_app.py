@@ -5,7 +5,6 @@ import html
 import http.client
 import json
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -18,7 +17,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import yaml
-from playwright.sync_api import sync_playwright
+from browsing import needs_browser
 
 pytest.importorskip("gradio", reason="the extra `app` is not installed")
 from tango import Tango
@@ -32,8 +31,6 @@ from tango.motionqa.questions import prompt, read_questions
 
 ROOT = Path(__file__).parents[2]
 MOTIONQA = ROOT / "data" / "motionqa"
-CHROMIUM = shutil.which("chromium")
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here (Debian: apt-get install chromium)")
 MEGABYTES = 2
 WAIT = 120_000  # milliseconds, for machines that do other things; usually it takes less than one second
 MARKUP = "<script>window.hit=1</script><img src=x onerror='window.hit=1'> ${window.hit=1} {{7*7}} [a](javascript:hit)"
@@ -64,18 +61,6 @@ def at(checkpoint):
     sys.addaudithook(note_outgoing)
     with served(checkpoint, 8, Limits(megabytes=MEGABYTES)) as address:
         yield address
-
-
-@pytest.fixture(scope="module")
-def browser():
-    camera = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
-    with (
-        sync_playwright() as playwright,
-        contextlib.closing(
-            playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", *camera])
-        ) as running,
-    ):
-        yield running
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import transformers
-from tiny_llava import IMAGE, PAD, VOCABULARY
+from tiny_llava import IMAGE, VOCABULARY, random_model
 from transformers import InternVLConfig, InternVLVisionConfig, Qwen3Config
 
 SIZE, PATCH = 24, 4
@@ -47,12 +47,6 @@ def build_model(
         image_seq_length=9,
         tie_word_embeddings=False,
     )
-    torch.manual_seed(seed)
-    model = InternVLForConditionalGeneration._from_config(config, attn_implementation=attention)
-    for name, parameter in model.model.vision_tower.named_parameters():
-        if "bias" in name or "cls_token" in name or "position" in name:  # zeros when fresh
-            torch.nn.init.normal_(parameter, std=0.5)
-    model.generation_config.pad_token_id = PAD
-    model.generation_config.eos_token_id = 1
-    model.config._name_or_path = str(folder)
+    fresh = ("bias", "cls_token", "position")
+    model = random_model(InternVLForConditionalGeneration, config, "vision_tower", folder, attention, seed, fresh)
     return model.to(dtype).eval()

@@ -49,18 +49,26 @@ def build_model(
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
     )
-    torch.manual_seed(seed)
-    model = model_class._from_config(config, attn_implementation=attention)
-    for name, parameter in model.model.vision_tower.named_parameters():
-        if "bias" in name:  # zeros when fresh: let mistakes with them show
-            torch.nn.init.normal_(parameter, std=0.5)
-    model.generation_config.pad_token_id = PAD
-    model.generation_config.eos_token_id = 1
-    model.config._name_or_path = str(folder)
+    model = random_model(model_class, config, "vision_tower", folder, attention, seed)
     torch.manual_seed(seed + 1)
     head = make_head(config.vision_config)
     save_file(head, folder / "pooling_head.safetensors")
     return model.to(dtype).eval()
+
+
+def random_model(
+    model_class: Any, config: Any, tower: str, folder: Path, attention: str, seed: int, fresh: Sequence[str] = ("bias",)
+) -> Any:
+    """A model of any family. fresh: parts of names in its tower whose weights start as zeros: mistakes are to show."""
+    torch.manual_seed(seed)
+    model = model_class._from_config(config, attn_implementation=attention)
+    for name, parameter in getattr(model.model, tower).named_parameters():
+        if any(part in name for part in fresh):
+            torch.nn.init.normal_(parameter, std=0.5)
+    model.generation_config.pad_token_id = PAD
+    model.generation_config.eos_token_id = 1
+    model.config._name_or_path = str(folder)
+    return model
 
 
 def make_head(config: SiglipVisionConfig) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tiny_llava import random_model
 from torch import Tensor
 from transformers import (
     Qwen2_5_VLConfig,
@@ -77,15 +78,7 @@ def build_model(
         vision_start_token_id=START,
         vision_end_token_id=END,
     )
-    torch.manual_seed(seed)
-    model = model_class._from_config(config, attn_implementation=attention)
-    for name, parameter in model.model.visual.named_parameters():
-        if "bias" in name:  # zeros when fresh: let mistakes with them show
-            torch.nn.init.normal_(parameter, std=0.5)
-    model.generation_config.pad_token_id = PAD
-    model.generation_config.eos_token_id = 1
-    model.config._name_or_path = str(folder)
-    return model.to(dtype).eval()
+    return random_model(model_class, config, "visual", folder, attention, seed).to(dtype).eval()
 
 
 def video_inputs(*grids: tuple[int, int, int], seed: int = 0, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import tiny_qwen
 import torch
-from tiny_llava import IMAGE, PAD, VIDEO, VOCABULARY
+from tiny_llava import IMAGE, VIDEO, VOCABULARY, random_model
 from torch import Tensor
 from transformers import Qwen2Config, VideoLlama3Config, VideoLlama3ForConditionalGeneration, VideoLlama3VisionConfig
 
@@ -28,14 +28,7 @@ def build_model(
         video_token_id=VIDEO,
         tie_word_embeddings=False,
     )
-    torch.manual_seed(seed)
-    model = VideoLlama3ForConditionalGeneration._from_config(config, attn_implementation=attention)
-    for name, parameter in model.model.vision_model.named_parameters():
-        if "bias" in name:  # zeros when fresh: let mistakes with them show
-            torch.nn.init.normal_(parameter, std=0.5)
-    model.generation_config.pad_token_id = PAD
-    model.generation_config.eos_token_id = 1
-    model.config._name_or_path = str(folder)
+    model = random_model(VideoLlama3ForConditionalGeneration, config, "vision_model", folder, attention, seed)
     return model.to(dtype).eval()
 
 

@@ -22,6 +22,7 @@ def seed_of(row):
 
 
 def test_answers_are_what_the_video_shows():
+    assert len(ROWS) == 720
     for row in ROWS:
         spec = sample_spec(seed_of(row))
         said = row["options"][LETTERS.index(row["answer"])]

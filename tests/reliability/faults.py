@@ -8,7 +8,7 @@ HEAD = """# Bad input and faults
 
 What happens when files, settings or the machine are not as they should be. Each row is a test below
 `tests/reliability/` that brings the fault about; the third column is what it then saw, word for word, with paths
-shortened.
+shortened. What people tried by hand is at the end, under "Tried by strangers".
 Made by `FAULTS=docs/reliability.md python -m pytest tests/reliability`.
 
 A run is never lost to one of these: samples are on the disk one by one before the next one starts, cells of a sweep

@@ -6,35 +6,21 @@ import contextlib
 import hashlib
 import json
 import re
-import shutil
 
 import av
 import numpy as np
 import pytest
+from browsing import needs_browser, problems_of
 from made_up import made_up
 from made_up_runs import NASTY, example, write_runs
-from playwright.sync_api import sync_playwright
 
 from tango.inference.chat import Chat
 from tango.inference.checkpoints import load
 from tango.pruners import Tango
 from tango.site import write_site
 
-CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here (Debian: apt-get install chromium)")
+pytestmark = needs_browser
 DESK, PHONE = {"width": 1200, "height": 900}, {"width": 390, "height": 800}
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with (
-        sync_playwright() as playwright,
-        contextlib.closing(
-            # Debian's browser. It needs no sandbox of its own as root in a container.
-            playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        ) as running,
-    ):
-        yield running
 
 
 @pytest.fixture(scope="module")
@@ -48,23 +34,20 @@ def site(tmp_path_factory):
 @pytest.fixture
 def opened(browser):
     """Opens a site. Anything in the console, any error and any request to another host fails the test."""
-    problems, contexts = [], contextlib.ExitStack()
+    problems, contexts = [], contextlib.ExitStack()  # a list of problems a page
 
     def open_page(site, where="", viewport=DESK, scheme="light"):
         context = browser.new_context(color_scheme=scheme, viewport=viewport, offline=True)
         contexts.enter_context(contextlib.closing(context))
         page = context.new_page()
-        page.on("console", lambda message: problems.append(f"console.{message.type}: {message.text}"))
-        page.on("pageerror", lambda error: problems.append(f"error: {error}"))
-        page.on("requestfailed", lambda sent: problems.append(f"failed: {sent.url}"))
-        page.on("request", lambda sent: problems.append(sent.url) if not sent.url.startswith(("file:", "data:")) else 0)
+        problems.append(problems_of(page))
         page.goto((site / "index.html").as_uri() + where)
         ready(page)
         return page
 
     with contexts:
         yield open_page
-    assert problems == []
+    assert not any(problems), problems
 
 
 def ready(page, where=None):

@@ -3,18 +3,15 @@
 import contextlib
 import json
 import re
-import shutil
 from dataclasses import replace
 
 import pytest
 import small_picture
-from playwright.sync_api import sync_playwright
+from browsing import needs_browser, problems_of
 from small_picture import ALONE, CONTEXT, SALIENT, TOKENS
 
 from tango.visualize.page import page_data, write_page
 
-CHROMIUM = shutil.which("chromium")
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here (Debian: apt-get install chromium)")
 NASTY = "</script><script>console.error(1)</script><!-- <img src=x onerror=alert(1)> {{data}} \u2028 \" ' &amp; é.mp4"
 
 
@@ -47,30 +44,15 @@ def test_the_page_is_one_file_of_plain_data(tmp_path):
     assert "<" not in title
 
 
-@pytest.fixture(scope="module")
-def browser():
-    with (
-        sync_playwright() as playwright,
-        contextlib.closing(
-            # Debian's browser. It needs no sandbox of its own as root in a container.
-            playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        ) as running,
-    ):
-        yield running
-
-
 @pytest.fixture(params=["light", "dark"])
 def page(browser, tmp_path, request):
     """example() in a browser. Anything in the console, any error and any request to another host fails the test."""
     write_page(example(), tmp_path / "page.html")
-    problems = []
     with contextlib.closing(
         browser.new_context(color_scheme=request.param, viewport={"width": 1100, "height": 900}, offline=True)
     ) as context:
         page = context.new_page()
-        page.on("console", lambda message: problems.append(f"console.{message.type}: {message.text}"))
-        page.on("pageerror", lambda error: problems.append(f"error: {error}"))
-        page.on("request", lambda sent: problems.append(sent.url) if not sent.url.startswith(("file:", "data:")) else 0)
+        problems = problems_of(page)
         page.goto((tmp_path / "page.html").as_uri())
         page.locator("body[data-ready=yes]").wait_for()
         yield page

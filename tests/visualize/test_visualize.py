@@ -50,6 +50,7 @@ def test_a_picture_shows_what_the_model_sees(checkpoint):
 
 def test_every_method_can_be_drawn(checkpoint):
     picture = capture(checkpoint, VIDEO, with_ratios(sorted(set(REGISTRY) - {"fastv"}), [0.3]), 4)
+    assert len(picture.panels) == len(REGISTRY) - 1
     assert all(row[0].roles.any() and row[0].answer is None for row in picture.panels)
     fastv = capture(checkpoint, VIDEO, with_ratios(["fastv"], [0.8]), 4).panels[0][0]
     assert fastv.roles.all() and fastv.in_llm < fastv.after and "in the last layers" in fastv.count

@@ -89,28 +89,11 @@ class TangoQwen2_5_VL(QwenTower, Qwen2_5_VLForConditionalGeneration):
         step = torch.tensor(interval, dtype=torch.float32) * self.config.vision_config.tokens_per_second
         return (torch.arange(frames) * step).long()
 
-    def _postprocess_image_embeds_evs(self, image_embeds: Any, image_input: Any) -> Any:
-        return image_embeds
-
-    def _postprocess_video_embeds_evs(self, video_embeds: Any, video_input: Any) -> Any:
-        return video_embeds
-
     # -- positions -----------------------------------------------------------------------------------------------
 
-    def get_mrope_input_positions(self, input_tokens: list[int], mm_features: Any) -> tuple[Tensor, int]:
-        """Final positions (3, N) of text and images; those of a video's tokens come with its embeddings."""
-        positions = mrope.Positions()
-        for feature in sorted(mm_features, key=lambda one: one.mm_position.offset):
-            positions.text(feature.mm_position.offset - positions.length)
-            frames, height, width = feature.data[f"{feature.modality}_grid_thw"].data.tolist()
-            rows, columns = height // self.merge, width // self.merge
-            if feature.modality == "image":
-                positions.add(mrope.grid_places(torch.arange(frames), rows, columns))
-            else:
-                last = int(self._temporal(frames, feature.data["second_per_grid_ts"].data.item())[-1])
-                length = feature.mm_position.length
-                positions.add(torch.zeros(length, 3, dtype=torch.int64), max(last, rows - 1, columns - 1) + 1)
-        return positions.finish(len(input_tokens))
+    def _reach(self, feature: Any, input_tokens: list[int], frames: int, side: int) -> int:
+        last = int(self._temporal(frames, feature.data["second_per_grid_ts"].data.item())[-1])
+        return max(last + 1, side)
 
     def recompute_mrope_positions(
         self, input_ids: Any, multimodal_embeddings: Any, mrope_positions: Tensor, num_computed_tokens: int

@@ -114,30 +114,12 @@ class PrunedQwen3VL(QwenTower):
             before = first + rows * columns
         return positions.finish(len(visual))[0].T
 
-    def _postprocess_image_embeds_evs(self, image_embeds: Any, image_input: Any) -> Any:
-        return image_embeds
-
-    def _postprocess_video_embeds_evs(self, video_embeds: Any, video_input: Any) -> Any:
-        return video_embeds
-
     # -- positions -----------------------------------------------------------------------------------------------
 
-    def get_mrope_input_positions(self, input_tokens: list[int], mm_features: Any) -> tuple[Tensor, int]:
-        """Final positions (3, N) of text and images; those of a video's item come with its embeddings."""
-        positions = mrope.Positions()
-        for feature in sorted(mm_features, key=lambda one: one.mm_position.offset):
-            positions.text(feature.mm_position.offset - positions.length)
-            frames, height, width = feature.data[f"{feature.modality}_grid_thw"].data.tolist()
-            rows, columns = height // self.merge, width // self.merge
-            if feature.modality == "image":
-                positions.add(mrope.grid_places(torch.arange(frames), rows, columns))
-            else:
-                length = feature.mm_position.length
-                first = feature.mm_position.offset
-                kept = input_tokens[first : first + length].count(self.config.video_token_id)
-                reach = length - kept + frames * max(rows, columns)
-                positions.add(torch.zeros(length, 3, dtype=torch.int64), reach)
-        return positions.finish(len(input_tokens))
+    def _reach(self, feature: Any, input_tokens: list[int], frames: int, side: int) -> int:
+        first, length = feature.mm_position.offset, feature.mm_position.length
+        kept = input_tokens[first : first + length].count(self.config.video_token_id)
+        return length - kept + frames * side
 
     def recompute_mrope_positions(
         self, input_ids: Any, multimodal_embeddings: Any, mrope_positions: Tensor, num_computed_tokens: int

@@ -1,4 +1,4 @@
-"""What Qwen2.5-VL and Qwen3-VL share inside vLLM: the tower with what its last attention says, and times of frames."""
+"""What Qwen2.5-VL and Qwen3-VL share inside vLLM: the tower with what its last attention says, positions, times."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tango.models.attention import from_attention, parts_of_attention
 from tango.models.qwen_vl import PATCHES_PER_CALL, QwenVL
 from tango.models.tower import joined, recorded
 from tango.pruners.base import Pruner
-from tango_vllm import settings
+from tango_vllm import mrope, settings
 from tango_vllm.heads import all_heads
 from tango_vllm.processing import TIMES, DefaultMetadata
 
@@ -98,6 +98,30 @@ class QwenTower:
     def _order(self, height: int, width: int) -> Tensor | None:
         """Raster indices (L,) of a frame's tokens in the order in which the tower works; None: in raster order."""
         return None
+
+    def _postprocess_image_embeds_evs(self, image_embeds: Any, image_input: Any) -> Any:
+        return image_embeds
+
+    def _postprocess_video_embeds_evs(self, video_embeds: Any, video_input: Any) -> Any:
+        return video_embeds
+
+    def get_mrope_input_positions(self, input_tokens: list[int], mm_features: Any) -> tuple[Tensor, int]:
+        """Final positions (3, N) of text and images; those of a video come with its embeddings."""
+        positions = mrope.Positions()
+        for feature in sorted(mm_features, key=lambda one: one.mm_position.offset):
+            positions.text(feature.mm_position.offset - positions.length)
+            frames, height, width = feature.data[f"{feature.modality}_grid_thw"].data.tolist()
+            rows, columns = height // self.merge, width // self.merge
+            if feature.modality == "image":
+                positions.add(mrope.grid_places(torch.arange(frames), rows, columns))
+            else:
+                reach = self._reach(feature, input_tokens, frames, max(rows, columns))
+                positions.add(torch.zeros(feature.mm_position.length, 3, dtype=torch.int64), reach)
+        return positions.finish(len(input_tokens))
+
+    def _reach(self, feature: Any, input_tokens: list[int], frames: int, side: int) -> int:
+        """How many positions a video takes, of frames of which rows or columns, whichever are more, are `side`."""
+        raise NotImplementedError
 
     def frame_times(self, times: Tensor, frames: int) -> Tensor:
         """Seconds of each frame (F,): given so, or as those of the sampled frames of which each is the mean.
