@@ -148,7 +148,8 @@ def main():
     plt.savefig(args.output / "stream.png", dpi=110, metadata={"Software": None})
     fps = " ".join(row["frames a second of the stream"] for row in table)
     lines = [
-        f"Made by: python benchmarks/live.py --seconds {args.seconds:g} --fps {fps}; with --again, of the CSV files beside it",
+        f"Made by: python benchmarks/live.py --seconds {args.seconds:g} --fps {fps}; "
+        "with --again, of the CSV files beside it",
         "",
     ]
     lines += ["|  | " + " | ".join(row["frames a second of the stream"] + " fps" for row in table) + " |"]

@@ -111,7 +111,7 @@ def table_folders(folder: Path) -> list[Path]:
 
 
 def other_tables(folder: Path, tables: Sequence[Path]) -> list[Path]:
-    """Markdown files with a table in them that is not of tango.results.report, whether they say what made them or not."""
+    """Markdown files with a table that is not of tango.results.report, whether they say what made them or not."""
     found = (file for file in sorted(folder.rglob("*.md")) if "cells" not in file.parts)
     found = (file for file in found if not (file.name == "README.md" and file.parent in tables))
     return [file for file in found if any(read_markdown(file))]

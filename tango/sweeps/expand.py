@@ -49,7 +49,7 @@ PUBLISHED = {
     "internvl3": "internvl_hf",
     "videollama3": "videollama3",
 }
-NO_GPU = "there is no GPU on this machine: the CPU is used, which takes days with a model of 7B"
+NO_GPU = "torch finds no GPU here (tango doctor): the CPU is used, which takes days with a model of 7B"
 
 
 @dataclass

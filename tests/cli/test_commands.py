@@ -195,6 +195,19 @@ def test_doctor_of_a_named_model(capsys: Captured) -> None:
     assert not found["ok"] and {one["name"]: one["status"] for one in found["findings"]}["owner/name"] == "missing"
 
 
+def test_doctor_names_a_driver_that_torch_cannot_use(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(doctor, "DRIVER", tmp_path / "version")
+    gpu = next(one for one in doctor.accelerators() if one.name == "GPU")
+    assert gpu.found == "built for CUDA 13.0" and "driver" not in gpu.advice
+    (tmp_path / "version").write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug 19 2023\n")
+    gpu = next(one for one in doctor.accelerators() if one.name == "GPU")
+    assert gpu.found == "built for CUDA 13.0; NVIDIA driver 535.104.05" and "must show CUDA 13 or later" in gpu.advice
+
+
 def test_doctor_says_what_is_too_little(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "memory", lambda: ("main memory", 1e-3))
     monkeypatch.setattr(doctor, "free_at", lambda folder: 0.5)
