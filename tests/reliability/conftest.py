@@ -2,7 +2,7 @@
 
     FAULTS=docs/reliability.md python -m pytest tests/reliability
 
-runs all of them and writes the table; a run in which a test fails writes nothing.
+runs all of them and writes the table; a run in which a test fails writes nothing. What stands below BY_HAND stays.
 """
 
 import os
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from faults import ROOT, observed, table
+from faults import BY_HAND, ROOT, observed, table
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -35,4 +35,5 @@ def seen(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str, str],
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     if (file := os.environ.get("FAULTS")) and exitstatus == 0:
-        (ROOT / file).write_text(table(), encoding="utf-8")
+        _, heading, by_hand = (ROOT / file).read_text(encoding="utf-8").partition(f"\n{BY_HAND}\n")
+        (ROOT / file).write_text(table() + (f"\n{BY_HAND}\n" if heading else "") + by_hand, encoding="utf-8")

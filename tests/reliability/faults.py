@@ -4,6 +4,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = ROOT / "data/motionqa/videos/0.mp4"
+BY_HAND = "## Tried by strangers"  # the heading below which docs/reliability.md is written by people
 HEAD = """# Bad input and faults
 
 What happens when files, settings or the machine are not as they should be. Each row is a test below
