@@ -183,6 +183,19 @@ def flip(file: Path) -> None:
     change_json(file, lambda cell: cell["samples"][6].update(score=1.0))
 
 
+@pytest.mark.parametrize("unpruned, pruned", [((), (1, 2)), ((), ()), (range(QUESTIONS), ()), (range(QUESTIONS),) * 2])
+def test_all_right_and_all_wrong(unpruned: Any, pruned: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A share of nothing is left empty, with its interval, in the tables and when they are counted again."""
+    monkeypatch.setitem(RIGHT, None, set(unpruned))
+    monkeypatch.setitem(RIGHT, 0.1, set(pruned))
+    for framework in ("lmms-eval", "VLMEvalKit"):
+        for ratio in (None, 0.1):
+            write_cell(tmp_path / "sweep", framework, ratio)
+    report([tmp_path / "sweep"], tmp_path / "tables")
+    found = verify([tmp_path])
+    assert not found.differ and not found.unchecked
+
+
 def test_a_changed_sample(results: Path) -> None:
     change(results / LMMS / "run/tiny/1_samples_motionqa.jsonl", '"score": 0.0', '"score": 1.0')
     found = differing(verify([results]))
