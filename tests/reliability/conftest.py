@@ -2,7 +2,8 @@
 
     FAULTS=docs/reliability.md python -m pytest tests/reliability
 
-runs all of them and writes the table; a run in which a test fails writes nothing. What stands below BY_HAND stays.
+runs all of them and writes the table; a run in which a test fails writes nothing. What was tried by hand, at the end of
+that page, stays as it is.
 """
 
 import os
@@ -11,7 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from faults import BY_HAND, ROOT, observed, table
+from faults import ROOT, observed, table
+
+STRANGERS = "\n## Tried by strangers\n"  # what follows is written by hand
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -35,5 +38,6 @@ def seen(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str, str],
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     if (file := os.environ.get("FAULTS")) and exitstatus == 0:
-        _, heading, by_hand = (ROOT / file).read_text(encoding="utf-8").partition(f"\n{BY_HAND}\n")
-        (ROOT / file).write_text(table() + (f"\n{BY_HAND}\n" if heading else "") + by_hand, encoding="utf-8")
+        path = ROOT / file
+        _, heading, strangers = (path.read_text(encoding="utf-8") if path.is_file() else "").partition(STRANGERS)
+        path.write_text(table() + heading + strangers, encoding="utf-8")

@@ -4,12 +4,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = ROOT / "data/motionqa/videos/0.mp4"
-BY_HAND = "## Tried by strangers"  # the heading below which docs/reliability.md is written by people
 HEAD = """# Bad input and faults
 
 What happens when files, settings or the machine are not as they should be. Each row is a test below
 `tests/reliability/` that brings the fault about; the third column is what it then saw, word for word, with paths
-shortened.
+shortened. What people tried by hand is at the end, under "Tried by strangers".
 Made by `FAULTS=docs/reliability.md python -m pytest tests/reliability`.
 
 A run is never lost to one of these: samples are on the disk one by one before the next one starts, cells of a sweep
