@@ -146,7 +146,13 @@ def main():
     axes[2].set_xlabel("minutes of the stream")
     plt.tight_layout()
     plt.savefig(args.output / "stream.png", dpi=110, metadata={"Software": None})
-    lines = ["|  | " + " | ".join(row["frames a second of the stream"] + " fps" for row in table) + " |"]
+    fps = " ".join(row["frames a second of the stream"] for row in table)
+    lines = [
+        f"Made by: python benchmarks/live.py --seconds {args.seconds:g} --fps {fps}; "
+        "with --again, of the CSV files beside it",
+        "",
+    ]
+    lines += ["|  | " + " | ".join(row["frames a second of the stream"] + " fps" for row in table) + " |"]
     lines.append("|---|" + "---:|" * len(table))
     lines += [f"| {name} | " + " | ".join(str(row[name]) for row in table) + " |" for name in list(table[0])[1:]]
     (args.output / "stream.md").write_text("\n".join(lines) + "\n")

@@ -59,7 +59,8 @@ def main():
                         answer = video.ask(question.prompt(), 8).text().strip()
                         right[SCENES - 1 - number].append(answer == question.options[question.answer])
         print(stream, json.dumps({AGES[age]: [sum(own), len(own)] for age, own in sorted(right.items())}), flush=True)
-    lines = ["| scene asked about | right | of | % (95 % interval) |", "|---|---:|---:|---:|"]
+    made = f"Made by: python benchmarks/live_scenes.py --streams {args.streams}"
+    lines = [made, "", "| scene asked about | right | of | % (95 % interval) |", "|---|---:|---:|---:|"]
     for age, own in sorted(right.items()):
         share = sum(own) / len(own)
         lines.append(f"| {AGES[age]} | {sum(own)} | {len(own)} | {wilson(share, len(own)).text()} |")

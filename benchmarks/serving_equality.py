@@ -56,7 +56,8 @@ def main():
         asked.output.mkdir(parents=True, exist_ok=True)
         (asked.output / "equality.json").write_text(json.dumps(rows, indent=1) + "\n")
         lines = [
-            "vLLM 0.32.0 against transformers: tango-tiny, MotionQA, fp32, CPU; by `benchmarks/serving_equality.py`.",
+            f"Made by: python benchmarks/serving_equality.py --questions {asked.questions}; "
+            "vLLM 0.32.0 against transformers: tango-tiny, MotionQA, fp32, CPU.",
             "",
             "| Method | Retention ratio | Video tokens | Answers the same | Videos with the same kept tokens |",
             "|---|---:|---:|---:|---:|",

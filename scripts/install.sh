@@ -36,7 +36,7 @@ progress() {
     if [ -t 2 ]; then echo >&2; fi
 }
 
-echo "installing into $folder with $(command -v uv >/dev/null && echo uv || echo pip); torch and its CUDA libraries are 5 GB" >&2
+echo "installing into $folder with $(command -v uv >/dev/null && echo uv || echo pip); torch and its CUDA libraries are 4.5 GB" >&2
 {
     install -r requirements.txt &&
         install --no-deps -r requirements-vlmeval.txt &&

@@ -183,6 +183,19 @@ def flip(file: Path) -> None:
     change_json(file, lambda cell: cell["samples"][6].update(score=1.0))
 
 
+@pytest.mark.parametrize("unpruned, pruned", [((), (1, 2)), ((), ()), (range(QUESTIONS), ()), (range(QUESTIONS),) * 2])
+def test_all_right_and_all_wrong(unpruned: Any, pruned: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A share of nothing is left empty, with its interval, in the tables and when they are counted again."""
+    monkeypatch.setitem(RIGHT, None, set(unpruned))
+    monkeypatch.setitem(RIGHT, 0.1, set(pruned))
+    for framework in ("lmms-eval", "VLMEvalKit"):
+        for ratio in (None, 0.1):
+            write_cell(tmp_path / "sweep", framework, ratio)
+    report([tmp_path / "sweep"], tmp_path / "tables")
+    found = verify([tmp_path])
+    assert not found.differ and not found.unchecked
+
+
 def test_a_changed_sample(results: Path) -> None:
     change(results / LMMS / "run/tiny/1_samples_motionqa.jsonl", '"score": 0.0', '"score": 1.0')
     found = differing(verify([results]))
@@ -531,5 +544,29 @@ def test_the_shipped_results_agree_with_themselves(capsys: pytest.CaptureFixture
     assert main(["verify", str(ROOT / "results"), "--json"]) == 1
     told = json.loads(capsys.readouterr().out)
     assert told["differ"] == [] and told["agree"] > 200_000
-    unchecked = {Path(one["file"]).name for one in told["unchecked"]}
-    assert unchecked >= {"motionqa_all", "vision.md"} and "motionqa" not in unchecked
+    unchecked = {Path(one["file"]).relative_to(ROOT / "results").as_posix(): one for one in told["unchecked"]}
+    assert {"motionqa_all", "performance/vision.md"} <= set(unchecked) and "motionqa" not in unchecked
+    digits = re.compile(r"^\|.*\| *[-+]?\d", re.MULTILINE)  # no file with numbers in a table is passed over in silence
+    tables = {file.relative_to(ROOT / "results").as_posix(): file for file in (ROOT / "results").rglob("*.md")}
+    own = {"motionqa/README.md", "motionqa_all/README.md", "motionqa_positions/README.md"}  # held, with their folders
+    assert {name for name, file in tables.items() if digits.search(file.read_text())} - own == {
+        name for name in unchecked if name.endswith(".md")
+    }
+    silent = {name for name, one in unchecked.items() if "names no command" in one["gives"]}
+    assert silent == {
+        "motionqa_all/reading.md",
+        "performance/ways_cuda.md",
+    }  # picked from front.md; of code that is gone
+
+
+def test_tables_that_nobody_signed_are_named(results: Path) -> None:
+    foreign = results / "notes" / "README.md"
+    foreign.parent.mkdir()
+    foreign.write_bytes(b"# \xff\n\n| a | b |\n|---|---|\n| Tango 7 | 91.2 |\n")
+    (results / "notes" / "words.md").write_text("91.2 stands here, in no table\n")
+    (tables(results) / "other.md").write_text("Eight. Made by: hand\n\n| a |\n|---|\n| 91.2 |\n")
+    said = {Path(one.file).name: (one.what, one.gives.partition("; ")[2]) for one in verify([results]).unchecked}
+    assert said == {
+        "README.md": ("1 numbers", "it names no command that makes them"),
+        "other.md": ("1 numbers", "made by: hand"),
+    }

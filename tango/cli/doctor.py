@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import platform
+import re
 import shutil
 import sys
 import tomllib
@@ -32,6 +33,7 @@ WELL, MISSING, LITTLE = "ok", "missing", "too little"
 COLOURS = {WELL: "green", MISSING: "red", LITTLE: "yellow"}
 SHOWN = ("", "cli", "eval")  # extras of this package whose parts are listed; the last for some commands alone
 GIB = 2**30
+DRIVER = Path("/proc/driver/nvidia/version")
 # Parameters in billions of checkpoints that are not on this machine; of those that are, the files tell.
 PUBLISHED = {
     "lmms-lab/llava-onevision-qwen2-0.5b-ov": 0.89,
@@ -157,6 +159,12 @@ def accelerators() -> Iterator[Finding]:
             yield Finding(group, f"GPU {index}", WELL, f"{properties.name}, {properties.total_memory / GIB:.0f} GiB")
     else:
         advice = "models run on the CPU: fine for the shipped one, days for a benchmark with a 7B model"
+        if DRIVER.is_file() and torch.version.cuda:  # a GPU may well be there: the most frequent reason is its driver
+            built += f"; NVIDIA driver {' '.join(re.findall(r'[0-9]+[.][0-9.]+', DRIVER.read_text())[:1])}"
+            need = torch.version.cuda.partition(".")[0]
+            advice = (
+                f"torch cannot use it: nvidia-smi must show CUDA {need} or later, else get a newer driver; {advice}"
+            )
         yield Finding(group, "GPU", MISSING, built, advice)
     yield importable(
         group, "flash_attn", "flash-attn", "optional, sdpa is used without; on a GPU: pip install flash-attn"

@@ -45,6 +45,10 @@ def sweep(
     ratios: Annotated[list[float] | None, typer.Option("--ratio", help="Share of the tokens to keep.", **RATIO)] = None,
     frames: Annotated[int | None, typer.Option(min=1, help="Frames of each video.")] = None,
     config: common.Config = None,
+    ablations: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER", help="Settings files, each Tango once more at the smallest ratio."),
+    ] = None,
     dtype: Annotated[str | None, typer.Option(help="auto (as stored), float32, float16 or bfloat16.")] = None,
     attn_implementation: Annotated[
         str | None, typer.Option(metavar="NAME", help="sdpa, eager or flash_attention_2.")
@@ -86,8 +90,8 @@ def sweep(
         raise InputError("--estimate goes with --dry-run, which starts nothing, and --tflops with --estimate")
     options = {
         "models": models, "frameworks": frameworks, "benchmarks": benchmarks, "methods": methods, "ratios": ratios,
-        "frames": frames, "config": config, "limit": limit, "jobs": jobs, "ray": ray, "gpus": gpus, "output": output,
-        "dtype": dtype, "attn_implementation": attn_implementation, "engine": engine,
+        "frames": frames, "config": config, "ablations": ablations, "limit": limit, "jobs": jobs, "ray": ray,
+        "gpus": gpus, "output": output, "dtype": dtype, "attn_implementation": attn_implementation, "engine": engine,
     }  # fmt: skip
     with stdout_for_json(as_json), steps(1) as step, input_errors():
         step("looking at what is there")

@@ -108,7 +108,7 @@ def read_csv(file: Path) -> tuple[list[str], list[dict[str, str]]]:
 def read_markdown(file: Path) -> Iterator[tuple[str, list[dict[str, str]]]]:
     """The tables of a Markdown file, each with the heading above it and its lines by column."""
     heading, table = "", list[list[str]]()
-    for line in [*file.read_text(encoding="utf-8").split("\n"), ""]:
+    for line in [*file.read_text(encoding="utf-8", errors="replace").split("\n"), ""]:
         if line.startswith("|"):
             table.append([cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]])
             continue

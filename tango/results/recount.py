@@ -120,6 +120,9 @@ def against(one: Row, other: Row | None, names: Sequence[str]) -> dict[str, floa
     found = {"difference": mine - theirs, "share_kept": 100 * mine / theirs if theirs else math.nan}
     for quantity, interval, again in zip(found.copy(), bootstrap(pairs), drawn_again(pairs), strict=True):
         limits = interval.low, interval.high
+        if math.isnan(found[quantity]):  # a share of nothing has no ends either
+            found |= {f"{quantity}{end}": math.nan for end in ("_low", "_high")}
+            continue
         low, high = np.percentile(again, [2.5, 97.5])
         if not all(abs(a - b) <= APART * float(again.std()) for a, b in zip(limits, (low, high), strict=True)):
             limits = float(low), float(high)  # the seeded draw is not to be believed

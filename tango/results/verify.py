@@ -82,8 +82,8 @@ def _verify(
             outcome.differ.append(Finding(str(folder), "the tables", "cannot be read", repr(error)))
     for file in others:
         texts = [text for _, rows in read_markdown(file) for row in rows for text in row.values()]
-        count = sum(len(NUMBER.findall(text)) for text in texts)
-        cannot(outcome, file, count, made_by(file.read_text(encoding="utf-8")))
+        count = sum(len(NUMBER.findall(text)) for text in texts if re.match(r"[-+]?\d", text))  # not those in names
+        cannot(outcome, file, count, made_by(file.read_text(encoding="utf-8", errors="replace")))
 
 
 def cells_below(folder: Path, outcome: Outcome, known: dict[Path, Cell | None]) -> list[Cell]:
@@ -111,21 +111,23 @@ def table_folders(folder: Path) -> list[Path]:
 
 
 def other_tables(folder: Path, tables: Sequence[Path]) -> list[Path]:
-    """Markdown files that say by which command they were made, and are not of tango.results.report."""
-    found = (file for file in sorted(folder.rglob("*.md")) if "cells" not in file.parts and file.parent not in tables)
-    return [file for file in found if made_by(file.read_text(encoding="utf-8", errors="replace"))]
+    """Markdown files with a table that is not of tango.results.report, whether they say what made them or not."""
+    found = (file for file in sorted(folder.rglob("*.md")) if "cells" not in file.parts)
+    found = (file for file in found if not (file.name == "README.md" and file.parent in tables))
+    return [file for file in found if any(read_markdown(file))]
 
 
 def made_by(text: str) -> str:
     """The command that a file names as the one that makes it; empty without."""
-    found = re.search(r"^(?:[-#%] )?made by:? (.+)$", text, re.MULTILINE | re.IGNORECASE)
+    found = re.search(r"^(?:[-#%] |.*\. )?made by:? (.+)$", text, re.MULTILINE | re.IGNORECASE)
     return found[1] if found else ""
 
 
 def cannot(outcome: Outcome, file: Path, count: int, command: str) -> None:
     """Note how many numbers of a file, or of a folder's CSV files, cannot be checked, and what makes them again."""
     if count:
-        outcome.unchecked.append(Finding(str(file), f"{count} numbers", "", f"{NO_SAMPLES}; made by: {command}"))
+        made = f"made by: {command}" if command else "it names no command that makes them"
+        outcome.unchecked.append(Finding(str(file), f"{count} numbers", "", f"{NO_SAMPLES}; {made}"))
 
 
 def verify_tables(

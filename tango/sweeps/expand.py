@@ -49,7 +49,8 @@ PUBLISHED = {
     "internvl3": "internvl_hf",
     "videollama3": "videollama3",
 }
-NO_GPU = "there is no GPU on this machine: the CPU is used, which takes days with a model of 7B"
+TANGO = "tango"  # what ablations are of
+NO_GPU = "torch finds no GPU here (tango doctor): the CPU is used, which takes days with a model of 7B"
 
 
 @dataclass
@@ -79,6 +80,15 @@ class Subject:
     missing: str | None = None
 
 
+@dataclass(frozen=True)
+class Choice:
+    """A method (None: the unpruned model), the file of its settings, and an ablation's name."""
+
+    pruner: Pruner | None
+    config: str | None
+    variant: str | None = None
+
+
 def expand(grid: Grid) -> Expanded:
     """All cells of a grid, what they lack on this machine, and what no method can do.
 
@@ -87,10 +97,12 @@ def expand(grid: Grid) -> Expanded:
     """
     methods = list(REGISTRY) if "all" in grid.methods else [name for name in grid.methods if name != VANILLA]
     pruners = [
-        make_pruner(method, grid.config, {"retention_ratio": ratio})
+        Choice(make_pruner(method, grid.config, {"retention_ratio": ratio}), grid.config)
         for method in dict.fromkeys(methods)
         for ratio in grid.ratios
     ]
+    least = {"retention_ratio": min(grid.ratios)}
+    pruners += [Choice(make_pruner(TANGO, str(file), least), str(file), file.stem) for file in ablations(grid)]
     expanded = Expanded({}, [], [])
     count = processes_of(grid, expanded.missing)
     if grid.engine == VLLM and (lost := serve.missing()):
@@ -102,14 +114,14 @@ def expand(grid: Grid) -> Expanded:
             raise ValueError(f"two models are called {name!r}; they would share a folder, so sweep them one by one")
         if subject.missing is not None:
             expanded.missing.append(subject.missing)
-        choices: list[Pruner | None] = []
-        for pruner in (None, *pruners):
-            reason = impossible(pruner, subject.layers)
+        choices: list[Choice] = []
+        for choice in (Choice(None, grid.config), *pruners):
+            reason = impossible(choice.pruner, subject.layers)
             if reason is None and grid.engine == VLLM:
-                reason = why_not_served(pruner, subject.family, subject.layers)
+                reason = why_not_served(choice.pruner, subject.family, subject.layers)
             if reason is None:
-                choices.append(pruner)
-            elif pruner is None:
+                choices.append(choice)
+            elif choice.pruner is None:
                 expanded.missing.append(f"{name}: {reason}")
             else:
                 expanded.left_out.append(f"{name}: {reason}")
@@ -123,6 +135,21 @@ def expand(grid: Grid) -> Expanded:
             expanded.notes += [NO_GPU] * (model != MODEL) + slow_here(subject, grid.dtype)
     expanded.missing, expanded.notes = list(dict.fromkeys(expanded.missing)), list(dict.fromkeys(expanded.notes))
     return expanded
+
+
+def ablations(grid: Grid) -> list[Path]:
+    """The settings files of the ablations of Tango that a grid asks for, by name.
+
+    Raises:
+        ValueError: a folder without one, or nothing of that name.
+    """
+    if grid.ablations is None:
+        return []
+    place = Path(grid.ablations).expanduser()
+    files = [place] if place.is_file() else sorted(place.glob("*.yaml"))
+    if not files:
+        raise ValueError(f"ablations = {grid.ablations!r}: give a settings file of Tango, or a folder of such (*.yaml)")
+    return files
 
 
 def slow_here(subject: Subject, asked: str | None) -> list[str]:
@@ -173,11 +200,11 @@ def cells_of(
     framework: Framework,
     subject: Subject,
     folder: Path,
-    choices: Sequence[Pruner | None],
+    choices: Sequence[Choice],
     processes: int,
     expanded: Expanded,
 ) -> Iterator[Cell]:
-    """One framework's cells of one model, with each choice of a pruner; what they lack goes to `expanded`.
+    """One framework's cells of one model, with each choice; what they lack goes to `expanded`.
 
     Raises:
         ValueError: a benchmark, or a number of frames, that the framework does not have.
@@ -203,7 +230,6 @@ def cells_of(
             subject.source,
             count,
             data,
-            config=grid.config,
             limit=grid.limit,
             processes=processes,
             family=subject.family,
@@ -214,10 +240,11 @@ def cells_of(
             engine=grid.engine,
             vllm_options=grid.vllm_options,
         )
-        for pruner in choices:
-            evaluation = unpruned
-            if pruner is not None:
-                evaluation = replace(unpruned, method=pruner.name, ratio=pruner.retention_ratio)
+        for choice in choices:
+            evaluation = replace(unpruned, config=choice.config, variant=choice.variant)
+            if choice.pruner is not None:
+                method, ratio = choice.pruner.name, choice.pruner.retention_ratio
+                evaluation = replace(evaluation, method=method, ratio=ratio)
             if framework is not LMMS_EVAL:
                 yield vlmeval_cell(folder, evaluation, dataset=f"{benchmark.name}_{grid.frames}frame")
             elif subject.kind is not None:  # else it is missing, and lmms-eval's name for it is not known

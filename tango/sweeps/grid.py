@@ -46,9 +46,10 @@ class Grid(BaseModel):
     """What to run: all combinations, and the unpruned model with each. Keys of the YAML file.
 
     models: folders or hub ids. benchmarks: any name that a framework has for them. config: a settings file for
-    TANGO_CONFIG. limit: only the first so many questions. jobs: cells at a time. ray: address of a cluster to run them
-    on instead, each on `gpus` GPUs (default 1). output: gets a folder for each model. dtype, attn_implementation: of
-    the model, by default as it is stored and sdpa.
+    TANGO_CONFIG. ablations: a settings file or a folder of such, each Tango once more at the smallest ratio. limit:
+    only the first so many questions. jobs: cells at a time. ray: address of a cluster to run them on instead, each on
+    `gpus` GPUs (default 1). output: gets a folder for each model. dtype, attn_implementation: of the model, by default
+    as it is stored and sdpa.
     """
 
     model_config = ConfigDict(strict=True, frozen=True)
@@ -60,6 +61,7 @@ class Grid(BaseModel):
     ratios: Annotated[list[Annotated[float, AfterValidator(_ratio)]], *OneOrMore] = [0.1, 0.15, 0.2]
     frames: Annotated[int, AtLeastOne] = FRAMES
     config: str | None = None
+    ablations: str | None = None
     limit: Annotated[int, AtLeastOne] | None = None
     jobs: Annotated[int, AtLeastOne] = 1
     ray: str | None = None
@@ -106,7 +108,9 @@ def read_file(file: Path) -> dict[str, Any]:
         raise ValueError(f"{file} holds {type(content).__name__}; it must map {', '.join(Grid.model_fields)} to values")
     if unknown := [name for name in content if name not in Grid.model_fields]:
         raise ValueError(f"{file}: unknown key {unknown[0]!r}; a grid has {', '.join(Grid.model_fields)}")
-    beside = {name: _beside(file, value) for name, value in content.items() if name in ("config", "models")}
+    beside = {
+        name: _beside(file, value) for name, value in content.items() if name in ("config", "ablations", "models")
+    }
     return {name: value for name, value in (content | beside).items() if value is not None}
 
 

@@ -143,7 +143,8 @@ class RayCluster:
         self.slots, self._most = sum(fit), max(fit, default=0)
         if not self.slots:
             self.close()
-            raise SweepError(f"Ray at {address!r}: a cell needs {need} {kind}s, which none of its {len(fit)} nodes has")
+            none = f"Ray at {address!r}: a cell needs {need} {kind}s, which none of its {len(fit)} nodes has"
+            raise SweepError(none + ("; --gpus 0 runs cells without one" if gpus else ""))
         # max_retries: a cell that died is a failure to be seen. Cores are no limit where GPUs are.
         options = {"num_gpus": gpus, "num_cpus": 0 if gpus else 1, "max_retries": 0}
         self._run: Any = ray.remote(**options)(make_task(bool(gpus)))

@@ -195,6 +195,19 @@ def test_doctor_of_a_named_model(capsys: Captured) -> None:
     assert not found["ok"] and {one["name"]: one["status"] for one in found["findings"]}["owner/name"] == "missing"
 
 
+def test_doctor_names_a_driver_that_torch_cannot_use(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(doctor, "DRIVER", tmp_path / "version")
+    gpu = next(one for one in doctor.accelerators() if one.name == "GPU")
+    assert gpu.found == "built for CUDA 13.0" and "driver" not in gpu.advice
+    (tmp_path / "version").write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug 19 2023\n")
+    gpu = next(one for one in doctor.accelerators() if one.name == "GPU")
+    assert gpu.found == "built for CUDA 13.0; NVIDIA driver 535.104.05" and "must show CUDA 13 or later" in gpu.advice
+
+
 def test_doctor_says_what_is_too_little(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "memory", lambda: ("main memory", 1e-3))
     monkeypatch.setattr(doctor, "free_at", lambda folder: 0.5)
@@ -261,6 +274,28 @@ def test_sweep_prints_its_commands(capsys: Captured) -> None:
         assert str(ROOT / "checkpoints/tango-tiny") in line and not [
             w for w in words_of if w.startswith((".", "build"))
         ]
+
+
+def test_sweep_of_ablations(capsys: Captured, tmp_path: Path) -> None:
+    """Each file is Tango once more, at the smallest ratio, in each framework."""
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "topk.yaml").write_text("tango: {selection: topk}\n")
+    (tmp_path / "parts" / "plain.yaml").write_text("tango: {merging: cosine}\n")
+    (tmp_path / "grid.yaml").write_text("ablations: parts\nratios: [0.2, 0.1]\nframeworks: [lmms-eval, VLMEvalKit]\n")
+    found = told(capsys, "sweep", str(tmp_path / "grid.yaml"), "--method", "tango", "--method", "topk", "--dry-run")
+    names = [cell["name"].removeprefix("motionqa-").removeprefix("vlmeval-MotionQA_8frame-") for cell in found["cells"]]
+    every = ["vanilla", "tango-0.2", "tango-0.1", "topk-0.2", "topk-0.1", "tango-0.1-plain", "tango-0.1-topk"]
+    assert names == 2 * every
+    plain, topk = (cell["environment"] for cell in found["cells"][5:7])
+    assert plain["TANGO_CONFIG"] == str(tmp_path / "parts" / "plain.yaml")
+    assert (topk["WRAPPER"], topk["TANGO_ARGS"]) == ("tango", "retention_ratio=0.1")
+    one = str(tmp_path / "parts" / "topk.yaml")
+    found = told(capsys, "sweep", "--ratio", "0.1", "--ablations", one, "--dry-run")
+    assert [cell["name"] for cell in found["cells"]][2:] == ["motionqa-tango-0.1-topk"]
+    (tmp_path / "parts" / "wrong.yaml").write_text("tango: {selction: topk}\n")
+    for given, says in ((tmp_path / "none", "a folder of such"), (tmp_path / "parts", "selction")):
+        assert main(["sweep", "--ablations", str(given), "--dry-run"]) == 2
+        assert says in capsys.readouterr().err
 
 
 def test_a_grid_means_paths_as_its_file(capsys: Captured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
