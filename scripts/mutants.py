@@ -28,7 +28,9 @@ LEFT_OUT = {  # calls that give way to what they are called on, or with
     "clamp", "clamp_", "float", "double", "long", "to", "clone", "abs", "round", "sorted", "reversed", "strip", "lower",
     "masked_fill", "masked_fill_", "flatten", "sqrt", "int", "set", "resolve", "deepcopy",
 }  # fmt: skip
-EITHER_WAY = {"max", "min", "maximum", "minimum", "equal"}  # swapped, their arguments say the same
+# Swapped, their arguments say the same.
+EITHER_WAY = {"max", "min", "maximum", "minimum", "equal", "transpose", "hypot", "isclose"}
+MODULES = ("math", "torch", "copy")
 WORDING = {"warn", "warning", "info", "print", "echo"}
 Change = tuple[str, Any, ast.AST]
 
@@ -36,7 +38,7 @@ Change = tuple[str, Any, ast.AST]
 def mutants_of(path: Path, root: Path) -> list[dict[str, Any]]:
     """Every change of a file: whole lines before and after it, and which lines a test must run to see it."""
     source = path.read_text(encoding="utf-8")
-    lines, found = source.encode().split(b"\n"), []
+    lines, found, compiled = source.encode().split(b"\n"), [], compile(source, "", "exec")
     for (kind, old, new), span in walk(ast.parse(source), (1, source.count("\n"))):
         text = ast.unparse(ast.fix_missing_locations(new)).encode()
         if isinstance(new, ast.expr) and not isinstance(new, ast.Constant | ast.Name | ast.Slice | ast.Call):
@@ -46,7 +48,7 @@ def mutants_of(path: Path, root: Path) -> list[dict[str, Any]]:
         after = before[0][: old.col_offset] + text + before[-1][old.end_col_offset :]
         changed = b"\n".join([*lines[:first], after, *lines[last + 1 :]]).decode()
         try:
-            if same(compile(source, "a", "exec"), compile(changed, "a", "exec")):
+            if same(compiled, compile(changed, "", "exec")):
                 continue
         except SyntaxError:  # a starred argument that would come first, say
             continue
@@ -134,10 +136,10 @@ def changes(node: Any) -> Iterator[Change]:
                 at = 0 if len(args) == 1 else 1
                 end = ast.BinOp(args[at], ast.Sub(), ast.Constant(1))
                 yield with_("range", args=[*args[:at], end, *args[at + 1 :]])
-            if called(node) in LEFT_OUT and isinstance(node.func, ast.Attribute):
-                yield "call left out", node, node.func.value
-            elif called(node) in LEFT_OUT and args:
-                yield "call left out", node, args[0]
+            if called(node) in LEFT_OUT:
+                method = isinstance(node.func, ast.Attribute) and ast.unparse(node.func.value) not in MODULES
+                if method or args:
+                    yield "call left out", node, node.func.value if method else args[0]
     match node:
         case ast.Raise() | ast.AugAssign() | ast.Continue() | ast.Break() | ast.Expr(value=ast.Call()):
             yield "statement left out", node, ast.Pass()

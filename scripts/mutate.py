@@ -38,8 +38,6 @@ FOLDERS = ("ops", "pruners", "models", "inference", "runs")
 # The mirrored folders, and what else is mostly about them.
 TESTS = [f"tests/{name}/test_*.py" for name in (*FOLDERS, "live", "reliability")]
 TESTS += [f"tests/test_{name}.py" for name in ("golden", "pruners", "properties")]
-ENOUGH = 300  # seconds of tests that a change must survive; what the tests took when they were collected
-LONGEST = 900  # seconds that a batch of tests may take; it gets five times what it took, and a minute
 QUICK = 30  # tests that are tried first: slower ones, and what they import, wait
 IMPORTED = (
     "numpy", "av", "PIL.Image", "hypothesis.strategies", "torch._dynamo", "torchvision.transforms.v2", "transformers",
@@ -193,7 +191,7 @@ def measure(tree: Path, name: str) -> int:
     return status
 
 
-def run(ids: list[str], workers: int, count: int, seed: int) -> None:
+def run(ids: list[str], workers: int, count: int, seed: int, enough: int) -> None:
     """Appends a line to build/mutation/results.jsonl for each change that has none yet, or for these."""
     drawn = WORK / "drawn.json"
     if not drawn.exists():
@@ -202,7 +200,7 @@ def run(ids: list[str], workers: int, count: int, seed: int) -> None:
     mutants = [
         one for one in json.loads(drawn.read_text()) if (str(one["id"]) in ids if ids else one["id"] not in done)
     ]
-    jobs = [(one, lambda tree, one=one: attempt(tree, one, tests.of(one))) for one in mutants]
+    jobs = [(one, lambda tree, one=one: attempt(tree, one, tests.of(one, enough))) for one in mutants]
     for mutant, _, seconds in in_forks(jobs, workers):
         found = mutant | json.loads((WORK / f"{mutant['id']}.json").read_text()) | {"seconds": round(seconds, 1)}
         with (WORK / "results.jsonl").open("a", encoding="utf-8") as file:
@@ -223,12 +221,10 @@ def draw(count: int, seed: int) -> list[dict[str, Any]]:
         for path in sorted((ROOT / "tango" / folder).glob("*.py")):
             for one in mutants_of(path, ROOT):
                 lines[one["path"], one["line"]][one["kind"]].append(one)
-        print(
-            f"{folder}: {sum(len(some) for kinds in lines.values() for some in kinds.values())} changes are possible in {len(lines)} lines",
-            flush=True,
-        )
-        for kinds in choice.sample(list(lines.values()), count // len(FOLDERS)):
-            chosen.append(choice.choice(kinds[choice.choice(list(kinds))]))
+        possible = sum(len(some) for kinds in lines.values() for some in kinds.values())
+        print(f"{folder}: {possible} changes are possible in {len(lines)} lines", flush=True)
+        some = choice.sample(list(lines.values()), count // len(FOLDERS))
+        chosen += [choice.choice(kinds[choice.choice(list(kinds))]) for kinds in some]
     random.Random(seed).shuffle(chosen)
     return [{"id": number} | mutant for number, mutant in enumerate(chosen)]
 
@@ -238,30 +234,32 @@ class Tests:
 
     def __init__(self) -> None:
         notes = [json.loads(path.read_text()) for path in (WORK / "tests").glob("*.json")]
-        imports = {file: seconds for note in notes for file, seconds in note["imports"].items()}
-        self.costs = {
-            test: seconds + imports[test.split("::")[0]] for note in notes for test, seconds in note["seconds"].items()
-        }
+        self.imports = {file: seconds for note in notes for file, seconds in note["imports"].items()}
+        self.seconds = {test: seconds for note in notes for test, seconds in note["seconds"].items()}
         self.lines = {
             context: {path: set(run) for path, run in files.items()}
             for note in notes
             for context, files in note["lines"].items()
         }
 
-    def of(self, mutant: dict[str, Any]) -> list[tuple[int, list[str]]]:
-        """Batches of the tests that run a change, each with a limit in seconds.
+    def of(self, mutant: dict[str, Any], enough: int) -> list[tuple[int, list[str]]]:
+        """Batches of the tests that run a change, each with a limit in seconds; all in all `enough` seconds of them.
 
         Those that run it themselves come first, then those of the mirrored folder, then the quickest.
         """
         path, span = mutant["path"], range(mutant["span"][0], mutant["span"][1] + 1)
         contexts = {context for context, files in self.lines.items() if not files.get(path, set()).isdisjoint(span)}
-        chosen = [test for test in self.costs if {test, test.split("::")[0]} & contexts]
         near = f"tests/{Path(path).parent.name}/"
-        chosen.sort(key=lambda test: (test not in contexts, not test.startswith(near), self.costs[test]))
-        spent = accumulate(self.costs[test] for test in chosen)
-        chosen = [test for test, seconds in zip(chosen, spent, strict=True) if seconds < ENOUGH]
-        batches = chosen[:QUICK], chosen[QUICK : 8 * QUICK], chosen[8 * QUICK :]
-        return [(60 + int(5 * sum(self.costs[test] for test in batch)), batch) for batch in batches if batch]
+
+        def order(test: str) -> tuple[bool, bool, float]:
+            cost = self.seconds[test] + self.imports[test.split("::")[0]]
+            return test not in contexts, not test.startswith(near), cost
+
+        chosen = sorted((test for test in self.seconds if {test, test.split("::")[0]} & contexts), key=order)
+        spent = accumulate(self.seconds[test] for test in chosen)
+        chosen = [test for test, seconds in zip(chosen, spent, strict=True) if seconds < enough or test == chosen[0]]
+        batches = chosen[:QUICK], chosen[QUICK:]
+        return [(120 + int(5 * sum(self.seconds[test] for test in batch)), batch) for batch in batches if batch]
 
 
 def attempt(tree: Path, mutant: dict[str, Any], batches: list[tuple[int, list[str]]]) -> int:
@@ -276,7 +274,7 @@ def attempt(tree: Path, mutant: dict[str, Any], batches: list[tuple[int, list[st
     os.utime(path, (times.st_atime, times.st_mtime + 1 + mutant["id"]))  # what was compiled before is of no use
     for limit, batch in batches:
         note.unlink(missing_ok=True)
-        status = pytest_in(tree, ["-x", *batch], Watch(note), min(limit, LONGEST))
+        status = pytest_in(tree, ["-x", *batch], Watch(note), limit)
         if status:
             break
     path.write_bytes(before)
@@ -318,10 +316,8 @@ def table() -> None:
     for number, line in sorted(first.items()):
         if line["outcome"] in ("survived", "not run"):
             now = last[number]
-            print(
-                f"\n{number} {line['path']}:{line['line']} {line['kind']}; {line['outcome']}, now {now['outcome']} {now['by']}"
-            )
-            print(f"-{line['before']}\n+{line['after']}")
+            print(f"\n{number} {line['path']}:{line['line']} {line['kind']}; {line['outcome']},", end=" ")
+            print(f"now {now['outcome']} {now['by']}\n-{line['before']}\n+{line['after']}")
 
 
 def main() -> None:
@@ -331,6 +327,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=int, default=60, help="of tests that a change must survive")
     asked = parser.parse_args()
     WORK.mkdir(parents=True, exist_ok=True)
     if asked.command == "table":
@@ -340,7 +337,7 @@ def main() -> None:
     if asked.command == "collect":
         return collect(asked.names, asked.workers)
     if asked.command == "run":
-        return run(asked.names, asked.workers, asked.count, asked.seed)
+        return run(asked.names, asked.workers, asked.count, asked.seed, asked.seconds)
     return check(asked.workers)
 
 

@@ -268,6 +268,20 @@ def test_what_cannot_be_reused_is_the_whole_tower(family, kind):
     torch.testing.assert_close(found, plain, atol=1e-4, rtol=1e-4)
 
 
+def test_stc_computes_the_share_that_it_is_told():
+    """With all patches of a frame it is the whole tower; with less than one it computes one."""
+    family = FAMILIES["llava_onevision"]
+    inputs, changed = moving(family)
+    stc = {"tower_reuse": "stc", "tower_reuse_layers": 1.0}
+    plain, _, _ = seen(family, inputs)
+    whole, record, _ = seen(family, inputs, **stc, tower_reuse_ratio=1.0)
+    torch.testing.assert_close(whole, plain, atol=1e-4, rtol=1e-4)
+    assert record.tower_computed == pytest.approx(1)
+    _, none, _ = seen(family, inputs, **stc, tower_reuse_ratio=1e-6)
+    _, one, _ = seen(family, inputs, **stc, tower_reuse_ratio=1.01 / changed.shape[1])
+    assert none.tower_computed == one.tower_computed < 1
+
+
 def test_images_in_the_prompt_are_encoded_whole(family):
     inputs, _ = moving(family, 4)
     inputs |= family.prompt([5, *family.image, 7, *family.video(4), 6]) | family.images()
