@@ -337,7 +337,7 @@ def test_batches_hold_what_the_memory_limit_allows(device):
 @pytest.mark.parametrize("memory_limit", [TINY, 256])
 @pytest.mark.parametrize("apart", [1e-5, 1e-4, 1e-3])
 def test_points_nearer_than_products_can_tell(apart, memory_limit):
-    """Heaps of points whose distances are about the rounding of products of 1: which are near, and denser, is measured."""
+    """Heaps of points whose distances are about the rounding of products: which are near, and denser, is measured."""
     heaps = unit(1, 6, 32).repeat_interleave(30, 1)
     points = heaps + apart * torch.randn(heaps.shape, generator=torch.Generator().manual_seed(2))
     peaks = density_peaks(points, 60, 4, memory_limit)

@@ -24,6 +24,8 @@ def test_entries_are_found_again_by_any_rank(tmp_path: Path) -> None:
     with Journal(tmp_path, "run", rank=0) as journal, Journal(tmp_path, "other", rank=0) as other:
         assert journal.entries.get("a") == {"key": "a", "response": "é"}
         assert journal.entries.get("b") is None and other.entries.get("a") is None
+    lines = (tmp_path / "run-rank1.jsonl").read_text(encoding="utf-8")
+    assert lines == '{"key":"a","response":"x"}\n{"key":"a","response":"é"}\n'  # as text that people can read
 
 
 def test_a_torn_last_line_is_dropped_and_written_over(tmp_path: Path) -> None:
