@@ -39,6 +39,7 @@ FOLDERS = ("ops", "pruners", "models", "inference", "runs")
 # The mirrored folders, and what else is mostly about them.
 TESTS = [f"tests/{name}/test_*.py" for name in (*FOLDERS, "live", "reliability")]
 TESTS += [f"tests/test_{name}.py" for name in ("golden", "pruners", "properties")]
+LIMIT = 120  # seconds that a batch of tests has beside five times what its tests took
 QUICK = 30  # tests that are tried first: slower ones, and what they import, wait
 IMPORTED = (
     "numpy", "av", "PIL.Image", "hypothesis.strategies", "torch._dynamo", "torchvision.transforms.v2", "transformers",
@@ -246,23 +247,23 @@ class Tests:
     def of(self, mutant: dict[str, Any], enough: int) -> list[tuple[int, list[str]]]:
         """Batches of the tests that run a change, each with a limit in seconds; all in all `enough` seconds of them.
 
-        Those that run it themselves come first, then those of the mirrored folder, then the quickest.
+        Those that run it themselves come first; of these the mirrored folder's and its own file's; then the quickest.
         """
         path, span = mutant["path"], range(mutant["span"][0], mutant["span"][1] + 1)
         contexts = {context for context, files in self.lines.items() if not files.get(path, set()).isdisjoint(span)}
         # What coverage cannot see, such as a trace function in its place, is left to those that run the file.
         contexts = contexts or {context for context, files in self.lines.items() if path in files}
-        near = f"tests/{Path(path).parent.name}/"
+        near, own = f"tests/{Path(path).parent.name}/", f"/test_{Path(path).stem}"
 
-        def order(test: str) -> tuple[bool, bool, float]:
+        def order(test: str) -> tuple[bool, bool, bool, float]:
             cost = self.seconds[test] + self.imports[test.split("::")[0]]
-            return test not in contexts, not test.startswith(near), cost
+            return test not in contexts, not test.startswith(near), own not in test, cost
 
         chosen = sorted((test for test in self.seconds if {test, test.split("::")[0]} & contexts), key=order)
         spent = accumulate(self.seconds[test] for test in chosen)
         chosen = [test for test, seconds in zip(chosen, spent, strict=True) if seconds < enough or test == chosen[0]]
         batches = chosen[:QUICK], chosen[QUICK:]
-        return [(120 + int(5 * sum(self.seconds[test] for test in batch)), batch) for batch in batches if batch]
+        return [(LIMIT + int(5 * sum(self.seconds[test] for test in batch)), batch) for batch in batches if batch]
 
 
 def attempt(tree: Path, mutant: dict[str, Any], batches: list[tuple[int, list[str]]]) -> int:
@@ -270,8 +271,10 @@ def attempt(tree: Path, mutant: dict[str, Any], batches: list[tuple[int, list[st
     path, note, status = tree / mutant["path"], WORK / f"{mutant['id']}.json", 0
     before, times = path.read_bytes(), path.stat()
     lines, old = before.decode().split("\n"), mutant["before"].split("\n")
-    start = mutant["line"] - 1
-    assert lines[start : start + len(old)] == old, f"{path} is not what it was when {mutant['id']} was drawn"
+    found = [
+        at for at in range(len(lines)) if lines[at : at + len(old)] == old
+    ]  # code may have moved since it was drawn
+    start = min(found, key=lambda at: abs(at + 1 - mutant["line"]))
     lines[start : start + len(old)] = [mutant["after"]]
     path.write_text("\n".join(lines), encoding="utf-8")
     os.utime(path, (times.st_atime, times.st_mtime + 1 + mutant["id"]))  # what was compiled before is of no use

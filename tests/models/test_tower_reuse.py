@@ -326,6 +326,24 @@ def test_resolutions_in_one_batch():
     assert [video.tokens_after for video in session.videos] == [18, 12]
 
 
+@pytest.mark.parametrize("height, width, window", [(4, 8, [0, 1, 4, 5]), (8, 4, [0, 1, 2, 3])])
+def test_what_moves_in_one_window_leaves_the_others(height, width, window):
+    """Of frames that are no squares, in the first block alone: there windows do not see each other, so reuse is exact.
+
+    window: the tokens of 2 x 2 that move in every frame; half of the frame, so that it is not computed whole.
+    """
+    family = FAMILIES["qwen2_5_vl"]
+    inputs = tiny_qwen.video_inputs((4, height, width))
+    tokens = inputs["pixel_values_videos"].view(4, 8, -1)
+    tokens[1:] = tokens[:1].clone()
+    tokens[:, window] += torch.arange(4.0)[:, None, None]
+    inputs |= family.prompt([tiny_qwen.START, *[tiny_llava.VIDEO] * 32, tiny_qwen.END])
+    plain, _, _ = seen(family, inputs)
+    found, record, _ = seen(family, inputs, tower_reuse="pixels")
+    torch.testing.assert_close(found, plain, atol=1e-4, rtol=1e-4)
+    assert record.tower_computed == pytest.approx(1 - (3 * 4 / 32) / 3)
+
+
 @pytest.mark.parametrize("method", ["pixels", "stc"])
 def test_nan_in_a_frame_stays_there(method):
     family = FAMILIES["llava_onevision"]
