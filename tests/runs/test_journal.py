@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from tango.inference.chat import Answer
 from tango.runs.journal import Journal, JournalError, read_journal
@@ -229,6 +230,18 @@ def test_a_failure_is_retried_once_and_then_recorded() -> None:
     assert [r.cold for r in records] == [True, True, True]
     assert failures(records) == [{"task": "task", "doc_id": "3", "reason": "ValueError: no good", "tries": 2}]
     assert token_summary(records)["share_kept"] == 0.2 and token_summary(records)["samples"] == 2
+
+
+def test_each_failed_try_gives_back_what_it_held_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stood in for here: what PyTorch keeps for itself is emptied before the next try, and not after a success."""
+    emptied: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(len(emptied)))
+    bad = torch.OutOfMemoryError("no room")
+    for tries, expected in (["a"], 0), ([bad, "b"], 1), ([bad, bad], 2):
+        emptied.clear()
+        list(Runner().run([sample("1", tries)]))
+        assert len(emptied) == expected
 
 
 def test_interrupts_are_not_failures() -> None:
