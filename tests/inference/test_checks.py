@@ -11,7 +11,7 @@ from tango.inference.checks import CheckpointError, in_one_line, limited
 
 
 @pytest.mark.parametrize("error, told", [
-    (TypeError("\n the first line\nthe second\n"), "'model' cannot be loaded: its config.json: TypeError: the first line"),
+    (TypeError("\n the first\nthe second\n"), "'model' cannot be loaded: its config.json: TypeError: the first"),
     (RuntimeError(""), "'model' cannot be loaded: its config.json: RuntimeError: "),
     (OSError("\n\n the first line \nthe second"), "'model' cannot be loaded: its config.json: the first line"),
     (OSError(""), "'model' cannot be loaded: its config.json: OSError"),
