@@ -334,7 +334,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=int, default=60, help="of tests that a change must survive")
-    asked = parser.parse_args()
+    asked = parser.parse_intermixed_args()
     WORK.mkdir(parents=True, exist_ok=True)
     if asked.command == "table":
         return table()

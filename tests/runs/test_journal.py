@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -242,6 +244,25 @@ def test_each_failed_try_gives_back_what_it_held_of_a_gpu(monkeypatch: pytest.Mo
         emptied.clear()
         list(Runner().run([sample("1", tries)]))
         assert len(emptied) == expected
+
+
+def test_samples_of_one_batch_are_computed_together_and_the_first_of_a_process_are_cold() -> None:
+    """Pairs, of which the second fails together and is computed one by one, and one that is alone."""
+    asked: list[list[str]] = []
+
+    def together(group: Sequence[Sample]) -> list[Answer]:
+        asked.append([str(one.doc_id) for one in group])
+        if asked[-1] == ["3", "4"]:
+            raise ValueError("too much at once")
+        return [Answer(f"together {one.doc_id}", None, {}, []) for one in group]
+
+    samples = [replace(sample(name, [name]), batch="greedy") for name in "123456"]
+    records = list(Runner(size=2, together=together).run([*samples, sample("7", ["7"])]))
+    assert asked == [["1", "2"], ["3", "4"], ["5", "6"]]
+    responses = ["together 1", "together 2", "3", "4", "together 5", "together 6", "7"]
+    assert [record.response for record in records] == responses
+    assert [record.cold for record in records] == [True, True, False, False, False, False, False]
+    assert [record.tries for record in records] == [1] * 7
 
 
 def test_interrupts_are_not_failures() -> None:
