@@ -402,6 +402,11 @@ def test_earlytom_in_a_model(tmp_path):
 
 def test_what_is_not_known_is_refused(tmp_path):
     model = tiny_llava.build_model(tmp_path)
+    with (
+        pytest.raises(ValueError, match=r"layers of this vision tower, .* each from 0 to 1"),
+        EarlyTom(prune_layers=(0, 2))(model),
+    ):
+        pass
     model.model.vision_tower.encoder.layers[1] = nn.Identity()
     with (
         pytest.raises(TypeError, match="does not know the layers of this tower, Identity"),
