@@ -18,6 +18,7 @@ import json
 import os
 import random
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -40,6 +41,7 @@ FOLDERS = ("ops", "pruners", "models", "inference", "runs")
 TESTS = [f"tests/{name}/test_*.py" for name in (*FOLDERS, "live", "reliability")]
 TESTS += [f"tests/test_{name}.py" for name in ("golden", "pruners", "properties")]
 LIMIT = 120  # seconds that a batch of tests has beside five times what its tests took
+MEMORY = 12 << 30  # bytes of address space, four times what tests take: a change may ask for any number
 QUICK = 30  # tests that are tried first: slower ones, and what they import, wait
 IMPORTED = (
     "numpy", "av", "PIL.Image", "hypothesis.strategies", "torch._dynamo", "torchvision.transforms.v2", "transformers",
@@ -96,11 +98,12 @@ class Watch:
 
 
 def pytest_in(tree: Path, words: list[str], watch: Watch, limit: int) -> int:
-    """The exit status of pytest, in a fork of its own that ends by SIGALRM after `limit` seconds."""
+    """The exit status of pytest, in a fork of its own that ends after `limit` seconds, its memory limited."""
     child = os.fork()
     if child:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     signal.alarm(limit)
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     log = os.open(watch.note.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1), os.dup2(log, 2)
     os.chdir(tree)
@@ -253,7 +256,8 @@ class Tests:
         contexts = {context for context, files in self.lines.items() if not files.get(path, set()).isdisjoint(span)}
         # What coverage cannot see, such as a trace function in its place, is left to those that run the file.
         contexts = contexts or {context for context, files in self.lines.items() if path in files}
-        near, own = f"tests/{Path(path).parent.name}/", f"/test_{Path(path).stem}"
+        folder, own = Path(path).parent.name, f"/test_{Path(path).stem}"
+        near = (f"tests/{folder}/", f"tests/test_{folder}.py")
 
         def order(test: str) -> tuple[bool, bool, bool, float]:
             cost = self.seconds[test] + self.imports[test.split("::")[0]]
