@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tango.inference import checkpoints
-from tango.inference.checkpoints import load, slow_bfloat16
+from tango.inference.checkpoints import CheckpointError, load, slow_bfloat16
 
 
 @pytest.mark.parametrize("able", [False, True])
@@ -29,3 +29,13 @@ def test_bfloat16_is_told_of_where_the_processor_lacks_it(
     monkeypatch.setattr(checkpoints, "cpu_has_bfloat16", lambda: able)
     assert str(load(str(folder), dtype=asked).model.dtype) == f"torch.{used}"
     assert (slow_bfloat16(str(folder)) in caplog.text) == (used == "bfloat16" and not able)
+
+
+def test_a_config_of_a_larger_model_is_refused_before_room_is_made(checkpoint: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint, folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["text_config"]["intermediate_size"] *= 100
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"not those of its config.json, which describes [\d,]+ parameters; they"):
+        load(str(folder))

@@ -1,13 +1,17 @@
 """What stands around the reading of a checkpoint: what libraries say in one line, and an end to what runs for ever."""
 
+import contextlib
+import json
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassFieldValidationError
+from safetensors.torch import save_file
 
-from tango.inference.checks import CheckpointError, in_one_line, limited
+from tango.inference.checks import CheckpointError, check_size, in_one_line, limited
 
 
 @pytest.mark.parametrize("error, told", [
@@ -34,6 +38,26 @@ def test_a_full_memory_is_not_the_fault_of_a_checkpoint(error: Exception) -> Non
     with pytest.raises(type(error)) as raised, in_one_line("model", "its config.json"):
         raise error
     assert raised.value is error
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.parametrize("held, fits", [([5, 5], True), ([3, 2], True), ([3, 1], False), ([1, 1], False)])
+def test_no_room_is_made_for_more_than_twice_what_the_weights_hold(
+    sharded: bool, held: list[int], fits: bool, tmp_path: Path
+) -> None:
+    """Ten parameters. Of several files those that are there count; without any nothing is known."""
+    model = torch.nn.Linear(9, 1, device="meta")
+    tensors = {f"{number}": torch.zeros(size) for number, size in enumerate(held)}
+    check_size(model, str(tmp_path))
+    if sharded:
+        for name, tensor in tensors.items():
+            save_file({name: tensor}, tmp_path / f"{name}.safetensors")
+        index = {"weight_map": {name: f"{name}.safetensors" for name in (*tensors, "gone")}}
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    else:
+        save_file(tensors, tmp_path / "model.safetensors")
+    with contextlib.nullcontext() if fits else pytest.raises(CheckpointError, match=rf"10 .*they hold {sum(held)}"):
+        check_size(model, str(tmp_path))
 
 
 def test_what_runs_for_ever_is_ended() -> None:
