@@ -10,6 +10,7 @@
 # against transformers (minutes). make serve: a server with tango-tiny, and a request to try; docs/serving.md.
 # WORKERS: how many processes run them (2).
 # make coverage: which lines of tango/ the tests run, into docs/coverage.md; TESTS=tests/pruners measures a part.
+# make mutate: 200 small changes to tango/, each against the tests that run it (hours, resumable); docs/mutation.md.
 # make docs: the site of docs/ with the page of our own results, into build/site. make package: sdists and wheels, each tried in a fresh environment.
 
 PYTHON ?= python3
@@ -21,7 +22,7 @@ VLLM := build/vllm
 TESTS ?= tests
 WORKERS ?= 2
 
-.PHONY: demo benchmark test fuzz test-oldest test-transformers vllm test-vllm serve format coverage docs package setup data clean
+.PHONY: demo benchmark test fuzz test-oldest test-transformers vllm test-vllm serve format coverage mutate docs package setup data clean
 
 demo: setup
 	$(BIN)/python scripts/demo.py
@@ -68,6 +69,12 @@ coverage: setup
 	$(BIN)/python -m pytest -n $(WORKERS) --cov --cov-report= $(TESTS)
 	$(BIN)/coverage json --quiet -o build/coverage/coverage.json
 	$(BIN)/python scripts/coverage_page.py build/coverage/coverage.json "make coverage TESTS=$(TESTS)" >docs/coverage.md
+
+mutate: setup
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/mutate.py collect --workers $(WORKERS)
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/mutate.py run --workers $(WORKERS)
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/mutate.py check --workers $(WORKERS)
+	$(BIN)/python scripts/mutate.py table
 
 docs: setup $(TOOLS)/installed
 	$(BIN)/tango results results/motionqa --site docs/results/motionqa --videos data/motionqa

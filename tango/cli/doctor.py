@@ -319,7 +319,7 @@ def weight_files(model: str) -> list[Path]:
     """The weights of a checkpoint that is on this machine, a folder or in the hub cache."""
     from huggingface_hub import try_to_load_from_cache
 
-    folder = Path(model).expanduser()
+    folder = Path(os.path.expanduser(model))
     if not folder.is_dir():
         config = try_to_load_from_cache(model, "config.json") if model.count("/") == 1 else None
         if not isinstance(config, str):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from pathlib import Path
 
 EXAMPLES = "lmms-lab/llava-onevision-qwen2-7b-ov, llava-hf/llava-onevision-qwen2-7b-ov-hf"
@@ -22,7 +23,7 @@ def check_pretrained(pretrained: str) -> None:
     """
     if not isinstance(pretrained, str) or not pretrained:
         raise CheckpointError(f"pretrained={pretrained!r}: pass a folder or a hub id, for example {EXAMPLES}")
-    path = Path(pretrained).expanduser()
+    path = Path(os.path.expanduser(pretrained))  # which leaves an unknown user as it is, where Path fails
     if path.is_dir():
         return
     near = nearest(path)

@@ -229,8 +229,10 @@ def _is_cut(path: str | Path) -> bool:
     with open(path, "rb") as file:
         while at < size:
             file.seek(at)
-            head = file.read(16).ljust(16, b"\0")
+            head = file.read(16)
             length = int.from_bytes(head[:4], "big")
+            if len(head) < (16 if length == 1 else 8):  # within a head, which may look like a size of 0
+                return True
             if length == 1:
                 length = int.from_bytes(head[8:], "big")
             if length == 0:  # up to the end, however far that is

@@ -6,6 +6,7 @@ own files); the default hub checkpoint, for a tower of its dimensions.
 """
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,7 @@ def own_head(tower: Any, names: Sequence[str]) -> dict[str, Tensor]:
 
 def find_given(given: str, tried: list[str]) -> dict[str, Path] | None:
     """Tensor name -> file for what the user named in saliency_weights."""
-    path = Path(given).expanduser()
+    path = Path(os.path.expanduser(given))
     if path.is_file():
         return files_of(path)
     if path.is_dir():

@@ -235,7 +235,7 @@ def model_fingerprint(pretrained: str, revision: str = "main") -> str:
 
     Of a hub id that is not on this machine, its name and revision are all that there is to know.
     """
-    place = Path(pretrained).expanduser()
+    place = Path(os.path.expanduser(pretrained))
     if place.is_dir():
         return files_fingerprint(_checkpoint_files(place), place)
     if place.is_file():

@@ -163,7 +163,7 @@ def read_config(path: str, method: str) -> dict[str, Any]:
     only; the latter win. For WRAPPER=vanilla the file is only checked.
     """
     try:
-        file = Path(path).expanduser()
+        file = Path(os.path.expanduser(path))
         found = file.is_file()
         content = read_yaml(file) if found else None
     except (OSError, RuntimeError) as error:  # no right to read it, or no such home folder

@@ -75,7 +75,7 @@ class Evaluation:
     @functools.cached_property
     def source(self) -> str:
         """The model as any folder's command line can name it."""
-        folder = Path(self.pretrained).expanduser()
+        folder = Path(os.path.expanduser(self.pretrained))
         return os.path.abspath(folder) if folder.is_dir() else self.pretrained
 
     @functools.cached_property
@@ -93,7 +93,7 @@ class Evaluation:
         """
         variables = dict.fromkeys(VARIABLES, "") | {"WRAPPER": self.method}
         if self.ratio is not None:
-            config = os.path.abspath(Path(self.config).expanduser()) if self.config else ""
+            config = os.path.abspath(os.path.expanduser(self.config)) if self.config else ""
             variables |= {"TANGO_ARGS": f"retention_ratio={self.ratio!r}", "TANGO_CONFIG": config}
         if Path(self.source).is_dir() and self.data:
             variables |= dict.fromkeys(("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"), "1")

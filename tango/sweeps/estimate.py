@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -301,7 +302,7 @@ def config_here(source: str) -> dict[str, Any] | None:
     Raises:
         ValueError: it is no JSON.
     """
-    folder = Path(source).expanduser()
+    folder = Path(os.path.expanduser(source))
     found = folder / "config.json" if folder.is_dir() else try_to_load_from_cache(source, "config.json")
     if not isinstance(found, str | Path) or not Path(found).is_file():
         return published(source)
@@ -324,7 +325,7 @@ def disk(cells: Sequence[Cell], sources: Mapping[str, Model | None]) -> list[tup
         return sizes.get(which)
 
     for source, model in sources.items():
-        folder = Path(source).expanduser()
+        folder = Path(os.path.expanduser(source))
         if folder.is_dir():
             found.append((source, folder_size(folder), "here"))
         elif (size := told(source, "model")) is not None:

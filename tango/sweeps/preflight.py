@@ -19,7 +19,7 @@ INDEX, WEIGHTS = "model.safetensors.index.json", "model.safetensors"
 
 def missing_checkpoint(source: str) -> str | None:
     """Why a checkpoint, a folder or a hub id, cannot be loaded from this machine; None if it can."""
-    folder = Path(source).expanduser()
+    folder = Path(os.path.expanduser(source))
     if folder.is_dir():
         return None if (folder / "config.json").is_file() else f"{source}: the folder has no config.json"
     if source.count("/") != 1 or folder.parent.is_dir():

@@ -9,7 +9,7 @@ from original_layout import small_model, write_original
 from PIL import Image
 from tiny import save_qwen
 
-from tango.inference.batch import Prepared, batches, reply
+from tango.inference.batch import Prepared, batches, reply, together
 from tango.inference.chat import Answer, Chat, PixelLimits
 from tango.inference.checkpoints import Checkpoint, load
 from tango.inference.timing import StopAt
@@ -141,3 +141,24 @@ def test_which_prompts_share_a_call() -> None:
         return Prepared(inputs | videos, {}, [])
 
     assert batches([made(3, 8), made(4, None), made(9, 8), made(3, 4), made(5, None)]) == [[0, 2], [1, 4], [3]]
+
+
+@pytest.mark.parametrize("lengths", [[4], [4, 2], [1, 4, 3]])
+def test_prompts_of_one_call_end_in_one_column(lengths: list[int]) -> None:
+    prepared = [
+        Prepared(
+            {
+                "input_ids": torch.arange(1, length + 1)[None],
+                "attention_mask": torch.ones(1, length, dtype=torch.long),
+                "pixel_values_videos": torch.full((1, 8, 3, 2, 2), row),
+            },
+            {"video_timestamps": [row]},
+            [],
+        )
+        for row, length in enumerate(lengths)
+    ]
+    inputs, extra = together(prepared, 9)
+    assert inputs["input_ids"].tolist() == [[9] * (4 - length) + [*range(1, length + 1)] for length in lengths]
+    assert inputs["attention_mask"].tolist() == [[0] * (4 - length) + [1] * length for length in lengths]
+    assert inputs["pixel_values_videos"][:, 0, 0, 0, 0].tolist() == [*range(len(lengths))]
+    assert extra == {"video_timestamps": [*range(len(lengths))]}

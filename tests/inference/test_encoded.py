@@ -11,7 +11,7 @@ from tango.inference.chat import Chat
 from tango.inference.checkpoints import Checkpoint, load
 from tango.inference.encoded import Encodings
 from tango.models import family_of
-from tango.pruners import REGISTRY, Pruner
+from tango.pruners import REGISTRY, Pruned, Pruner, Uniform, VideoTokens
 
 SOME = ("uniform", "fastvid", "visionzip", "stop_holitom", "tango")
 
@@ -82,6 +82,28 @@ def test_what_changes_the_tower_is_not_shared(checkpoint: Path, benchmark: Path)
         assert torch.equal(shared[0], alone[0]) and shared[1:] == alone[1:], pruner
         found.append(alone[0])
     assert encodings.runs == 1 and not torch.equal(found[0], found[1])
+
+
+class ByFrame(Uniform):
+    """Asks for a vector of each frame, and for no saliency."""
+
+    name = "by_frame"
+    needs = frozenset({"frame_vectors"})
+
+    def _prune(self, video: VideoTokens) -> Pruned:
+        assert video.frame_vectors is not None
+        return super()._prune(video)
+
+
+def test_an_encoding_that_is_shared_has_what_each_of_its_methods_needs(checkpoint: Path, benchmark: Path) -> None:
+    """Whichever of them comes first."""
+    loaded, video = load(str(checkpoint)), benchmark / "videos" / "0.mp4"
+    pruners = [ByFrame(retention_ratio=0.4), REGISTRY["tango"](retention_ratio=0.4)]
+    for order in (pruners, pruners[::-1]):
+        encodings = Encodings(loaded.model, pruners)
+        for pruner in order:
+            asked(Chat(loaded, pruner, max_frames=4), video, "What?", encodings)
+        assert encodings.runs == 1
 
 
 def test_the_unpruned_model_is_the_model(loaded: Checkpoint, benchmark: Path) -> None:

@@ -43,3 +43,10 @@ def test_offline_nothing_is_asked(silent: str, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "ENDPOINT", silent)
     check_pretrained(NEVER)
+
+
+@pytest.mark.parametrize("path", ["/no/such", "./such", "../such", "~/such", "such", "one/of/many", "~nobody/such"])
+def test_what_is_neither_a_folder_nor_a_name_on_the_hub(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(CheckpointError, match=rf"pretrained='{path}': no such folder, and not a hub id of the form"):
+        check_pretrained(path)

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from tiny import SIZE, write_video
 
-from tango.inference.video import read_video, uniform_indices
+from tango.inference.video import _is_cut, read_video, uniform_indices
 from tango.motionqa import scenes
 
 ODD = Path(__file__).parents[1] / "data/video"
@@ -28,6 +28,28 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def every_frame(path: Path) -> list[np.ndarray]:
     with av.open(str(path)) as container:
         return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+
+
+def boxes(*sizes: int, long: bool = False) -> bytes:
+    """Boxes of an MP4 of these sizes in bytes, their heads included; long: with their sizes in 64 bits."""
+    heads = [
+        (b"\0\0\0\1free" + size.to_bytes(8, "big")) if long else size.to_bytes(4, "big") + b"free" for size in sizes
+    ]
+    return b"".join(head.ljust(size, b"x") for head, size in zip(heads, sizes, strict=True))
+
+
+@pytest.mark.parametrize("content", [boxes(40, 8, 300), boxes(40) + boxes(300, long=True)], ids=["32 bits", "64 bits"])
+def test_an_mp4_is_cut_where_a_box_would_go_on(tmp_path: Path, content: bytes) -> None:
+    """At each byte, also within the size of a box, which then may read as another size."""
+    ends = {len(content), 40, 48} if len(content) == 348 else {len(content), 40}
+    for kept in range(1, len(content) + 1):
+        (tmp_path / "clip.mp4").write_bytes(content[:kept])
+        assert _is_cut(tmp_path / "clip.mp4") is (kept not in ends), kept
+
+
+def test_a_box_without_a_size_goes_on_to_the_end(tmp_path: Path) -> None:
+    (tmp_path / "clip.mp4").write_bytes(boxes(40) + b"\0\0\0\0mdat" + 200 * b"x")
+    assert not _is_cut(tmp_path / "clip.mp4")
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 11, 12, 50])

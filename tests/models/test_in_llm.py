@@ -1,6 +1,7 @@
 """Pruning inside the language model, against its layers run by hand with full attention maps; ways to generate."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -422,3 +423,18 @@ def test_what_cannot_work_says_so(deep):
             pass
     finally:
         config.layer_types = kinds
+
+
+@pytest.mark.parametrize("shape, fits", [
+    ((2, 5), True), ((2, 7), True), ((4, 5), True), ((3, 5), False), ((1, 9), False), ((2, 4), False), ((3, 4), False),
+])  # fmt: skip
+def test_a_decoder_that_is_called_with_another_prompt_is_told(shape, fits):
+    """Of a prompt of two rows of five tokens; beams repeat rows, and a cache may be longer than the prompt."""
+    given = SimpleNamespace(source=torch.zeros(2, 5), attended=lambda: torch.ones(2, 5, dtype=torch.bool))
+    hidden = torch.zeros(*shape, 8)
+    if fits:
+        seen, last = DecoderPruner._visible(None, given, hidden)
+        assert seen.shape == shape and seen[:, :5].all() and not seen[:, 5:].any() and last.tolist() == [4] * shape[0]
+    else:
+        with pytest.raises(RuntimeError, match=rf"2 rows of 5 tokens, and the decoder was called with \({shape[0]}, "):
+            DecoderPruner._visible(None, given, hidden)

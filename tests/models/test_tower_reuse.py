@@ -268,6 +268,20 @@ def test_what_cannot_be_reused_is_the_whole_tower(family, kind):
     torch.testing.assert_close(found, plain, atol=1e-4, rtol=1e-4)
 
 
+def test_stc_computes_the_share_that_it_is_told():
+    """With all patches of a frame it is the whole tower; with less than one it computes one."""
+    family = FAMILIES["llava_onevision"]
+    inputs, changed = moving(family)
+    stc = {"tower_reuse": "stc", "tower_reuse_layers": 1.0}
+    plain, _, _ = seen(family, inputs)
+    whole, record, _ = seen(family, inputs, **stc, tower_reuse_ratio=1.0)
+    torch.testing.assert_close(whole, plain, atol=1e-4, rtol=1e-4)
+    assert record.tower_computed == pytest.approx(1)
+    _, none, _ = seen(family, inputs, **stc, tower_reuse_ratio=1e-6)
+    _, one, _ = seen(family, inputs, **stc, tower_reuse_ratio=1.01 / changed.shape[1])
+    assert none.tower_computed == one.tower_computed < 1
+
+
 def test_images_in_the_prompt_are_encoded_whole(family):
     inputs, _ = moving(family, 4)
     inputs |= family.prompt([5, *family.image, 7, *family.video(4), 6]) | family.images()
@@ -310,6 +324,24 @@ def test_resolutions_in_one_batch():
     with torch.no_grad(), Uniform(retention_ratio=0.5, **PIXELS)(family.model()) as session:
         family.model()(**inputs, **family.prompt(*rows))
     assert [video.tokens_after for video in session.videos] == [18, 12]
+
+
+@pytest.mark.parametrize("height, width, window", [(4, 8, [0, 1, 4, 5]), (8, 4, [0, 1, 2, 3])])
+def test_what_moves_in_one_window_leaves_the_others(height, width, window):
+    """Of frames that are no squares, in the first block alone: there windows do not see each other, so reuse is exact.
+
+    window: the tokens of 2 x 2 that move in every frame; half of the frame, so that it is not computed whole.
+    """
+    family = FAMILIES["qwen2_5_vl"]
+    inputs = tiny_qwen.video_inputs((4, height, width))
+    tokens = inputs["pixel_values_videos"].view(4, 8, -1)
+    tokens[1:] = tokens[:1].clone()
+    tokens[:, window] += torch.arange(4.0)[:, None, None]
+    inputs |= family.prompt([tiny_qwen.START, *[tiny_llava.VIDEO] * 32, tiny_qwen.END])
+    plain, _, _ = seen(family, inputs)
+    found, record, _ = seen(family, inputs, tower_reuse="pixels")
+    torch.testing.assert_close(found, plain, atol=1e-4, rtol=1e-4)
+    assert record.tower_computed == pytest.approx(1 - (3 * 4 / 32) / 3)
 
 
 @pytest.mark.parametrize("method", ["pixels", "stc"])
@@ -370,6 +402,11 @@ def test_earlytom_in_a_model(tmp_path):
 
 def test_what_is_not_known_is_refused(tmp_path):
     model = tiny_llava.build_model(tmp_path)
+    with (
+        pytest.raises(ValueError, match=r"layers of this vision tower, .* each from 0 to 1"),
+        EarlyTom(prune_layers=(0, 2))(model),
+    ):
+        pass
     model.model.vision_tower.encoder.layers[1] = nn.Identity()
     with (
         pytest.raises(TypeError, match="does not know the layers of this tower, Identity"),

@@ -334,6 +334,19 @@ def test_batches_hold_what_the_memory_limit_allows(device):
     assert len(batches) == 1 if device == "cuda" else len(batches) > 1  # 50 sets of 64: little to waste on padding
 
 
+@pytest.mark.parametrize("memory_limit", [TINY, 256])
+@pytest.mark.parametrize("apart", [1e-5, 1e-4, 1e-3])
+def test_points_nearer_than_products_can_tell(apart, memory_limit):
+    """Heaps of points whose distances are about the rounding of products: which are near, and denser, is measured."""
+    heaps = unit(1, 6, 32).repeat_interleave(30, 1)
+    points = heaps + apart * torch.randn(heaps.shape, generator=torch.Generator().manual_seed(2))
+    peaks = density_peaks(points, 60, 4, memory_limit)
+    expected, scores, clusters = by_definition(points[0], 60, 4)
+    assert torch.equal(peaks.indices[0], expected)
+    torch.testing.assert_close(peaks.scores[0], scores, rtol=1e-12, atol=0)
+    assert torch.equal(assign(points, peaks, memory_limit)[0], clusters)
+
+
 def test_peak_limits():
     points = unit(1, 5, 4)
     assert sorted(density_peaks(points, 5)[0][0].tolist()) == [0, 1, 2, 3, 4]

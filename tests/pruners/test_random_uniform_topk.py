@@ -7,7 +7,7 @@ import torch
 from videos import made_up
 
 from tango.pruners import Random, TopK, Uniform
-from tango.pruners.base import Pruned
+from tango.pruners.base import Pruned, full_precision
 from tango.pruners.budget import apportion, fit, token_budget
 
 
@@ -178,3 +178,22 @@ def test_fit_drops_the_lowest_and_adds_the_highest():
     assert fit(other, features, ranking, 6).indices.tolist() == [2, 1, 0, 6, 4, 5]
     assert fit(other, features, ranking, 3).indices.tolist() == [2, 1, 4]
     assert fit(other, features, ranking, 8).indices.tolist() == [2, 1, 0, 3, 6, 4, 5, 7]
+
+
+def test_full_precision_is_left_as_it_was_found():
+    """Inside: no TF32, which a CPU can be asked about too, no autocast, and gradients only where they are wanted."""
+    settings, cpu = torch.backends.cuda.matmul, torch.device("cpu")
+    before = settings.allow_tf32
+    try:
+        for allowed in (True, False):
+            settings.allow_tf32 = allowed
+            with torch.autocast("cpu"), full_precision(cpu):
+                assert not settings.allow_tf32 and not torch.is_autocast_enabled("cpu")
+                assert not torch.is_grad_enabled()
+            assert settings.allow_tf32 is allowed
+    finally:
+        settings.allow_tf32 = before
+    with full_precision(cpu, gradients=True):
+        assert torch.is_grad_enabled()
+    with torch.no_grad(), full_precision(cpu, gradients=True):
+        assert not torch.is_grad_enabled()

@@ -7,7 +7,7 @@ from videos import made_up, prune
 
 from tango import Tango
 from tango.pruners import REGISTRY
-from tango.pruners.trace import CONTEXT, GONE, KEPT, SALIENT, traced
+from tango.pruners.trace import CONTEXT, GONE, KEPT, SALIENT, _by_token, traced
 
 VARIANTS = [
     {},
@@ -209,3 +209,14 @@ def test_a_ratio_of_one_and_nobody_asking():
     assert set(inner[0].roles.tolist()) == {KEPT} and inner[0].joined.flatten().tolist() == list(range(3 * 16))
     Tango(retention_ratio=0.5).prune(*video)
     assert len(outer) == 1
+
+
+@pytest.mark.parametrize("count", [0, 3, 1000])
+def test_what_a_token_joins_is_listed_nearest_first(count):
+    """The nearest in the order of the prompt, the lower index of two as near; each once."""
+    pairs = torch.randint(60, (count, 2), generator=torch.Generator().manual_seed(count))
+    listed = _by_token(torch.cat([pairs, torch.tensor([[7, 7]])]), 60).tolist()
+    for first, into in enumerate(listed):
+        joined = {second for own, second in pairs.tolist() if own == first} | ({7} if first == 7 else set())
+        expected = sorted(joined, key=lambda second: (abs(second - first), second))
+        assert into == expected + [-1] * (len(into) - len(expected))

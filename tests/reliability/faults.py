@@ -18,6 +18,8 @@ torch's default dtype or on the instructions of the processor (below, "The same 
 shipped model). What changes the features themselves may change them too: the model's dtype, its attention kernel, a GPU
 in place of a CPU. Each cell.json names these.
 Exit codes of `tango`: 0 all is well, 1 something failed, 2 bad input, 130 interrupted.
+
+How much of a fault in the code itself the tests would notice: [Mutation](mutation.md).
 """
 observed: dict[tuple[str, str, str], tuple[str, str]] = {}  # (group, case, injected) -> (what is seen, what is kept)
 

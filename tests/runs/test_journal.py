@@ -7,9 +7,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from tango.inference.chat import Answer
 from tango.runs.journal import Journal, JournalError, read_journal
@@ -24,6 +27,8 @@ def test_entries_are_found_again_by_any_rank(tmp_path: Path) -> None:
     with Journal(tmp_path, "run", rank=0) as journal, Journal(tmp_path, "other", rank=0) as other:
         assert journal.entries.get("a") == {"key": "a", "response": "é"}
         assert journal.entries.get("b") is None and other.entries.get("a") is None
+    lines = (tmp_path / "run-rank1.jsonl").read_text(encoding="utf-8")
+    assert lines == '{"key":"a","response":"x"}\n{"key":"a","response":"é"}\n'  # as text that people can read
 
 
 def test_a_torn_last_line_is_dropped_and_written_over(tmp_path: Path) -> None:
@@ -227,6 +232,37 @@ def test_a_failure_is_retried_once_and_then_recorded() -> None:
     assert [r.cold for r in records] == [True, True, True]
     assert failures(records) == [{"task": "task", "doc_id": "3", "reason": "ValueError: no good", "tries": 2}]
     assert token_summary(records)["share_kept"] == 0.2 and token_summary(records)["samples"] == 2
+
+
+def test_each_failed_try_gives_back_what_it_held_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stood in for here: what PyTorch keeps for itself is emptied before the next try, and not after a success."""
+    emptied: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(len(emptied)))
+    bad = torch.OutOfMemoryError("no room")
+    for tries, expected in (["a"], 0), ([bad, "b"], 1), ([bad, bad], 2):
+        emptied.clear()
+        list(Runner().run([sample("1", tries)]))
+        assert len(emptied) == expected
+
+
+def test_samples_of_one_batch_are_computed_together_and_the_first_of_a_process_are_cold() -> None:
+    """Pairs, of which the second fails together and is computed one by one, and one that is alone."""
+    asked: list[list[str]] = []
+
+    def together(group: Sequence[Sample]) -> list[Answer]:
+        asked.append([str(one.doc_id) for one in group])
+        if asked[-1] == ["3", "4"]:
+            raise ValueError("too much at once")
+        return [Answer(f"together {one.doc_id}", None, {}, []) for one in group]
+
+    samples = [replace(sample(name, [name]), batch="greedy") for name in "123456"]
+    records = list(Runner(size=2, together=together).run([*samples, sample("7", ["7"])]))
+    assert asked == [["1", "2"], ["3", "4"], ["5", "6"]]
+    responses = ["together 1", "together 2", "3", "4", "together 5", "together 6", "7"]
+    assert [record.response for record in records] == responses
+    assert [record.cold for record in records] == [True, True, False, False, False, False, False]
+    assert [record.tries for record in records] == [1] * 7
 
 
 def test_interrupts_are_not_failures() -> None:

@@ -61,6 +61,19 @@ def test_what_is_busy() -> None:
     assert load_text({"start": None, "end": None, "cores": 8, "waited": None}) == "load ? to ? on 8 cores"
 
 
+def test_a_core_awaited_for_more_than_a_twentieth_of_the_time_is_busy() -> None:
+    noted = {"start": 0.0, "end": 0.0, "cores": 2}
+    assert not busy(noted | {"waited": 0.05}) and busy(noted | {"waited": 0.051})
+
+
+def test_the_load_is_that_of_the_last_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the three averages that a system has; those of 5 and 15 minutes remember what ran before."""
+    averages = iter([(1.5, 7.0, 8.0), (2.5, 7.0, 8.0)])
+    monkeypatch.setattr(os, "getloadavg", lambda: next(averages))
+    noted = Load().noted()
+    assert (noted["start"], noted["end"]) == (1.5, 2.5)
+
+
 def test_a_system_that_tells_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(load, "_load_average", lambda: None)
     monkeypatch.setattr(load, "_waited", lambda: None)

@@ -70,6 +70,7 @@ def test_answers_of_other_runs_are_not_taken(loaded: Checkpoint, tmp_path: Path)
         EvaluationRun(plain.settings, replace(plain.chat, seed=5), journal=None),
         EvaluationRun(from_environment({}), Chat(loaded, max_frames=4), journal=None),
     ]
+    assert plain.described["weights"] == provenance.model_fingerprint(loaded.described["pretrained"])
     assert plain.digest == begin(loaded, None).digest
     assert len({plain.digest, *(other.digest for other in others)}) == 7
 

@@ -70,6 +70,7 @@ def test_values_have_the_types_of_their_fields() -> None:
         ({"WRAPPER": "tango", "TANGO_ARGS": "num_neighbors=2.5"}, ["'2.5'", "an integer"]),
         ({"WRAPPER": "tango", "TANGO_ARGS": "retention_ratio=1.5"}, ["retention_ratio", "1.5", "(0, 1]"]),
         ({"WRAPPER": "tango", "TANGO_CONFIG": "configs/none.yaml"}, ["no such file"]),
+        ({"WRAPPER": "tango", "TANGO_CONFIG": "~nobody/none.yaml"}, ["no such file"]),
         ({"TANGO_ARGS": "retention_ratio=0.1"}, ["WRAPPER is not", "tango"]),
     ],
 )
