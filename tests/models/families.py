@@ -268,6 +268,31 @@ class Qwen35Moe(Qwen35):
     name = "qwen3_5_moe"
 
 
+class Qwen3Omni(Qwen):
+    """Qwen3-Omni's thinker: one span of placeholders, frames 0.4 s apart, so that positions are fractions."""
+
+    name = "qwen3_omni_moe"
+    seconds = 0.4
+
+    def prompt(self, *rows, side="left"):
+        return prompt(*rows, side=side)
+
+    def pixels(self, videos=1, frames=4, seed=0, dtype=torch.float32):
+        return super().pixels(videos, frames, seed, dtype) | {
+            "video_second_per_grid": torch.tensor([self.seconds] * videos)
+        }
+
+    def part(self, inputs, first, count):
+        intervals = inputs["video_second_per_grid"][first : first + count]
+        return super().part(inputs, first, count) | {"video_second_per_grid": intervals}
+
+    def tower(self, model):
+        return tiny_qwen.vision_tower(model)
+
+    def projector(self, model):
+        return self.tower(model).merger.mlp[2].weight
+
+
 class InternVL(TinyFamily):
     """InternVL: each frame a tile by itself, after its number; images of two tiles. One token is the place of both."""
 
@@ -356,7 +381,8 @@ def count_frames(family: TinyFamily, model: Any, frames: list[float]) -> Any:
 
 
 FAMILIES = {
-    family.name: family for family in (Llava(), LlavaVideo(), Qwen(), Qwen3(), Qwen35(), InternVL(), VideoLlama3())
+    family.name: family
+    for family in (Llava(), LlavaVideo(), Qwen(), Qwen3(), Qwen35(), InternVL(), VideoLlama3(), Qwen3Omni())
 }
 
 
