@@ -61,12 +61,15 @@ class Spy(Pruner):
 
 class TinyFamily(ABC):
     """One family. `image`: the ids of an image; `mrope`: tokens keep positions of their own; `units`: rows of the
-    tower's input that make a frame; `inside`: methods may prune inside its decoder."""
+    tower's input that make a frame; `inside`: methods may prune inside its decoder; `told`: seconds from frame to frame
+    that its inputs always say; `keeps`: its forward() has logits_to_keep."""
 
     name: str
     image: list[int]
     mrope = False
     inside = True
+    told: float | None = None
+    keeps = True
     placeholder = VIDEO
     units = 1
     limit: str  # the constant that bounds the tower's input
@@ -269,17 +272,18 @@ class Qwen35Moe(Qwen35):
 
 
 class Qwen3Omni(Qwen):
-    """Qwen3-Omni's thinker: one span of placeholders, frames 0.4 s apart, so that positions are fractions."""
+    """Qwen3-Omni's thinker: one span of placeholders, frames 0.5 s apart, so that positions are fractions."""
 
     name = "qwen3_omni_moe"
-    seconds = 0.4
+    told = 0.5
+    keeps = False
 
     def prompt(self, *rows, side="left"):
         return prompt(*rows, side=side)
 
     def pixels(self, videos=1, frames=4, seed=0, dtype=torch.float32):
         return super().pixels(videos, frames, seed, dtype) | {
-            "video_second_per_grid": torch.tensor([self.seconds] * videos)
+            "video_second_per_grid": torch.tensor([self.told] * videos)
         }
 
     def part(self, inputs, first, count):
@@ -339,6 +343,7 @@ class VideoLlama3(TinyFamily):
     """VideoLLaMA3: each frame after its time; nothing is left out by the processor but where a test says so."""
 
     name = "video_llama_3"
+    keeps = False
     image = [IMAGE] * 4
     units = 36
     limit = "tango.models.video_llama_3.PATCHES_PER_CALL"
