@@ -309,7 +309,7 @@ def test_modules_for_timing(family):
     model = family.model()
     module = family_of(model)
     assert module.vision_modules(model) == [family.tower(model)]
-    assert module.language_model(model) is model.model.language_model
+    assert module.language_model(model) is model.get_decoder()
 
 
 def test_only_tested_versions_of_transformers(models, monkeypatch):

@@ -150,7 +150,7 @@ def test_times_and_keys(family):
     cases = (
         ({}, default, ordinals),
         ({"video_timestamps": times, "video_keys": names}, told, ["a", "b", "7"]),
-        ({"video_metadata": metadata}, [*default[:2], told[0]], ordinals),
+        ({"video_metadata": metadata}, [[0, 1, 2, 3], default[1], told[0]], ordinals),
         ({"video_metadata": metadata, "video_timestamps": times[::-1]}, told[::-1], ordinals),
     )
     for given, expected, keys in cases:

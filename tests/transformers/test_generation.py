@@ -79,8 +79,8 @@ def test_dict_outputs(family, mode, beams):
     plain = generate(model, MODES[mode], inputs, do_sample=False, num_beams=beams)
     assert torch.equal(out.sequences, plain)
     heads, size = model.config.text_config.num_key_value_heads, decoder.layers[attending[0]].self_attn.head_dim
-    for layer in (attending[0], attending[-1]):
-        keys, length = out.past_key_values.layers[layer].keys, out.hidden_states[0][layer].shape[1] + NEW - 1
+    for layer, states in ((attending[0], 0), (attending[-1], -1)):
+        keys, length = out.past_key_values.layers[layer].keys, out.hidden_states[0][states].shape[1] + NEW - 1
         assert keys.shape == (3 * beams, heads, length, size)
 
 
