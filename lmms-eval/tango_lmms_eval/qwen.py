@@ -166,7 +166,7 @@ class Qwen35(QwenVL):
 
 
 class Qwen3Omni(QwenVL):
-    """Qwen3-Omni's thinker, which is shown videos without their sound. Upstream's frames and system prompt."""
+    """Qwen3-Omni's thinker, which is shown videos without their sound. Upstream's system prompt."""
 
     model_classes = ("Qwen3OmniMoeThinkerForConditionalGeneration",)
     most_frames = None  # max_num_frames

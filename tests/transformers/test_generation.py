@@ -210,5 +210,6 @@ def test_only_the_last_logits(family, mode):
         whole, last = model(**inputs).logits, model(**inputs, logits_to_keep=1).logits
     assert last.shape[1] == (1 if family.keeps else whole.shape[1])
     torch.testing.assert_close(last[:, -1], whole[:, -1])
-    found = generate(model, MODES[mode], inputs, do_sample=False)
-    assert torch.equal(generate(model, MODES[mode], inputs, do_sample=False, logits_to_keep=1), found)
+    if family.keeps:
+        found = generate(model, MODES[mode], inputs, do_sample=False)
+        assert torch.equal(generate(model, MODES[mode], inputs, do_sample=False, logits_to_keep=1), found)
