@@ -160,8 +160,6 @@ class Seam:
             raise refusals.cache_in_use(cache.get_seq_length())
         if mask is not None and mask.shape != shape:
             raise ValueError(f"attention_mask has shape {tuple(mask.shape)}; the prompt needs {tuple(shape)}")
-        if self.decoder_pruner is not None and self._routers(inputs):
-            raise refusals.router_logits()
         edits, records = [], []
         for video in self.family.videos(inputs):
             grid: Any = video.tokens.grid
@@ -177,13 +175,6 @@ class Seam:
         self._filling = Held(bare, inputs.get("input_ids"), shown, self._generating)
         self._arm(prompt)
         return prompt
-
-    def _routers(self, inputs: Mapping[str, Any]) -> bool:
-        """Whether a mixture of experts is to say what its routers chose."""
-        asked = inputs.get("output_router_logits")
-        return bool(
-            getattr(self.model.config.get_text_config(), "output_router_logits", False) if asked is None else asked
-        )
 
     def pruner_for(self, grid: tuple[int, int]) -> Pruner:
         """The pruner, with the family's attention sinks where it has a field for them that is not set."""
