@@ -1,4 +1,4 @@
-"""Checkpoints of a few thousand random weights of InternVL, VideoLLaMA3 and Qwen3.5, complete with their processors."""
+"""Checkpoints of a few thousand random weights of InternVL, VideoLLaMA3, Qwen3.5 and Qwen3-Omni, with processors."""
 
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,13 @@ from transformers import (
     Qwen2Config,
     Qwen2Tokenizer,
     Qwen2VLImageProcessor,
+    Qwen2VLVideoProcessor,
     Qwen3_5Config,
     Qwen3_5ForConditionalGeneration,
     Qwen3Config,
+    Qwen3OmniMoeProcessor,
+    Qwen3OmniMoeThinkerConfig,
+    Qwen3OmniMoeThinkerForConditionalGeneration,
     Qwen3VLProcessor,
     Qwen3VLVideoProcessor,
     VideoLlama3Config,
@@ -26,11 +30,13 @@ from transformers import (
     VideoLlama3Processor,
     VideoLlama3VideoProcessor,
     VideoLlama3VisionConfig,
+    WhisperFeatureExtractor,
 )
 
 SIZE, PATCH, TOKENS = 24, 4, 9  # 3 x 3 tokens a frame
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|image_pad|>", "<|video_pad|>", "<|vision_start|>",
-           "<|vision_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "<video>"]  # fmt: skip
+           "<|vision_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "<video>", "<|audio_pad|>",
+           "<|audio_start|>", "<|audio_end|>"]  # fmt: skip
 IDS = {name: index for index, name in enumerate(SPECIAL)}
 TEXT = {"vocab_size": len(SPECIAL) + 256, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
         "num_attention_heads": 2, "num_key_value_heads": 1, "initializer_range": 0.2}  # fmt: skip
@@ -39,9 +45,10 @@ QWEN_SIZES = {"patch_size": PATCH, "merge_size": 2, "image_mean": [0.5] * 3, "im
 
 
 def save(kind: str, folder: Path) -> None:
-    """A checkpoint of kind internvl, video_llama_3 or qwen3_5."""
+    """A checkpoint of kind internvl, video_llama_3, qwen3_5 or qwen3_omni."""
     torch.manual_seed(0)
-    model, processor = {"internvl": internvl, "video_llama_3": video_llama_3, "qwen3_5": qwen3_5}[kind]()
+    made = {"internvl": internvl, "video_llama_3": video_llama_3, "qwen3_5": qwen3_5, "qwen3_omni": qwen3_omni}
+    model, processor = made[kind]()
     model.generation_config.eos_token_id = IDS["<|im_end|>"]
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -112,3 +119,32 @@ def qwen3_5() -> tuple[Any, Any]:
     videos = Qwen3VLVideoProcessor(**QWEN_SIZES, temporal_patch_size=2, size=whole)
     shown = visual("<|vision_start|><|{{ p['type'] }}_pad|><|vision_end|>")
     return Qwen3_5ForConditionalGeneration(config), Qwen3VLProcessor(images, tokenizer(), videos, chat_template=shown)
+
+
+def qwen3_omni() -> tuple[Any, Any]:
+    """Its processor makes frames of at least 128 x 1024 pixels, so patches are large."""
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 2, 2], "mrope_interleaved": True}
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    config = Qwen3OmniMoeThinkerConfig(
+        text_config=TEXT | experts | {"rope_parameters": rope},
+        vision_config=VISION | {
+            "depth": 2, "num_heads": 2, "patch_size": 64, "spatial_merge_size": 2, "temporal_patch_size": 2,
+            "out_hidden_size": 32, "num_position_embeddings": 36, "deepstack_visual_indexes": [0],
+        },
+        audio_config={"num_mel_bins": 8, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 32,
+                      "d_model": 16, "downsample_hidden_size": 4, "output_dim": 32, "max_source_positions": 64},
+        image_token_id=IDS["<|image_pad|>"], video_token_id=IDS["<|video_pad|>"], audio_token_id=IDS["<|audio_pad|>"],
+        vision_start_token_id=IDS["<|vision_start|>"], vision_end_token_id=IDS["<|vision_end|>"],
+        audio_start_token_id=IDS["<|audio_start|>"], position_id_per_seconds=13,
+    )  # fmt: skip
+    named = {f"{kind}_token": f"<|{kind}_pad|>" for kind in ("image", "video", "audio")}
+    named |= {f"{kind}_{end}_token": f"<|{kind}_{name}|>" for kind in ("vision", "audio")
+              for end, name in (("bos", "start"), ("eos", "end"))}  # fmt: skip
+    sizes = QWEN_SIZES | {"patch_size": 64, "temporal_patch_size": 2}
+    size = {"shortest_edge": 384**2, "longest_edge": 384**2}
+    processor = Qwen3OmniMoeProcessor(
+        Qwen2VLImageProcessor(**sizes, size=size), Qwen2VLVideoProcessor(**sizes, size=size),
+        WhisperFeatureExtractor(feature_size=8), tokenizer(extra_special_tokens=named),
+        chat_template=visual("<|vision_start|><|{{ p['type'] }}_pad|><|vision_end|>"),
+    )  # fmt: skip
+    return Qwen3OmniMoeThinkerForConditionalGeneration(config), processor

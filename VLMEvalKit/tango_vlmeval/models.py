@@ -193,7 +193,7 @@ class TangoLlavaVideo(TangoModel):
 
 
 class TangoQwenVL(TangoModel):
-    """Qwen2.5-VL, Qwen3-VL and Qwen3.5: Qwen/Qwen2.5-VL-7B-Instruct.
+    """Qwen2.5-VL, Qwen3-VL, Qwen3.5 and Qwen3-Omni without sound: Qwen/Qwen2.5-VL-7B-Instruct.
 
     Args, beside those of TangoModel:
         min_pixels, max_pixels, total_pixels: see PixelLimits; its defaults are those of upstream's models for video.
@@ -203,6 +203,7 @@ class TangoQwenVL(TangoModel):
     model_classes = (
         "Qwen2_5_VLForConditionalGeneration", "Qwen3VLForConditionalGeneration", "Qwen3VLMoeForConditionalGeneration",
         "Qwen3_5ForConditionalGeneration", "Qwen3_5MoeForConditionalGeneration",
+        "Qwen3OmniMoeThinkerForConditionalGeneration",
     )  # fmt: skip
     default_frames = 64
 

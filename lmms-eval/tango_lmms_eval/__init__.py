@@ -47,5 +47,8 @@ def manifests() -> list[Any]:
         ),
         ModelManifest(model_id="videollama3", simple_class_path=f"{here}.VideoLlama3"),
         ModelManifest(model_id="qwen3_5", simple_class_path=f"{qwen}.Qwen35", chat_class_path=f"{qwen}.Qwen35Chat"),
+        ModelManifest(
+            model_id="qwen3_omni", simple_class_path=f"{qwen}.Qwen3Omni", chat_class_path=f"{qwen}.Qwen3OmniChat"
+        ),
         ModelManifest(model_id="qwen3_vl", simple_class_path=f"{qwen}.Qwen3VL", chat_class_path=f"{qwen}.Qwen3VLChat"),
     ]

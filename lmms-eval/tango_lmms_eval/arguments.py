@@ -10,7 +10,7 @@ from tango.runs.run import ArgumentError
 # The values of --model, for errors.
 MODELS = (
     "llava_onevision for LLaVA-OneVision, llava_vid for LLaVA-Video, "
-    "qwen2_5_vl for Qwen2.5-VL and qwen3_vl for Qwen3-VL, qwen3_5 for Qwen3.5, "
+    "qwen2_5_vl for Qwen2.5-VL and qwen3_vl for Qwen3-VL, qwen3_5 for Qwen3.5, qwen3_omni for Qwen3-Omni, "
     "internvl_hf for InternVL3.5 and videollama3 for VideoLLaMA3, both in transformers' format"
 )
 # What models do something with, and take by name.

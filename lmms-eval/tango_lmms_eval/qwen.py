@@ -1,4 +1,4 @@
-"""Qwen2.5-VL, Qwen3-VL and Qwen3.5 in lmms-eval: upstream's arguments, and its choice of frames and their size.
+"""Qwen2.5-VL, Qwen3-VL, Qwen3.5 and Qwen3-Omni in lmms-eval: upstream's arguments, its choice of frames and their size.
 
 Upstream has two versions of each model that differ in detail. These follow the one it runs by default, for lmms-eval's
 chat interface, whose frames and sizes are those of qwen-vl-utils; system and reasoning prompt hold in both interfaces.
@@ -19,6 +19,10 @@ from tango_lmms_eval.models import PrunedModel
 
 PAIR = 2  # frames that the vision tower sees as one
 LEAST_FRAMES, MOST_FRAMES = 4, 768  # of a video that is sampled by frames a second
+OMNI = (
+    "You are Qwen, a virtual human developed by the Qwen Team, Alibaba Group, capable of perceiving auditory and "
+    "visual inputs, as well as generating text and speech."
+)
 RATE = 2.0  # frames a second where only the pixels of the whole video are given
 
 
@@ -159,6 +163,28 @@ class Qwen35(QwenVL):
     ) -> None:
         frames = max_num_frames if max_frames is None else max_frames
         super().__init__(pretrained, frames, min_pixels, max_pixels, total_pixels, **others)
+
+
+class Qwen3Omni(QwenVL):
+    """Qwen3-Omni's thinker, which is shown videos without their sound. Upstream's system prompt."""
+
+    model_classes = ("Qwen3OmniMoeThinkerForConditionalGeneration",)
+    most_frames = None  # max_num_frames
+
+    def __init__(
+        self,
+        pretrained: str = "Qwen/Qwen3-Omni-30B-A3B-Instruct",
+        max_num_frames: int = 128,
+        system_prompt: str | None = OMNI,
+        **others: Any,
+    ) -> None:
+        super().__init__(pretrained, max_num_frames, system_prompt=system_prompt, **others)
+
+
+class Qwen3OmniChat(Qwen3Omni):
+    """The same for lmms-eval's chat interface."""
+
+    is_simple = False
 
 
 class Qwen35Chat(Qwen35):

@@ -285,9 +285,12 @@ class Chat:
                 "video_timestamps": [torch.tensor(clip.timestamps, dtype=torch.float64) for clip in clips],
                 "video_keys": keys,
             }
+        if "video_second_per_grid" in inputs:  # Qwen3-Omni's processor has one for all videos, whatever their times
+            pair = self.checkpoint.processor.video_processor.temporal_patch_size
+            inputs["video_second_per_grid"] = torch.tensor([pair * _step(clip) for clip in clips])
         if self.times == "published" and "video_grid_thw" in inputs:
-            if "second_per_grid_ts" in inputs:
-                inputs["second_per_grid_ts"] = torch.ones(len(clips), dtype=torch.float32)
+            for name in {"second_per_grid_ts", "video_second_per_grid"} & set(inputs):
+                inputs[name] = torch.ones(len(clips), dtype=torch.float32)
             if extra:
                 frames = inputs["video_grid_thw"][:, 0].tolist()
                 extra["video_timestamps"] = [
@@ -373,6 +376,12 @@ def _metadata(clip: Clip) -> dict[str, Any]:
         "duration": clip.duration,
         "frames_indices": [round((time - first) * rate) for time in clip.timestamps],
     }
+
+
+def _step(clip: Clip) -> float:
+    """Seconds from one sampled frame to the next, as processors have it of the metadata above."""
+    told = _metadata(clip)
+    return float(told["total_num_frames"] / told["fps"] / len(clip.frames))
 
 
 def open_image(image: Any) -> Image.Image:

@@ -27,6 +27,8 @@ from tango.models.original import is_original, load_original, original_class, re
 log = logging.getLogger(__name__)
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "float16", "bfloat16")}
+# Classes of published checkpoints of which a part has a family; transformers loads that alone from them.
+WHOLES = {"Qwen3OmniMoeForConditionalGeneration": "Qwen3OmniMoeThinkerForConditionalGeneration"}
 SHORT = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "half": "float16", "float": "float32"}
 
 
@@ -184,7 +186,7 @@ def _model_class(config: Mapping[str, Any], pretrained: str) -> Any:
         except ValueError as error:
             raise CheckpointError(str(error)) from error
     named = config.get("architectures") or []
-    for name in named:
+    for name in (WHOLES.get(name, name) for name in named):
         if name in FAMILIES:
             return getattr(transformers, name, None) or getattr(importlib.import_module(FAMILIES[name]), name)
     raise CheckpointError(

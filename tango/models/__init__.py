@@ -36,6 +36,7 @@ FAMILIES = {
     "VideoLlama3ForConditionalGeneration": "tango.models.video_llama_3",
     "Qwen3_5ForConditionalGeneration": "tango.models.qwen3_5",
     "Qwen3_5MoeForConditionalGeneration": "tango.models.qwen3_5",
+    "Qwen3OmniMoeThinkerForConditionalGeneration": "tango.models.qwen3_omni",
 }
 
 # Versions of transformers that the families' tests pass with: from the first, below the second. As in pyproject.toml.

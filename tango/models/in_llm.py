@@ -28,10 +28,12 @@ from torch import Tensor, nn
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from tango.models import refusals
 from tango.models.prompt import Prompt, Session, cache_of, pad, side_of_padding, take
 from tango.pruners.base import full_precision
 from tango.pruners.in_llm import LayerPruning, attention_row, average_ratio
 
+ROUTERS = "output_router_logits"  # of mixtures of experts
 MARK = "tango_layout"  # the attribute of a cache that holds its Layout
 
 
@@ -115,6 +117,9 @@ class DecoderPruner:
         mask: Any = kwargs.get("attention_mask")
         cache: Any = cache_of(kwargs)
         self._given = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
+        asked = kwargs.get(ROUTERS)
+        if self._prompt is not None and (asked or (asked is None and vars(self.decoder.config).get(ROUTERS))):
+            raise refusals.router_logits()
         layout, layer = getattr(cache, MARK, None), self.settings.layer
         if layout is not None and int(cache.get_seq_length()) == 0:  # emptied since, as static caches are
             delattr(cache, MARK)

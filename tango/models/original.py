@@ -106,7 +106,8 @@ TEMPLATE = (
 def read_config(pretrained: str, revision: str = "main") -> dict[str, Any]:
     """The config.json of a folder or hub id, whatever it describes. Raises OSError where there is none."""
     config: dict[str, Any] = PreTrainedConfig.get_config_dict(pretrained, revision=revision)[0]
-    return config
+    thinker = config.get("thinker_config") if isinstance(config, dict) else None  # Qwen3-Omni's, beside its talker's
+    return {**thinker, **config} if isinstance(thinker, dict) else config
 
 
 def is_original(config: Mapping[str, Any]) -> bool:

@@ -43,7 +43,7 @@ class Qwen3VL(QwenVL):
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
-        hook = self.core.language_model.register_forward_pre_hook(self._hand_over, with_kwargs=True)
+        hook = self.core.get_decoder().register_forward_pre_hook(self._hand_over, with_kwargs=True)
         try:
             with super().installed():
                 yield

@@ -38,11 +38,12 @@ class QwenVL(Family):
     segment_features and frame_vectors, for which methods take the mean token of each frame. No sink tokens are known.
     """
 
-    inputs = (
+    inputs: tuple[str, ...] = (
         "pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw", "second_per_grid_ts",
         "mm_token_type_ids",
     )  # fmt: skip
     saliencies = ("global_query", "received_attention")
+    seconds = "second_per_grid_ts"  # the argument that says how many from one frame of each video to the next
 
     def __init__(self, model: Any, pruner: Pruner) -> None:
         super().__init__(model, pruner)
@@ -59,16 +60,16 @@ class QwenVL(Family):
 
     def placeholders(self, inputs: Mapping[str, Any]) -> tuple[list[int], str]:
         grids = self._grids(inputs["pixel_values_videos"], inputs.get("video_grid_thw"))
-        intervals = inputs.get("second_per_grid_ts")
+        intervals = inputs.get(self.seconds)
         if intervals is not None and len(intervals) != len(grids):
-            raise ValueError(f"second_per_grid_ts has {len(intervals)} entries for {len(grids)} videos")
+            raise ValueError(f"{self.seconds} has {len(intervals)} entries for {len(grids)} videos")
         shapes = self._token_grids(grids)
         lengths = [frames * height * width for frames, height, width in shapes]
         each = " + ".join("x".join(map(str, shape)) for shape in shapes)
         return lengths, f"{len(grids)} videos need {sum(lengths)} ({each})"
 
     def encode(self, inputs: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        grids, intervals = torch.as_tensor(inputs["video_grid_thw"]), inputs.get("second_per_grid_ts")
+        grids, intervals = torch.as_tensor(inputs["video_grid_thw"]), inputs.get(self.seconds)
         encoded = self._encode_videos(inputs["pixel_values_videos"], grids)
         for index, (parts, shape) in enumerate(zip(encoded, self._token_grids(grids), strict=True)):
             features, extra = torch.split(parts.pop("tokens"), [self.width, self.extra_width], dim=-1)
@@ -120,6 +121,9 @@ class QwenVL(Family):
                 f"{int(grids.prod(1).sum())} rows, one a patch"
             )
         return grids
+
+    def _all_token_grids(self, grids: Any) -> list[tuple[int, int, int]]:
+        return [] if grids is None else self._token_grids(torch.as_tensor(grids))
 
     def _token_grids(self, grids: Tensor) -> list[tuple[int, int, int]]:
         """Frames, rows and columns of tokens of each video."""

@@ -39,6 +39,7 @@ LMMS_MODELS = {
     "VideoLlama3ForConditionalGeneration": "videollama3",
     "Qwen3_5ForConditionalGeneration": "qwen3_5",
     "Qwen3_5MoeForConditionalGeneration": "qwen3_5",
+    "Qwen3OmniMoeThinkerForConditionalGeneration": "qwen3_omni",
 }
 PUBLISHED = {
     "llava-onevision": "llava_onevision",
@@ -46,6 +47,7 @@ PUBLISHED = {
     "qwen2.5-vl": "qwen2_5_vl",
     "qwen3-vl": "qwen3_vl",
     "qwen3.5": "qwen3_5",
+    "qwen3-omni": "qwen3_omni",
     "internvl3": "internvl_hf",
     "videollama3": "videollama3",
 }

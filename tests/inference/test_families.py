@@ -1,22 +1,26 @@
-"""InternVL, VideoLLaMA3 and Qwen3.5 as people come to them: `tango ask`, and both frameworks' models, in processes' own
-words. The models themselves are tested in tests/models."""
+"""InternVL, VideoLLaMA3, Qwen3.5 and Qwen3-Omni as people come to them: `tango ask`, and both frameworks' models, in
+processes' own words. The models themselves are tested in tests/models."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tiny import write_video
 from tiny_families import TOKENS, save
 
 from tango.cli import main
 from tango.inference.chat import Chat
 from tango.inference.checkpoints import CheckpointError, class_name, load
+from tango.inference.video import read_video
+from tango.models.original import read_config
 from tango.pruners import Uniform
 
-KINDS = ("internvl", "video_llama_3", "qwen3_5")
-FRAMES = {"internvl": 8, "video_llama_3": 8, "qwen3_5": 4}  # of 8 sampled ones, as the tower sees them
+KINDS = ("internvl", "video_llama_3", "qwen3_5", "qwen3_omni")
+FRAMES = {"internvl": 8, "video_llama_3": 8, "qwen3_5": 4, "qwen3_omni": 4}  # of 8 sampled ones, as the tower sees them
 SETTINGS = {"max_new_tokens": 4}
 
 
@@ -77,9 +81,16 @@ def test_in_lmms_eval(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch, 
 
     monkeypatch.setenv("WRAPPER", "uniform")
     monkeypatch.setenv("TANGO_ARGS", "retention_ratio=0.3")
-    name = {"internvl": "internvl_hf", "video_llama_3": "videollama3", "qwen3_5": "qwen3_5"}[kind]
+    name = {
+        "internvl": "internvl_hf",
+        "video_llama_3": "videollama3",
+        "qwen3_5": "qwen3_5",
+        "qwen3_omni": "qwen3_omni",
+    }[kind]
     frames = {"num_frames": 8} if kind == "internvl" else {"max_num_frames": 8}
     sizes = {"min_pixels": 576, "max_pixels": 576, "enable_thinking": True} if kind == "qwen3_5" else {}
+    if kind == "qwen3_omni":
+        sizes = {"min_pixels": 384**2, "max_pixels": 384**2}
     cls = get_model(name, True)
     assert cls.__module__.startswith("tango_lmms_eval")
     assert kind == "video_llama_3" or get_model(name).__module__.startswith("tango_lmms_eval")
@@ -105,6 +116,39 @@ def test_in_vlmevalkit(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch)
     assert {"InternVLForConditionalGeneration", "Qwen3_5MoeForConditionalGeneration"} <= {
         name for cls in models.MODELS for name in cls.model_classes
     }
+
+
+def test_a_published_omni_is_its_thinker(tmp_path: Path) -> None:
+    """Qwen3-Omni's checkpoints hold a talker too: the thinker alone is loaded, at the frames' own interval."""
+    save("qwen3_omni", tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["architectures"]
+    whole = {"architectures": ["Qwen3OmniMoeForConditionalGeneration"], "model_type": "qwen3_omni_moe"}
+    weights = load_file(tmp_path / "model.safetensors")
+    plain = load(str(tmp_path)).model.state_dict()
+    (tmp_path / "config.json").write_text(json.dumps(whole | {"thinker_config": config, "dtype": "float32"}))
+    renamed = {f"thinker.{name}": weight for name, weight in weights.items()} | {"talker.a": torch.zeros(2)}
+    save_file(renamed, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    checkpoint = load(str(tmp_path))
+    assert checkpoint.described["class"] == "Qwen3OmniMoeThinkerForConditionalGeneration"
+    for name, weight in checkpoint.model.state_dict().items():
+        assert torch.equal(weight, plain[name])
+    assert read_config(str(tmp_path))["text_config"]["num_hidden_layers"] == 2
+
+
+def test_omni_is_told_when_frames_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its processor says 2 s from pair to pair of frames, whatever the video."""
+    save("qwen3_omni", tmp_path / "model")
+    write_video(tmp_path / "v.mp4")
+    checkpoint, told = load(str(tmp_path / "model")), []
+    real = type(checkpoint.model).generate
+    monkeypatch.setattr(type(checkpoint.model), "generate", lambda *a, **call: told.append(call) or real(*a, **call))
+    for times in ("processor", "published"):
+        with Chat(checkpoint, None, max_frames=4, times=times).session() as chat:
+            chat.generate(about(tmp_path, "v.mp4"), SETTINGS, "x")
+    clip = read_video(tmp_path / "v.mp4", 4)
+    assert told[0]["video_second_per_grid"].tolist() == pytest.approx([2 * clip.duration / 4])
+    assert told[1]["video_second_per_grid"].tolist() == [1]
 
 
 def test_an_unknown_class_is_told_the_nearest(tmp_path: Path) -> None:

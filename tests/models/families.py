@@ -61,12 +61,15 @@ class Spy(Pruner):
 
 class TinyFamily(ABC):
     """One family. `image`: the ids of an image; `mrope`: tokens keep positions of their own; `units`: rows of the
-    tower's input that make a frame; `inside`: methods may prune inside its decoder."""
+    tower's input that make a frame; `inside`: methods may prune inside its decoder; `told`: seconds from frame to frame
+    that its inputs always say; `keeps`: its forward() has logits_to_keep."""
 
     name: str
     image: list[int]
     mrope = False
     inside = True
+    told: float | None = None
+    keeps = True
     placeholder = VIDEO
     units = 1
     limit: str  # the constant that bounds the tower's input
@@ -268,6 +271,32 @@ class Qwen35Moe(Qwen35):
     name = "qwen3_5_moe"
 
 
+class Qwen3Omni(Qwen):
+    """Qwen3-Omni's thinker: one span of placeholders, frames 0.5 s apart, so that positions are fractions."""
+
+    name = "qwen3_omni_moe"
+    told = 0.5
+    keeps = False
+
+    def prompt(self, *rows, side="left"):
+        return prompt(*rows, side=side)
+
+    def pixels(self, videos=1, frames=4, seed=0, dtype=torch.float32):
+        return super().pixels(videos, frames, seed, dtype) | {
+            "video_second_per_grid": torch.tensor([self.told] * videos)
+        }
+
+    def part(self, inputs, first, count):
+        intervals = inputs["video_second_per_grid"][first : first + count]
+        return super().part(inputs, first, count) | {"video_second_per_grid": intervals}
+
+    def tower(self, model):
+        return tiny_qwen.vision_tower(model)
+
+    def projector(self, model):
+        return self.tower(model).merger.mlp[2].weight
+
+
 class InternVL(TinyFamily):
     """InternVL: each frame a tile by itself, after its number; images of two tiles. One token is the place of both."""
 
@@ -314,6 +343,7 @@ class VideoLlama3(TinyFamily):
     """VideoLLaMA3: each frame after its time; nothing is left out by the processor but where a test says so."""
 
     name = "video_llama_3"
+    keeps = False
     image = [IMAGE] * 4
     units = 36
     limit = "tango.models.video_llama_3.PATCHES_PER_CALL"
@@ -356,7 +386,8 @@ def count_frames(family: TinyFamily, model: Any, frames: list[float]) -> Any:
 
 
 FAMILIES = {
-    family.name: family for family in (Llava(), LlavaVideo(), Qwen(), Qwen3(), Qwen35(), InternVL(), VideoLlama3())
+    family.name: family
+    for family in (Llava(), LlavaVideo(), Qwen(), Qwen3(), Qwen35(), InternVL(), VideoLlama3(), Qwen3Omni())
 }
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import DynamicCache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from tango.models import attach
+from tango.models import attach, family_of
 from tango.pruners import REGISTRY
 
 QUESTION = [7, 8, 9]
@@ -33,7 +33,8 @@ def example(family, rows=1):
 
 def cache_name(model):
     """What the installed transformers calls the cache."""
-    return "cache" if "cache" in type(model.model.language_model).forward.__code__.co_varnames else "past_key_values"
+    decoder = family_of(model).language_model(model)
+    return "cache" if "cache" in type(decoder).forward.__code__.co_varnames else "past_key_values"
 
 
 def cache_of(output):
@@ -264,7 +265,7 @@ def test_wrapped_while_attached(family):
 def test_gradients_reach_projector_and_tower(family, method, tmp_path):
     """With a decoder that is not trained; what they are is in tests/pruners/test_every_method.py."""
     model, inputs = family.build(tmp_path), example(family)
-    model.model.language_model.requires_grad_(False)
+    family_of(model).language_model(model).requires_grad_(False)
     weights = family.projector(model), next(family.tower(model).parameters())
     labels = inputs["input_ids"].clone()
     labels[:, :-3] = -100
@@ -316,7 +317,7 @@ def test_compiled(family, method, tmp_path):
         with attach(model, pruner):
             expected = model(**inputs).logits
         torch._dynamo.reset()
-        decoder = model.model.language_model
+        decoder = family_of(model).language_model(model)
         compiled = torch.compile(model, backend="eager")
         whole = compiled(**inputs).logits
         with attach(model, pruner):
@@ -326,7 +327,9 @@ def test_compiled(family, method, tmp_path):
             compiled.generate(**inputs, max_new_tokens=2)
             assert session.videos
         assert torch.equal(compiled(**inputs).logits, whole)
-        model.model.language_model = torch.compile(decoder, backend="eager")
+        held = next(module for module in (model, model.model) if decoder in module.children())
+        name = next(name for name, module in held.named_children() if module is decoder)
+        setattr(held, name, torch.compile(decoder, backend="eager"))
         for _ in range(2):
             model(**inputs)
             with attach(model, pruner):
@@ -355,6 +358,7 @@ def test_offloaded(family, method, where, tmp_path):
         elif where.startswith("device_map"):
             model.save_pretrained(tmp_path / "saved")
             children = [f"model.{name}" for name, _ in model.model.named_children()]
+            children += [name for name, _ in model.named_children() if name not in ("model", "lm_head")]  # older Omni's
             devices = dict.fromkeys(children, "disk") | {"model.image_newline": "cpu", "lm_head": "cpu"}
             devices = devices if "parts" in where else {"": "disk"}
             folder = str(tmp_path / "weights")

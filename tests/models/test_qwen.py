@@ -238,6 +238,19 @@ def test_mixture_of_experts():
     torch.testing.assert_close(logits, by_hand(family, model, inputs, family.columns(row, [2, 11, 30])))
 
 
+def test_router_logits():
+    """Of layers that all see the same tokens; refused where later ones see fewer, for transformers makes one loss."""
+    family = Qwen3Moe()
+    model, inputs = family.model(), family.prompt([5, *family.video(), 7]) | family.pixels()
+    with torch.no_grad(), attach(model, Spy([2, 11])):
+        assert model(**inputs, output_router_logits=True).aux_loss.isfinite()
+    with torch.no_grad(), make_pruner("fastv", 0.75)(model):
+        for ask in (model, lambda **call: model.generate(**call, max_new_tokens=2)):
+            with pytest.raises(ValueError, match="output_router_logits does not work with pruning inside"):
+                ask(**inputs, output_router_logits=True)
+            assert ask(**inputs, output_router_logits=False) is not None
+
+
 def test_interleaved_rotation_is_the_models_own(tmp_path):
     """Pruning leaves rotation to the model: with other sections of M-RoPE the answer of the shorter prompt follows."""
     for sections in ([4, 2, 2], [2, 3, 3]):

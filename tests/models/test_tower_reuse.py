@@ -146,7 +146,7 @@ def test_the_layers_of_siglip(tmp_path):
     torch.testing.assert_close(found, slow_siglip(layers, states, source.tolist()), atol=1e-5, rtol=1e-5)
 
 
-REUSING = ("llava_onevision", "llava_video", "qwen2_5_vl", "qwen3_vl", "qwen3_5")
+REUSING = ("llava_onevision", "llava_video", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "qwen3_omni_moe")
 
 
 @pytest.fixture(params=REUSING)

@@ -8,7 +8,7 @@ from test_qwen_positions import decoder_positions
 from tiny_qwen import END, IMAGE, START, VIDEO, image_inputs, video_inputs
 
 from tango.models import attach
-from tango.models.qwen2_5_vl import trained_positions
+from tango.models.trained import trained_positions
 from tango.pruners.fastv import FastV
 
 RATE = 2  # tokens_per_second of the small model
@@ -69,7 +69,7 @@ def test_a_long_video():
     places, after = by_the_rule([VIDEO] * 256 + [5], [((16, 4, 4), 1.0)])
     assert places[-1] == (31, 31, 31) and after == 32
     types = torch.tensor([[2] * 256 + [0]])
-    found = trained_positions(types, types >= 0, [], [(16, 4, 4)], iter([torch.tensor(2.0)]))
+    found = trained_positions(types, types >= 0, [], [(16, 4, 4)], [torch.arange(16) * 2])
     assert found[:, 0].T.tolist() == [list(place) for place in places]
 
 
@@ -147,7 +147,9 @@ def test_the_prompt_may_come_in_other_ways(model):
 
 def test_videos_without_anything_between():
     types = torch.tensor([[0, *[2] * 8, *[2] * 2]])
-    found = trained_positions(types, types >= 0, [], [(2, 2, 2), (1, 1, 2)], iter(torch.tensor([2.0, 2.0])))
+    found = trained_positions(
+        types, types >= 0, [], [(2, 2, 2), (1, 1, 2)], [torch.arange(2) * 2, torch.zeros(1).long()]
+    )
     assert found[:, 0, -2:].T.tolist() == [[4, 4, 4], [4, 4, 5]]
 
 

@@ -62,7 +62,8 @@ def random_model(
     """A model of any family. fresh: parts of names in its tower whose weights start as zeros: mistakes are to show."""
     torch.manual_seed(seed)
     model = model_class._from_config(config, attn_implementation=attention)
-    for name, parameter in getattr(model.model, tower).named_parameters():
+    owner = model if hasattr(model, tower) else model.model  # Qwen3-Omni's own before transformers 5.22
+    for name, parameter in getattr(owner, tower).named_parameters():
         if any(part in name for part in fresh):
             torch.nn.init.normal_(parameter, std=0.5)
     model.generation_config.pad_token_id = PAD

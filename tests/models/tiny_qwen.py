@@ -18,6 +18,8 @@ from transformers import (
     Qwen3_5ForConditionalGeneration,
     Qwen3_5MoeConfig,
     Qwen3_5MoeForConditionalGeneration,
+    Qwen3OmniMoeThinkerConfig,
+    Qwen3OmniMoeThinkerForConditionalGeneration,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
     Qwen3VLMoeConfig,
@@ -25,6 +27,7 @@ from transformers import (
 )
 
 PAD, IMAGE, VIDEO, START, END, VOCABULARY = 0, 90, 91, 92, 93, 96
+AUDIO, AUDIO_START, AUDIO_END, MELS, RATE = 94, 95, 89, 8, 13  # of Qwen3-Omni; RATE: positions a second
 PATCH, CHANNELS = 4, 3 * 2 * 4 * 4  # pixels along a side; numbers in a packed patch of two sampled frames
 
 CLASSES = {
@@ -33,6 +36,7 @@ CLASSES = {
     "qwen3_vl_moe": (Qwen3VLMoeForConditionalGeneration, Qwen3VLMoeConfig),
     "qwen3_5": (Qwen3_5ForConditionalGeneration, Qwen3_5Config),
     "qwen3_5_moe": (Qwen3_5MoeForConditionalGeneration, Qwen3_5MoeConfig),
+    "qwen3_omni_moe": (Qwen3OmniMoeThinkerForConditionalGeneration, Qwen3OmniMoeThinkerConfig),
 }
 
 
@@ -69,6 +73,14 @@ def build_model(
         text |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
         text |= {"shared_expert_intermediate_size": 16} if kind == "qwen3_5_moe" else {}
         del text["intermediate_size"]
+    others: dict[str, Any] = {}
+    if kind == "qwen3_omni_moe":
+        audio = {"num_mel_bins": MELS, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 32,
+                 "d_model": 16, "downsample_hidden_size": 4, "output_dim": 32, "max_source_positions": 64,
+                 "n_window": 50, "n_window_infer": 200, "initializer_range": 0.2}  # fmt: skip
+        others = {"audio_config": audio, "audio_token_id": AUDIO, "audio_start_token_id": AUDIO_START,
+                  "position_id_per_seconds": RATE, "initializer_range": 0.4}  # fmt: skip
+        rope["mrope_interleaved"] = True
     model_class, config_class = CLASSES[kind]
     config = config_class(
         text_config=text,
@@ -77,8 +89,22 @@ def build_model(
         video_token_id=VIDEO,
         vision_start_token_id=START,
         vision_end_token_id=END,
+        **others,
     )
     return random_model(model_class, config, "visual", folder, attention, seed).to(dtype).eval()
+
+
+def vision_tower(model: Any) -> Any:
+    """Its vision tower; before transformers 5.22 Qwen3-Omni's is the model's own."""
+    return getattr(model, "visual", None) or model.model.visual
+
+
+def sounds(*lengths: int, seed: int = 7, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """Sounds of so many frames of a spectrum, 100 a second, for Qwen3-Omni: 13 tokens a second."""
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    features = torch.randn(len(lengths), MELS, max(lengths), generator=generator) * mask[:, None]
+    return {"input_features": features.to(dtype), "feature_attention_mask": mask.long()}
 
 
 def video_inputs(*grids: tuple[int, int, int], seed: int = 0, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from families import FAMILIES, TinyFamily
+from families import FAMILIES, Qwen3Moe, Qwen35Moe, TinyFamily
 
 from tango.models import attach
 from tango.pruners import Pruner, Tango
@@ -17,7 +17,14 @@ MODES: dict[str, Pruner] = {
     "half": Tango(retention_ratio=0.5, exact_budget=True, **COMMON),  # rows of one length
     "inside": FastV(retention_ratio=0.75, pruned_layer=1, **COMMON),
 }
-CLASSES = {name: type(family.model()) for name, family in FAMILIES.items()}
+PEERS: dict[str, TinyFamily] = FAMILIES | {family.name: family for family in (Qwen3Moe(), Qwen35Moe())}
+CLASSES = {name: type(family.model()) for name, family in PEERS.items()}
+TOLD = ("video_frames",)  # arguments that there are while a pruner is attached alone
+
+
+def modes(family: TinyFamily) -> list[str]:
+    """Those that a family can do: pruning inside layers of linear attention is refused."""
+    return [mode for mode in MODES if family.inside or mode != "inside"]
 
 
 @contextlib.contextmanager
@@ -34,12 +41,19 @@ def attached_around(model_class: Any, pruner: Pruner) -> Iterator[None]:
                 models.append(model)
                 stack.enter_context(attach(model, pruner))
 
+        def tell(kwargs: dict[str, Any]) -> None:
+            """What InternVL's videos cannot do without: tests cut and repeat what the model has, and know no more."""
+            if model_class is CLASSES["internvl"] and kwargs.get("pixel_values") is not None:
+                kwargs.setdefault("video_frames", [4] * (len(kwargs["pixel_values"]) // 4))
+
         def call(self: Any, *args: Any, **kwargs: Any) -> Any:
             prepare(self)
+            tell(kwargs)
             return super(model_class, self).__call__(*args, **kwargs)
 
         def generate(self: Any, *args: Any, **kwargs: Any) -> Any:
             prepare(self)
+            tell(kwargs)
             method = vars(self).get("generate") or super(model_class, self).generate
             return method(*args, **kwargs)
 

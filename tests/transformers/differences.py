@@ -7,9 +7,13 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 SHORTER = "hidden states and attention maps are those of the pruned prompt, which is shorter"
 ROWS = "a row has as many newlines as rows of its frames have tokens left, so that rows differ in length"
 LABELS = "with pruning inside the decoder labels are refused, for their tokens may be dropped there"
+ROUTERS = "with pruning inside the decoder router logits are refused: layers route unlike many tokens"
 CHECKPOINTS = "gradient checkpointing that computes hooks again is refused with pruning inside the decoder"
 
 CHECKPOINTED = "test_enable_input_require_grads_with_gradient_checkpointing"
+LABELLING = (  # of LLaVA-Video's small model there are no labels
+    "llava_onevision", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "internvl", "video_llama_3", "qwen3_omni_moe",
+)  # fmt: skip
 LABELLED = (
     CHECKPOINTED,
     "test_causal_lm_loss_honors_shift_labels",
@@ -22,7 +26,12 @@ LABELLED = (
 # (modes, or families and modes; tests; reason)
 DIFFERENCES = [
     (("half",), ("test_attention_outputs", "test_hidden_states_output"), SHORTER),
-    (("llava_onevision inside", "qwen2_5_vl inside", "qwen3_vl inside"), LABELLED, LABELS),  # LLaVA-Video: no labels
+    (tuple(f"{family} inside" for family in LABELLING), LABELLED, LABELS),
+    (
+        ("qwen3_vl_moe inside", "qwen3_omni_moe inside"),
+        ("test_capture_outputs_decorator", "test_output_router_logits_from_config"),
+        ROUTERS,
+    ),
     (("llava_video half",), ("test_batching_equivalence",), ROWS),
 ]
 if "__call__" in vars(GradientCheckpointingLayer):

@@ -11,9 +11,8 @@ import unittest
 from typing import Any
 
 import pytest
-from attached import CLASSES, MODES, attached_around, example
+from attached import CLASSES, MODES, PEERS, TOLD, attached_around, example, modes
 from differences import reason
-from families import FAMILIES
 from torch import nn
 from upstream import tester_mixin
 
@@ -24,8 +23,8 @@ class Inputs:
     """What the mixin asks of a model tester: a small configuration and inputs with videos."""
 
     def __init__(self, parent: Any, name: str) -> None:
-        self.parent, self.family = parent, FAMILIES[name]
-        self.inputs = example(self.family)
+        self.parent, self.family = parent, PEERS[name]
+        self.inputs = {name: value for name, value in example(self.family).items() if name not in TOLD}
         self.batch_size, self.seq_length = self.inputs["input_ids"].shape
         self.encoder_seq_length = self.key_length = self.seq_length
         self.is_training = True
@@ -87,6 +86,6 @@ def case(name: str, mode: str) -> type:
     return made
 
 
-for _name in FAMILIES:
-    for _mode in MODES:
+for _name, _family in PEERS.items():
+    for _mode in modes(_family):
         globals()[f"Test_{_name}_{_mode}"] = case(_name, _mode)
