@@ -124,7 +124,7 @@ def conversation(texts, video):
 
 
 def check_turns(checkpoint, pruner, file, limits, questions):
-    """Each question goes on from the one before, and each answer is that of an ordinary run to the whole conversation."""
+    """Each question goes on from the one before, and each answer is an ordinary run's to the whole conversation."""
     clip, answers = read_video(file, 8), []
     with live(checkpoint, pruner, limits=limits) as video:
         watch(video, clip.frames, clip.timestamps)

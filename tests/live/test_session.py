@@ -227,7 +227,7 @@ def test_a_question_follows_one_that_was_answered():
             after = video.ask(QUESTION, 4, follows=failed)
         with pytest.raises(ValueError, match="positions"):
             failed.text()
-        with pytest.raises(ValueError, match="'x{50}', which this one follows, was not answered"):
+        with pytest.raises(ValueError, match=r"'x{50}', which this one follows, was not answered"):
             after.text()
         assert video.ask(QUESTION, 4, follows=video.ask(QUESTION, 4)).text()
 
