@@ -32,7 +32,8 @@ CSS = """
 .frames img { width: 100% } .frames figcaption { font-size: .8rem } .legend { max-width: 100%; margin-top: .5rem }
 .refused { border-left: .3rem solid #c33; padding-left: .7rem } video { max-height: 20rem }
 .numbers { width: 100%; border-collapse: collapse } .numbers :is(th, td) { padding: .15rem .5rem; text-align: right }
-.numbers :is(th, td):first-child { text-align: left; white-space: pre-wrap } .numbers tr { border-bottom: 1px solid #8884 }
+.numbers :is(th, td):first-child { text-align: left; white-space: pre-wrap }
+.numbers tr { border-bottom: 1px solid #8884 }
 """
 NOTHING = ("", "", "", "", None)  # in the order of the outputs of answers() below
 

@@ -52,6 +52,9 @@ def sweep(
     engine: Annotated[
         str | None, typer.Option(metavar="NAME", help="transformers, or vllm: a server beside each cell.")
     ] = None,
+    wandb_args: Annotated[
+        str | None, typer.Option(metavar="ARGS", help="lmms-eval's --wandb_args, as project=tango.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only so many questions.")] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Cells at a time.")] = None,
     ray: Annotated[
@@ -87,7 +90,7 @@ def sweep(
     options = {
         "models": models, "frameworks": frameworks, "benchmarks": benchmarks, "methods": methods, "ratios": ratios,
         "frames": frames, "config": config, "limit": limit, "jobs": jobs, "ray": ray, "gpus": gpus, "output": output,
-        "dtype": dtype, "attn_implementation": attn_implementation, "engine": engine,
+        "dtype": dtype, "attn_implementation": attn_implementation, "engine": engine, "wandb_args": wandb_args,
     }  # fmt: skip
     with stdout_for_json(as_json), steps(1) as step, input_errors():
         step("looking at what is there")

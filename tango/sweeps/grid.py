@@ -57,7 +57,7 @@ class Grid(BaseModel):
     models: folders or hub ids. benchmarks: any name that a framework has for them. config: a settings file for
     TANGO_CONFIG. limit: only the first so many questions. jobs: cells at a time. ray: address of a cluster to run them
     on instead, each on `gpus` GPUs (default 1). output: gets a folder for each model. dtype, attn_implementation: of
-    the model, by default as it is stored and sdpa.
+    the model, by default as it is stored and sdpa. wandb_args: handed to lmms-eval as they are.
     """
 
     model_config = ConfigDict(strict=True, frozen=True)
@@ -78,6 +78,7 @@ class Grid(BaseModel):
     attn_implementation: Annotated[str, AfterValidator(_attention)] | None = None
     engine: Annotated[str, AfterValidator(_engine)] = TRANSFORMERS
     vllm_options: list[str] = []
+    wandb_args: str | None = None
 
 
 def read_grid(file: Path | None, options: Mapping[str, Any]) -> Grid:
@@ -98,6 +99,8 @@ def read_grid(file: Path | None, options: Mapping[str, Any]) -> Grid:
         raise ValueError(f"jobs = {chosen.jobs}: Ray runs as many cells at a time as it has GPUs for; leave it out")
     if chosen.vllm_options and chosen.engine != VLLM:
         raise ValueError(f"vllm_options = {chosen.vllm_options} goes with engine: vllm")
+    if chosen.wandb_args is not None and LMMS_EVAL.name not in chosen.frameworks:
+        raise ValueError(f"wandb_args = {chosen.wandb_args!r}: only {LMMS_EVAL.name} has them; leave them out")
     if chosen.attn_implementation is not None and chosen.engine == VLLM:
         raise ValueError(f"attn_implementation = {chosen.attn_implementation!r}: vLLM has its own; leave it out")
     return chosen

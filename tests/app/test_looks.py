@@ -50,7 +50,8 @@ def test_a_question_by_keys_alone(browser, at):
         focus(page, "range slider for Retention ratio")
         page.keyboard.press("ArrowRight")
         page.wait_for_function(
-            "before => ![before, undefined].includes([...document.querySelectorAll('.numbers th')].at(-1)?.textContent)",
+            "before => ![before, undefined]"
+            ".includes([...document.querySelectorAll('.numbers th')].at(-1)?.textContent)",
             arg=before,
         )
         assert page.locator(".numbers th").last.text_content() == "tango 0.11"
@@ -79,7 +80,8 @@ def test_the_live_tab_by_keys_alone(browser, at):
 def sideways(page):
     """Pixels that the page is wider than the window, and elements that stick out of it."""
     return page.evaluate(
-        "() => [document.documentElement.scrollWidth - innerWidth, [...document.querySelectorAll('.gradio-container *')]"
+        "() => [document.documentElement.scrollWidth - innerWidth,"
+        " [...document.querySelectorAll('.gradio-container *')]"
         ".filter(one => { const box = one.getBoundingClientRect();"
         " return box.width && box.height && (box.right > innerWidth + 1 || box.left < -1)"
         " && getComputedStyle(one).visibility !== 'hidden' })"
