@@ -69,6 +69,7 @@ def test_notebook_without_a_checkout(environment: dict[str, str], tmp_path: Path
         pytest.skip("no git repository to clone")
     (tmp_path / "stand-in/pip").mkdir(parents=True)
     (tmp_path / "stand-in/pip/__main__.py").write_text(PIP)
+    (tmp_path / "stand-in/pip/__init__.py").touch()
     (tmp_path / "content").mkdir()
     more = {"PYTHONPATH": str(tmp_path / "stand-in"), "INSTALLED": str(tmp_path / "installed")}
     check_printed(run_notebook(tmp_path / "content", environment, tmp_path, TANGO_REPOSITORY=f"file://{ROOT}", **more))
