@@ -11,7 +11,8 @@
 # WORKERS: how many processes run them (2).
 # make coverage: which lines of tango/ the tests run, into docs/coverage.md; TESTS=tests/pruners measures a part.
 # make mutate: 200 small changes to tango/, each against the tests that run it (hours, resumable); docs/mutation.md.
-# make docs: the site of docs/ with the page of our own results, into build/site. make package: sdists and wheels, each tried in a fresh environment.
+# make docs: the site of docs/ with the page of our own results, into build/site. make docs-version: the same as a version of the
+# site on the local branch gh-pages, with a menu of all versions. make package: sdists and wheels, each tried in a fresh environment.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -22,7 +23,7 @@ VLLM := build/vllm
 TESTS ?= tests
 WORKERS ?= 2
 
-.PHONY: demo benchmark test fuzz test-oldest test-transformers vllm test-vllm serve format coverage mutate docs package setup data clean
+.PHONY: demo benchmark test fuzz test-oldest test-transformers vllm test-vllm serve format coverage mutate docs docs-version package setup data clean
 
 demo: setup
 	$(BIN)/python scripts/demo.py
@@ -79,6 +80,11 @@ mutate: setup
 docs: setup $(TOOLS)/installed
 	$(BIN)/tango results results/motionqa --site docs/results/motionqa --videos data/motionqa
 	$(TOOLS)/bin/mkdocs build --strict
+
+# On gh-pages, beside the versions that are there; nothing is pushed. mike starts the mkdocs of the PATH.
+docs-version: docs
+	export DOCS_VERSIONS=mike PATH="$(CURDIR)/$(TOOLS)/bin:$$PATH" && \
+	  mike deploy --update-aliases "$$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)" latest && mike set-default latest
 
 package: setup $(TOOLS)/installed
 	bash scripts/smoke_package.sh

@@ -19,8 +19,10 @@ Send = Callable[[Message], Awaitable[None]]
 API = "/gradio_api/"
 OPEN = re.compile(
     r"/|/(config|theme\.css|favicon\.ico|manifest\.json|robots\.txt)|/(assets|static)/.*|"
-    rf"{API}(app_id|startup-events|theme\.css|heartbeat/\w+|queue/data|queue/join|cancel|upload|upload_progress)/?"
+    rf"{API}(app_id|startup-events|theme\.css|heartbeat/\w+|queue/data|queue/join|cancel|upload|upload_progress)/?|"
+    rf"{API}stream/\w+(/close)?"
 )
+CALLS = (f"{API}queue/join", f"{API}stream/")  # whose bodies are looked into: events, and pictures of a webcam
 LARGEST_CALL = 1_000_000  # bytes of an event of the page, of which files are no part; and of what surrounds a file
 # Nothing but this server may be asked for anything. Gradio writes scripts and styles into its page.
 POLICY = (
@@ -67,7 +69,7 @@ class Door:
             return OK if self.owns(path.removeprefix(f"{API}file=")) else 403, receive
         if not OPEN.fullmatch(path):
             return 404, receive
-        if not path.startswith(f"{API}queue/join"):
+        if not path.startswith(CALLS):
             return OK, receive
         body, more = b"", True
         while more and len(body) <= LARGEST_CALL:

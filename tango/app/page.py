@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +10,10 @@ from typing import Any
 
 import gradio as gr
 import numpy as np
-from PIL import Image
 
+from tango.app.live_tab import build_live
+from tango.app.markup import inline, refused
+from tango.app.streams import Streams
 from tango.app.visitors import Refused, Visitors
 from tango.inference.asking import rows
 from tango.inference.chat import Answer
@@ -32,12 +32,13 @@ CSS = """
 .frames img { width: 100% } .frames figcaption { font-size: .8rem } .legend { max-width: 100%; margin-top: .5rem }
 .refused { border-left: .3rem solid #c33; padding-left: .7rem } video { max-height: 20rem }
 .numbers { width: 100%; border-collapse: collapse } .numbers :is(th, td) { padding: .15rem .5rem; text-align: right }
-.numbers :is(th, td):first-child { text-align: left; white-space: pre } .numbers tr { border-bottom: 1px solid #8884 }
+.numbers :is(th, td):first-child { text-align: left; white-space: pre-wrap }
+.numbers tr { border-bottom: 1px solid #8884 }
 """
 NOTHING = ("", "", "", "", None)  # in the order of the outputs of answers() below
 
 
-def build(visitors: Visitors, title: str, folder: Path) -> gr.Blocks:
+def build(visitors: Visitors, streams: Streams, title: str, folder: Path) -> gr.Blocks:
     """The page as Gradio's Blocks.
 
     Args:
@@ -48,62 +49,67 @@ def build(visitors: Visitors, title: str, folder: Path) -> gr.Blocks:
     page = gr.Blocks(title="Tango", analytics_enabled=False, delete_cache=(600, 3600))
     with page:
         gr.Markdown(f"# Tango\n{title} answers a question about a video, from all of its tokens and from few.")
-        with gr.Row():
-            with gr.Column():
-                video = gr.Video(
-                    label="Video",
-                    sources=["upload", "webcam"],
-                    webcam_options=gr.WebcamOptions(mirror=False),
-                )
-                sample = gr.Dropdown(list(samples), label="Sample", value=None, visible=bool(samples))
-                question = gr.Textbox(label="Question", lines=3, max_lines=8)
-                method = gr.Dropdown(visitors.methods, value=preferred(visitors.methods), label="Method")
-                ratio = gr.Slider(0.01, 1, 0.1, step=0.01, label="Retention ratio")
-                ask = gr.Button("Ask", variant="primary")
-            with gr.Column():
-                with gr.Row():
-                    unpruned = gr.Textbox(label="Unpruned", lines=3, interactive=False)
-                    pruned = gr.Textbox(label="Pruned", lines=3, interactive=False)
-                numbers, frames = gr.HTML(), gr.HTML()
-        last = gr.State(time_to_live=3600)
-        outputs = [unpruned, pruned, numbers, frames, last]
+        with gr.Tab("Video"):
+            with gr.Row():
+                with gr.Column():
+                    video = gr.Video(
+                        label="Video",
+                        sources=["upload", "webcam"],
+                        webcam_options=gr.WebcamOptions(mirror=False),
+                    )
+                    sample = gr.Dropdown(list(samples), label="Sample", value=None, visible=bool(samples))
+                    question = gr.Textbox(label="Question", lines=3, max_lines=8)
+                    method = gr.Dropdown(visitors.methods, value=preferred(visitors.methods), label="Method")
+                    ratio = gr.Slider(0.01, 1, 0.1, step=0.01, label="Retention ratio")
+                    ask = gr.Button("Ask", variant="primary")
+                with gr.Column():
+                    with gr.Row():
+                        unpruned = gr.Textbox(label="Unpruned", lines=3, interactive=False)
+                        pruned = gr.Textbox(label="Pruned", lines=3, interactive=False)
+                    numbers, frames = gr.HTML(), gr.HTML()
+            last = gr.State(time_to_live=3600)
+            outputs = [unpruned, pruned, numbers, frames, last]
 
-        def answers(
-            video: str | None, question: str, method: str, ratio: float, last: Any
-        ) -> Iterator[tuple[str, str, str, str, Any]]:
-            """The unpruned answer, then both with numbers and frames; `last`: the last question and its first."""
-            asked = (video, question)
-            try:
-                visitors.check(video, question)
-                if last is None or last[0] != asked:
-                    yield NOTHING
-                    last = (asked, answered(visitors, video, question, None)[0])
-                first = last[1]
-                yield said(first), "", "", "", last
-                second, picture = answered(visitors, video, question, REGISTRY[method](retention_ratio=ratio))
-            except Refused as error:
-                yield "", "", f'<p class="refused" role="alert">{html.escape(str(error))}</p>', "", None
-                return
-            both = {"unpruned": first, f"{method} {ratio:g}": second}
-            table = tabled({name: one for name, one in both.items() if isinstance(one, Answer)})
-            yield said(first), said(second), table, drawn(picture), last
+            def answers(
+                video: str | None, question: str, method: str, ratio: float, last: Any
+            ) -> Iterator[tuple[str, str, str, str, Any]]:
+                """The unpruned answer, then both with numbers and frames; `last`: the last question and its first."""
+                asked = (video, question)
+                try:
+                    visitors.check(video, question)
+                    if last is None or last[0] != asked:
+                        yield NOTHING
+                        last = (asked, answered(visitors, video, question, None)[0])
+                    first = last[1]
+                    yield said(first), "", "", "", last
+                    second, picture = answered(visitors, video, question, REGISTRY[method](retention_ratio=ratio))
+                except Refused as error:
+                    yield "", "", refused(error), "", None
+                    return
+                both = {"unpruned": first, f"{method} {ratio:g}": second}
+                table = tabled({name: one for name, one in both.items() if isinstance(one, Answer)})
+                yield said(first), said(second), table, drawn(picture), last
 
-        def again(video: str | None, question: str, method: str, ratio: float, last: Any) -> Iterator[Any]:
-            """The same after another method or ratio was chosen, once there is an answer."""
-            if last is not None:
-                yield from answers(video, question, method, ratio, last)
+            def again(video: str | None, question: str, method: str, ratio: float, last: Any) -> Iterator[Any]:
+                """The same after another method or ratio was chosen, once there is an answer."""
+                if last is not None:
+                    yield from answers(video, question, method, ratio, last)
 
-        inputs = [video, question, method, ratio, last]
-        run: dict[str, Any] = {
-            "inputs": inputs,
-            "outputs": outputs,
-            "concurrency_id": "model",
-            "concurrency_limit": 1,
-            "api_visibility": "private",
-        }
-        gr.on([ask.click, question.submit], answers, **run)
-        gr.on([ratio.release, method.input], again, trigger_mode="always_last", **run)
-        sample.change(samples.get, sample, [video, question], concurrency_limit=None, api_visibility="private")
+            inputs = [video, question, method, ratio, last]
+            run: dict[str, Any] = {
+                "inputs": inputs,
+                "outputs": outputs,
+                "concurrency_id": "model",
+                "concurrency_limit": 1,
+                "api_visibility": "private",
+            }
+            gr.on([ask.click, question.submit], answers, **run)
+            gr.on([ratio.release, method.input], again, trigger_mode="always_last", **run)
+            sample.change(samples.get, sample, [video, question], concurrency_limit=None, api_visibility="private")
+        if streams.methods:
+            with gr.Tab("Live"):
+                build_live(streams, samples, preferred(streams.methods))
+        page.unload(streams.left)
     return page
 
 
@@ -166,11 +172,3 @@ def drawn(picture: Picture | None) -> str:
         figures.append(f"<figure>{image}<figcaption>{text}</figcaption></figure>")
     legend = inline(draw_legend(picture, LEGEND_WIDTH), "what the marks on the frames mean", "legend")
     return f'<div class="frames">{"".join(figures)}</div>{legend}<p>{html.escape(panel.count)}</p>'
-
-
-def inline(image: Image.Image, alt: str, kind: str = "frame") -> str:
-    """An image as an element of HTML."""
-    file = io.BytesIO()
-    image.save(file, "WEBP", quality=90)
-    data = base64.b64encode(file.getvalue()).decode()
-    return f'<img class="{kind}" alt="{html.escape(alt)}" src="data:image/webp;base64,{data}">'

@@ -13,6 +13,7 @@ from starlette.middleware import Middleware
 
 from tango.app.door import Door
 from tango.app.page import CSS, build
+from tango.app.streams import Streams
 from tango.app.visitors import Limits, Visitors
 from tango.inference.checkpoints import Checkpoint
 
@@ -29,6 +30,7 @@ def served(
     host: str = "127.0.0.1",
     port: int | None = None,
     share: bool = False,
+    addresses: bool = False,
 ) -> Iterator[str]:
     """The app's address, while it is served.
 
@@ -39,6 +41,7 @@ def served(
         host: 127.0.0.1 for this machine alone, 0.0.0.0 for all that reach it.
         port: None takes the first free one from 7860 on.
         share: also through Gradio's servers, at an address that is public.
+        addresses: visitors may name http(s) and rtsp(s) addresses to watch, which this machine then opens.
 
     Raises:
         OSError: the port is taken.
@@ -49,7 +52,9 @@ def served(
         folder = os.path.realpath(folder)
         os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False"}
         title = Path(checkpoint.described["pretrained"]).name
-        page = build(Visitors(checkpoint, frames, limits), title, Path(folder)).queue(max_size=WAITING)
+        visitors = Visitors(checkpoint, frames, limits)
+        streams = Streams(visitors, addresses)
+        page = build(visitors, streams, title, Path(folder)).queue(max_size=WAITING)
         try:
             _, local, public = page.launch(
                 server_name=host,
@@ -70,4 +75,5 @@ def served(
             )
             yield public or local
         finally:
+            streams.close()
             page.close(verbose=False)

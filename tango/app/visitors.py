@@ -17,6 +17,7 @@ from tango.visualize.picture import Picture
 from tango.visualize.runs import ANSWER_TOKENS, label, panel_of, stills
 
 WARM_UP_TOKENS = 2
+NO_VIDEO = "there is no video yet: upload or record one, or choose a sample"
 
 
 class Refused(ValueError):
@@ -27,6 +28,8 @@ class Refused(ValueError):
 class Limits:
     """What a visitor may hand in: a file of so many megabytes, seconds of video, pixels a frame, letters of a question.
 
+    streams: how many visitors may watch one at once.
+
     Raises:
         ValueError: one of them is not positive.
     """
@@ -35,6 +38,7 @@ class Limits:
     seconds: float = 600
     pixels: int = 3840 * 2160
     letters: int = 4000
+    streams: int = 4
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -71,11 +75,21 @@ class Visitors:
             Refused: no video or question, one beyond the limits, or a file that is no video.
         """
         if not video:
-            raise Refused("there is no video yet: upload or record one, or choose a sample")
+            raise Refused(NO_VIDEO)
+        self.check_question(question)
+        self.check_video(video)
+
+    def check_question(self, question: str) -> None:
+        """The part of check() about the question."""
         if not question.strip():
             raise Refused("there is no question yet: write one")
         if len(question) > self.limits.letters:
             raise Refused(f"the question has {len(question):,} letters; ask with at most {self.limits.letters:,}")
+
+    def check_video(self, video: str | None) -> None:
+        """The part of check() about the video."""
+        if not video:
+            raise Refused(NO_VIDEO)
         if Path(video).stat().st_size > self.limits.megabytes * 1_000_000:
             raise Refused(f"the video is larger than {self.limits.megabytes} MB; use a shorter one")
         try:

@@ -26,7 +26,11 @@ def app(
     port: Annotated[int | None, typer.Option(min=1, max=65535, show_default="the first free one from 7860 on")] = None,
     share: Annotated[bool, typer.Option("--share", help="Also at a public address, through Gradio's servers.")] = False,
     max_megabytes: Annotated[int, typer.Option(min=1, help="Largest file of a visitor.")] = 100,
-    max_seconds: Annotated[int, typer.Option(min=1, help="Longest video of a visitor.")] = 600,
+    max_seconds: Annotated[int, typer.Option(min=1, help="Longest video of a visitor, and longest stream.")] = 600,
+    max_streams: Annotated[int, typer.Option(min=1, help="Visitors that may watch a stream at once.")] = 4,
+    addresses: Annotated[
+        bool, typer.Option("--addresses", help="Visitors may name http and rtsp addresses, which this machine opens.")
+    ] = False,
     device: common.Device = None,
     dtype: common.Dtype = "auto",
 ) -> None:
@@ -44,9 +48,10 @@ def app(
         step("starting the server")
         from tango.app import Limits, served
 
-        limits = Limits(megabytes=max_megabytes, seconds=max_seconds)
+        limits = Limits(megabytes=max_megabytes, seconds=max_seconds, streams=max_streams)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with input_errors(), served(checkpoint, frames_for(frames, model), limits, host=host, port=port, share=share) as at:
+    page = served(checkpoint, frames_for(frames, model), limits, host=host, port=port, share=share, addresses=addresses)
+    with input_errors(), page as at:
         console().print(f"Tango is at {at} (Ctrl+C ends it)", highlight=False)
         try:
             threading.Event().wait()

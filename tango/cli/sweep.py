@@ -56,6 +56,9 @@ def sweep(
     engine: Annotated[
         str | None, typer.Option(metavar="NAME", help="transformers, or vllm: a server beside each cell.")
     ] = None,
+    wandb_args: Annotated[
+        str | None, typer.Option(metavar="ARGS", help="lmms-eval's --wandb_args, as project=tango.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only so many questions.")] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Cells at a time.")] = None,
     ray: Annotated[
@@ -92,6 +95,7 @@ def sweep(
         "models": models, "frameworks": frameworks, "benchmarks": benchmarks, "methods": methods, "ratios": ratios,
         "frames": frames, "config": config, "ablations": ablations, "limit": limit, "jobs": jobs, "ray": ray,
         "gpus": gpus, "output": output, "dtype": dtype, "attn_implementation": attn_implementation, "engine": engine,
+        "wandb_args": wandb_args,
     }  # fmt: skip
     with stdout_for_json(as_json), steps(1) as step, input_errors():
         step("looking at what is there")

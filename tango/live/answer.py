@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Answer:
-    """What Live.ask() returns; made there alone, filled by the session's thread.
+    """What Live.ask() returns; made there alone, filled by the session's thread. follows: the answer before it, if any.
 
     Iterating gives the text as it comes, `text()` all of it. Both raise what went wrong: ValueError for a question that
     cannot be answered, with the reason. `cancel()` ends it early, and `done`
@@ -19,13 +19,14 @@ class Answer:
     entries that the language model saw, reused: of these, those whose keys and values were held from before.
     """
 
-    def __init__(self, question: str, max_new_tokens: int) -> None:
-        self.question, self.max_new_tokens = question, max_new_tokens
+    def __init__(self, question: str, max_new_tokens: int, follows: Answer | None = None) -> None:
+        self.question, self.max_new_tokens, self.follows = question, max_new_tokens, follows
         self.prompt = self.reused = self.new_tokens = 0
         self.waiting_s = self.seconds_to_first = 0.0
         self.cancelled = self.done = False
         self._put, self._parts = time.perf_counter(), queue.Queue[Any]()
         self._text = ""
+        self._error: BaseException | None = None
 
     def __iter__(self) -> Iterator[str]:
         while (part := self._parts.get()) is not None:
@@ -47,6 +48,17 @@ class Answer:
 
     # -- the session's side ----------------------------------------------------------------------------------------
 
+    def turns(self) -> list[tuple[str, str]]:
+        """Questions and answers before this one, oldest first; ValueError where one of them was not answered."""
+        found: list[tuple[str, str]] = []
+        earlier = self.follows
+        while earlier is not None:
+            if not earlier.done or earlier._error is not None:
+                raise ValueError(f"the question {earlier.question!r}, which this one follows, was not answered")
+            found.insert(0, (earlier.question, earlier._text))
+            earlier = earlier.follows
+        return found
+
     def begin(self) -> None:
         """Its turn has come."""
         self.waiting_s = time.perf_counter() - self._put
@@ -64,4 +76,4 @@ class Answer:
     def end(self, error: BaseException | None = None) -> None:
         """No more comes, or it failed."""
         self._parts.put(error)
-        self.done = True
+        self._error, self.done = error, True

@@ -50,10 +50,18 @@ class Layout:
         self.device = self.embedding.weight.device
         self.most_positions = getattr(model.config.get_text_config(), "max_position_embeddings", math.inf)
 
-    def prompt(self, question: str) -> tuple[list[int], list[int]]:
-        """The tokens before the stream and those after it, by the chat template; raises ValueError for no text."""
-        parts: list[dict[str, Any]] = [{"type": "video"}, {"type": "text", "text": question}]
-        text, spelled = written([{"role": "user", "content": parts}], self.processor)
+    def prompt(self, question: str, turns: Sequence[tuple[str, str]] = ()) -> tuple[list[int], list[int]]:
+        """The tokens before the stream and those after it, by the chat template; raises ValueError for no text.
+
+        turns: questions and answers before this one.
+        """
+        texts = [text for turn in turns for text in turn] + [question]
+        messages: list[dict[str, Any]] = [
+            {"role": ("user", "assistant")[number % 2], "content": [{"type": "text", "text": text}]}
+            for number, text in enumerate(texts)
+        ]
+        messages[0]["content"].insert(0, {"type": "video"})
+        text, spelled = written(messages, self.processor)
         batch = {"input_ids": torch.tensor([self.processor.tokenizer(text)["input_ids"]])}
         spell_out(batch, spelled)
         ids = batch["input_ids"][0].tolist()

@@ -200,13 +200,15 @@ class Live:
             self._queue.put((torch.from_numpy(picture.copy()).permute(2, 0, 1), time))
         return True
 
-    def ask(self, question: str, max_new_tokens: int = 64) -> Answer:
+    def ask(self, question: str, max_new_tokens: int = 64, follows: Answer | None = None) -> Answer:
         """Ask about all that was added before: iterate over what comes back for the text as it is written.
 
-        Greedy decoding, with the repetition penalty of the checkpoint's generation settings.
+        Greedy decoding, with the repetition penalty of the checkpoint's generation settings. `follows`: an earlier
+        answer, whose conversation this question goes on; it stands after the stream as it is now. Else it stands alone.
 
         Raises:
-            ValueError: no question, no length, or no frame was added yet. RuntimeError: outside the `with` block.
+            ValueError: no question, no length, no answer to follow, or no frame was added yet. RuntimeError: outside
+                the `with` block.
         """
         self._check_open()
         if not isinstance(question, str) or not question.strip():
@@ -214,9 +216,11 @@ class Live:
         check_text(question)
         if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
             raise ValueError(f"max_new_tokens={max_new_tokens!r}: give a whole number of at least 1")
+        if follows is not None and not isinstance(follows, Answer):
+            raise ValueError(f"follows={follows!r}: give what an earlier ask() returned, or None")
         if self._newest is None:
             raise ValueError("no frame has come yet: add one before you ask")
-        answer = Answer(question, max_new_tokens)
+        answer = Answer(question, max_new_tokens, follows)
         self._queue.put(answer)
         return answer
 

@@ -50,7 +50,7 @@ class Writer:
             ValueError: there is nothing to answer from, or the prompt is longer than the model has positions for.
         """
         layout = self.layout
-        before, after = layout.prompt(answer.question)
+        before, after = layout.prompt(answer.question, answer.turns())
         if tail is None and not segments:
             raise ValueError("no frame could be encoded yet: see the session's problems")
         last = float((tail or segments[-1]).times[-1, 0])

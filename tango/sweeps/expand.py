@@ -257,6 +257,7 @@ def cells_of(
                     max_frames=grid.frames,
                     model=subject.kind,
                     tasks=benchmark.tasks,
+                    wandb_args=grid.wandb_args,
                 )
 
 

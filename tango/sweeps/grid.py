@@ -49,7 +49,7 @@ class Grid(BaseModel):
     TANGO_CONFIG. ablations: a settings file or a folder of such, each Tango once more at the smallest ratio. limit:
     only the first so many questions. jobs: cells at a time. ray: address of a cluster to run them on instead, each on
     `gpus` GPUs (default 1). output: gets a folder for each model. dtype, attn_implementation: of the model, by default
-    as it is stored and sdpa.
+    as it is stored and sdpa. wandb_args: handed to lmms-eval as they are.
     """
 
     model_config = ConfigDict(strict=True, frozen=True)
@@ -71,6 +71,7 @@ class Grid(BaseModel):
     attn_implementation: Annotated[str, _use("sdpa", "eager", "flash_attention_2")] | None = None
     engine: Annotated[str, ENGINE] = TRANSFORMERS
     vllm_options: list[str] = []
+    wandb_args: str | None = None
 
 
 def read_grid(file: Path | None, options: Mapping[str, Any]) -> Grid:
@@ -91,6 +92,8 @@ def read_grid(file: Path | None, options: Mapping[str, Any]) -> Grid:
         raise ValueError(f"jobs = {chosen.jobs}: Ray runs as many cells at a time as it has GPUs for; leave it out")
     if chosen.vllm_options and chosen.engine != VLLM:
         raise ValueError(f"vllm_options = {chosen.vllm_options} goes with engine: vllm")
+    if chosen.wandb_args is not None and LMMS_EVAL.name not in chosen.frameworks:
+        raise ValueError(f"wandb_args = {chosen.wandb_args!r}: only {LMMS_EVAL.name} has them; leave them out")
     if chosen.attn_implementation is not None and chosen.engine == VLLM:
         raise ValueError(f"attn_implementation = {chosen.attn_implementation!r}: vLLM has its own; leave it out")
     return chosen

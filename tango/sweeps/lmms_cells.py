@@ -61,17 +61,23 @@ def lmms_cell(
     model: str = "llava_onevision",
     include_path: str | None = None,
     tasks: int = 1,
+    wandb_args: str | None = None,
 ) -> Cell:
     """One run of lmms-eval in `folder`/cells/<name>/run.
 
     Args:
         task: a task or a group of `tasks`, whose metrics are in METRICS. model: lmms-eval's name of the kind of model.
         include_path: a folder of tasks that are not the plugin's own.
+        wandb_args: lmms-eval's own, to which the cell's name is added where they give none; a result does not follow
+            from them.
     """
     frames = "max_num_frames" if model.startswith("qwen") else "max_frames_num"
     how = {"pretrained": evaluation.source, frames: max_frames, **evaluation.options}
     own = Path(include_path) if include_path is not None else None
     found = [] if own is None else [file for file in own.rglob("*") if file.is_file() and file.suffix in TASKS]
+    more = ["--include_path", os.path.abspath(own)] if own is not None else []
+    if wandb_args is not None:
+        more += ["--wandb_args", wandb_args if "name=" in wandb_args else f"{wandb_args},name={task}-{evaluation.name}"]
     return framework_cell(
         folder,
         LMMS_EVAL,
@@ -83,7 +89,7 @@ def lmms_cell(
             *("--tasks", task, "--batch_size", "1", "--log_samples"),
         ],
         asked=[model, max_frames, task, provenance.files_fingerprint(found, own)],
-        more=["--include_path", os.path.abspath(own)] if own is not None else [],
+        more=more,
         collect=collect,
         tasks=tasks,
     )

@@ -2,15 +2,12 @@
 
 import contextlib
 import html
-import http.client
-import json
 import re
 import signal
 import socket
 import subprocess
 import sys
 import threading
-import time
 import tomllib
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -18,6 +15,7 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 from browsing import needs_browser
+from visiting import MARKUP, MOTIONQA, ROOT, WAIT, call, run, visitor
 
 pytest.importorskip("gradio", reason="the extra `app` is not installed")
 from tango import Tango
@@ -26,15 +24,9 @@ from tango.app.page import answered, drawn, tabled
 from tango.app.visitors import Refused, Visitors
 from tango.cli import main
 from tango.inference.chat import Answer, Chat
-from tango.inference.checkpoints import load
 from tango.motionqa.questions import prompt, read_questions
 
-ROOT = Path(__file__).parents[2]
-MOTIONQA = ROOT / "data" / "motionqa"
 MEGABYTES = 2
-WAIT = 120_000  # milliseconds, for machines that do other things; usually it takes less than one second
-MARKUP = "<script>window.hit=1</script><img src=x onerror='window.hit=1'> ${window.hit=1} {{7*7}} [a](javascript:hit)"
-GRADIOS = "Method not implemented."  # an error of its component for videos, where one is too large or cannot be played
 OUTGOING: list[str] = []  # where this process connects to, or looks up, besides this machine
 
 
@@ -51,36 +43,11 @@ def note_outgoing(event, arguments):
 
 
 @pytest.fixture(scope="module")
-def checkpoint():
-    return load(str(ROOT / "checkpoints" / "tango-tiny"))
-
-
-@pytest.fixture(scope="module")
 def at(checkpoint):
     """The address of an app that is served in this process."""
     sys.addaudithook(note_outgoing)
     with served(checkpoint, 8, Limits(megabytes=MEGABYTES)) as address:
         yield address
-
-
-@contextlib.contextmanager
-def visitor(browser, at, **options):
-    """A page of a visitor's own. A request to another host, and anything in the console, fails the test."""
-    problems = []
-    with contextlib.closing(browser.new_context(viewport={"width": 1300, "height": 1000}, **options)) as context:
-        context.set_default_timeout(WAIT)
-        page = context.new_page()
-        page.on("console", lambda said: problems.append(said.text) if said.type in ("error", "warning") else None)
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.on(
-            "request",
-            lambda sent: None if sent.url.startswith((at, "data:", f"blob:{at}")) else problems.append(sent.url),
-        )
-        page.goto(at)
-        page.get_by_role("button", name="Ask").wait_for()
-        yield page
-        assert page.is_closed() or page.evaluate("window.hit") is None
-    assert [problem for problem in problems if problem != GRADIOS] == []
 
 
 def choose_sample(page, number):
@@ -314,15 +281,6 @@ def test_what_a_webcam_records(browser, at):
         assert before % 64 == 0 and 0 < after < before
 
 
-def call(at, method, path, body=None, headers=None):
-    """Status and text of an answer."""
-    connection = http.client.HTTPConnection(urlsplit(at).netloc, timeout=60)
-    with contextlib.closing(connection):
-        connection.request(method, path, body, headers or {})
-        answer = connection.getresponse()
-        return answer.status, answer.read().decode(errors="replace")
-
-
 def test_two_gigabytes_are_refused_early(at):
     """The server ends the connection long before all of it has come."""
     sent, chunk = 0, b"\0" * 1_000_000
@@ -370,14 +328,6 @@ def sample_folder(at):
     """The app's own folder, as a page learns it by choosing a sample."""
     events = run(at, 2, [re.search(r'"choices":\[\["([^"]*)"', call(at, "GET", "/config")[1])[1]])
     return re.search(r'"path": ?"([^"]*)/sample0/', events)[1]
-
-
-def run(at, function, data):
-    """What an event of the page gives, as the page hears of it."""
-    session = f"s{time.monotonic_ns()}"
-    body = json.dumps({"data": data, "fn_index": function, "session_hash": session})
-    status, text = call(at, "POST", "/gradio_api/queue/join", body, {"Content-Type": "application/json"})
-    return call(at, "GET", f"/gradio_api/queue/data?session_hash={session}")[1] if status == 200 else f"{status} {text}"
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", str(ROOT / "README.md"), "https://example.com/a.mp4", "0.mp4"])

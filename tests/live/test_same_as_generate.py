@@ -19,14 +19,12 @@ from tango.pruners.video import VideoTokens
 
 
 def by_generate(pruner, pictures, times, questions):
-    """Answers, and the indices and segments that were kept."""
+    """Answers to questions, or to turns of conversations, and the indices and segments that were kept."""
     checkpoint, answers = shipped(), []
     with torch.inference_mode(), attach(checkpoint.model, pruner) as session:
         for question in questions:
-            parts = [{"type": "video"}, {"type": "text", "text": question}]
-            text = checkpoint.processor.apply_chat_template(
-                [{"role": "user", "content": parts}], tokenize=False, add_generation_prompt=True
-            )
+            messages = conversation([question] if isinstance(question, str) else question, {"type": "video"})
+            text = checkpoint.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
             inputs = checkpoint.processor(text=text, videos=[pictures], return_tensors="pt")
             out = checkpoint.model.generate(**inputs, video_timestamps=[times], max_new_tokens=8, do_sample=False)
             answers.append(
@@ -115,6 +113,65 @@ def test_qwen(qwen, tmp_path, ratio, frames):
         assert [video.ask(question, 12).text().strip() for question in questions] == right
         assert not video.problems
     assert len({*right}) == 3
+
+
+def conversation(texts, video):
+    """Turns of user and assistant, one after the other; the video stands in the first."""
+    roles = ("user", "assistant")
+    messages = [{"role": roles[n % 2], "content": [{"type": "text", "text": text}]} for n, text in enumerate(texts)]
+    messages[0]["content"].insert(0, video)
+    return messages
+
+
+def check_turns(checkpoint, pruner, file, limits, questions):
+    """Each question goes on from the one before, and each answer is an ordinary run's to the whole conversation."""
+    clip, answers = read_video(file, 8), []
+    with live(checkpoint, pruner, limits=limits) as video:
+        watch(video, clip.frames, clip.timestamps)
+        for question in questions:  # without waiting for the answer
+            answers.append(video.ask(question, 12, follows=answers[-1] if answers else None))
+        said = [answer.text() for answer in answers]
+        alone = video.ask(questions[-1], 12)
+        alone.text()
+        # All that a conversation adds is the text of its turns; what is held of the stream is found in the cache.
+        assert answers[-1].reused == alone.reused > 0 and answers[-1].prompt > alone.prompt
+    chat, texts = Chat(checkpoint, pruner, max_frames=8, limits=limits), []
+    with chat.session():
+        for question, answer in zip(questions, said, strict=True):
+            messages = conversation([*texts, question], {"type": "video", "video": str(file)})
+            assert answer.strip() == chat.generate(messages, {"max_new_tokens": 12}, "0").response
+            texts += [question, answer]
+    return said
+
+
+def test_a_question_that_follows_another_sees_it_and_its_answer():
+    questions = [asked(row) for row in ROWS if row["video"] == "videos/3.mp4"][:3]
+    questions.insert(1, "Name <video> and <|im_end|> it.")
+    pruner = Tango(retention_ratio=0.25, similarity_threshold=0.97)
+    check_turns(shipped(), pruner, DATA / "videos/3.mp4", None, questions)
+
+
+def test_turns_of_qwen(qwen, tmp_path):
+    write_video(tmp_path / "clip.mp4", frames=8, rate=1)
+    limits = PixelLimits(min_pixels=24 * 24, max_pixels=32 * 32)
+    pruner = Tango(retention_ratio=0.2, similarity_threshold=0.9)
+    check_turns(qwen, pruner, tmp_path / "clip.mp4", limits, ["What?", "Where does the square go?", "What?"])
+
+
+def test_a_conversation_goes_on_while_the_stream_does():
+    """Its turns stand after the stream as it is at the last question."""
+    pictures, times = scenes(3, 7)
+    pruner = Tango(retention_ratio=0.25, similarity_threshold=0.97)
+    with live(pruner=pruner) as video:
+        watch(video, pictures[:8], times[:8])
+        first = video.ask("What colour is the ring?", 8)
+        said = first.text()
+        watch(video, pictures[8:], times[8:])
+        second = video.ask("And now?", 8, follows=first)
+        found = second.text().strip()
+        assert second.reused > 0
+    (answer,), _ = by_generate(pruner, pictures, times, [("What colour is the ring?", said, "And now?")])
+    assert found == answer.strip()
 
 
 def test_a_repetition_penalty_of_the_checkpoint_holds(qwen):

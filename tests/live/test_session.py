@@ -217,6 +217,21 @@ def test_the_text_comes_in_pieces_and_an_answer_may_be_given_up():
         assert given_up.new_tokens <= 2
 
 
+def test_a_question_follows_one_that_was_answered():
+    with live() as video:
+        watch(video, [GREY], [0])
+        with pytest.raises(ValueError, match="follows='red': give what an earlier ask"):
+            video.ask(QUESTION, 4, follows="red")
+        with video._seam.lock:  # of two the first is never answered
+            failed = video.ask("x" * 50, 40_000)
+            after = video.ask(QUESTION, 4, follows=failed)
+        with pytest.raises(ValueError, match="positions"):
+            failed.text()
+        with pytest.raises(ValueError, match=r"'x{50}', which this one follows, was not answered"):
+            after.text()
+        assert video.ask(QUESTION, 4, follows=video.ask(QUESTION, 4)).text()
+
+
 def test_the_model_is_as_before_also_after_an_interruption():
     checkpoint = shipped()
     model = checkpoint.model

@@ -140,9 +140,17 @@ def test_scripts_print_their_commands_and_name_what_is_missing(
 def test_the_efficiency_table_comes_out_of_run_profile(environment: dict[str, str], tmp_path: Path) -> None:
     given = ("--benchmark", "MotionQA", "--limit", "3", "--ratio", "0.1", "--config", "configs/tango_tiny.yaml")
     variables = {"MODEL": str(TINY), "OUTPUT": str(tmp_path / "logs"), "FRAMES": "8"}
-    run = script("lmms-eval/run_profile.sh", environment, *given, **variables)
+    offline = {"WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path)}
+    logged = ("--wandb-args", "project=tango")  # lmms-eval's own; the table does not follow from them
+    run = script("lmms-eval/run_profile.sh", environment, *given, *logged, **variables, **offline)
     assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-2000:]
     assert "unpruned" in run.stdout and "Avg_Total_TTFT" in run.stdout
+    written = sorted(file.read_bytes() for file in (tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))
+    assert len(written) == 2 and all(b"motionqa/accuracy" in one for one in written)
+    assert {name for name in (b"motionqa-vanilla", b"motionqa-tango-0.1") for one in written if name in one} == {
+        b"motionqa-vanilla",
+        b"motionqa-tango-0.1",
+    }
     again = script("lmms-eval/run_profile.sh", environment, *given, **variables)
     assert again.returncode == 0 and "2 of 2 cells are finished already" in again.stderr
     made = report([tmp_path / "logs"], tmp_path / "tables")

@@ -16,6 +16,7 @@ import pytest
 from rich.console import Console
 
 from tango.sweeps.cells import Evaluation
+from tango.sweeps.grid import read_grid
 from tango.sweeps.lmms_cells import lmms_cell
 from tango.sweeps.sweep import Cell, CellError, JournalCounter, Sweep, SweepError
 
@@ -264,3 +265,16 @@ def test_parts_of_a_sweep_share_its_folder(tmp_path: Path) -> None:
     with whole._locked(), pytest.raises(SweepError, match=rf"process {os.getpid()}"):
         one.run()
     assert whole.run() == {} and len(whole.results()) == 2
+
+
+def test_weights_and_biases_arguments_go_to_lmms_eval(tmp_path: Path, checkpoint: Path) -> None:
+    """A run with them is in tests/runs/test_vlmeval_runs.py."""
+    tango = Evaluation(pretrained=str(checkpoint), samples=9, method="tango", ratio=0.1)
+    plain, logged, named = (
+        lmms_cell(tmp_path, tango, task="t", wandb_args=given) for given in (None, "project=p", "project=p,name=n")
+    )
+    assert logged.command == [*plain.command, "--wandb_args", "project=p,name=t-tango-0.1"]
+    assert named.command == [*plain.command, "--wandb_args", "project=p,name=n"]
+    assert logged.identity == plain.identity
+    with pytest.raises(ValueError, match="wandb_args = 'project=p': only lmms-eval has them"):
+        read_grid(None, {"wandb_args": "project=p", "frameworks": ["VLMEvalKit"]})
