@@ -28,15 +28,19 @@ from tango_vllm.qwen_vl import QwenInfo, QwenTower
 runner.call_after_loading(mrope.enable)
 
 
-class Info(QwenInfo, Qwen3VLProcessingInfo):
-    """As vLLM's; a video may come without times."""
+class TimedInfo(QwenInfo):
+    """Mixin of what vLLM must know of models that write times of frames into the prompt."""
 
     def get_max_video_tokens(self, seq_len: int, mm_counts: Mapping[str, int]) -> int:
         """As vLLM's, and room for the times and markers of as many frames as a video may have: items hold those too."""
         processor = self.get_video_processor()
         frames = processor.max_frames // processor.temporal_patch_size
         written = len(self.get_tokenizer().encode("<9999.9 seconds>", add_special_tokens=False)) + 2
-        return super().get_max_video_tokens(seq_len, mm_counts) + frames * written
+        return super().get_max_video_tokens(seq_len, mm_counts) + frames * written  # type: ignore[misc]
+
+
+class Info(TimedInfo, Qwen3VLProcessingInfo):
+    """As vLLM's; a video may come without times."""
 
 
 def item_tokens(config: Any, tokenizer: Any, times: Any, counts: Sequence[int]) -> list[int]:
