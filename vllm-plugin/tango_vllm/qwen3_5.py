@@ -14,5 +14,5 @@ class Info(TimedInfo, Qwen3_5ProcessingInfo):
 
 
 @MULTIMODAL_REGISTRY.register_processor(Processor, info=Info, dummy_inputs=Qwen3VLDummyInputsBuilder)
-class TangoQwen3_5(PrunedQwen3VL, Qwen3_5ForConditionalGeneration):
+class TangoQwen35(PrunedQwen3VL, Qwen3_5ForConditionalGeneration):
     """Qwen3_5ForConditionalGeneration whose videos are pruned; `tango` is the method."""
