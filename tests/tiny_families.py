@@ -38,17 +38,17 @@ SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|image_pad|>", "<|vi
            "<|vision_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "<video>", "<|audio_pad|>",
            "<|audio_start|>", "<|audio_end|>"]  # fmt: skip
 IDS = {name: index for index, name in enumerate(SPECIAL)}
-TEXT = {"vocab_size": len(SPECIAL) + 256, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+TEXT = {"vocab_size": len(SPECIAL) + 256, "intermediate_size": 48, "num_hidden_layers": 2,
         "num_attention_heads": 2, "num_key_value_heads": 1, "initializer_range": 0.2}  # fmt: skip
-VISION = {"hidden_size": 32, "intermediate_size": 48, "initializer_range": 0.2}
+VISION = {"intermediate_size": 48, "initializer_range": 0.2}
 QWEN_SIZES = {"patch_size": PATCH, "merge_size": 2, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
 
 
-def save(kind: str, folder: Path) -> None:
-    """A checkpoint of kind internvl, video_llama_3, qwen3_5 or qwen3_omni."""
+def save(kind: str, folder: Path, head: int = 16) -> None:
+    """A checkpoint of kind internvl, video_llama_3, qwen3_5 or qwen3_omni, with heads so wide, two in each layer."""
     torch.manual_seed(0)
     made = {"internvl": internvl, "video_llama_3": video_llama_3, "qwen3_5": qwen3_5, "qwen3_omni": qwen3_omni}
-    model, processor = made[kind]()
+    model, processor = made[kind](head)
     model.generation_config.eos_token_id = IDS["<|im_end|>"]
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -66,12 +66,14 @@ def visual(text: str) -> str:
     return TEMPLATE.replace("<{{ p['type'] }}>\n", text)
 
 
-def internvl() -> tuple[Any, Any]:
+def internvl(head: int = 16) -> tuple[Any, Any]:
+    width = {"hidden_size": 2 * head}
     config = InternVLConfig(
         vision_config=InternVLVisionConfig(
-            image_size=[SIZE, SIZE], patch_size=[PATCH, PATCH], num_hidden_layers=2, num_attention_heads=2, **VISION
+            image_size=[SIZE, SIZE], patch_size=[PATCH, PATCH], num_hidden_layers=2, num_attention_heads=2,
+            **VISION | width,
         ),
-        text_config=Qwen3Config(**TEXT, head_dim=16),
+        text_config=Qwen3Config(**TEXT | width, head_dim=head),
         image_token_id=IDS["<IMG_CONTEXT>"], image_seq_length=TOKENS, tie_word_embeddings=False,
     )  # fmt: skip
     named = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>",
@@ -85,10 +87,13 @@ def internvl() -> tuple[Any, Any]:
     return InternVLForConditionalGeneration(config), processor
 
 
-def video_llama_3() -> tuple[Any, Any]:
+def video_llama_3(head: int = 16) -> tuple[Any, Any]:
+    width = {"hidden_size": 2 * head}
     config = VideoLlama3Config(
-        vision_config=VideoLlama3VisionConfig(patch_size=PATCH, num_hidden_layers=2, num_attention_heads=2, **VISION),
-        text_config=Qwen2Config(**TEXT),
+        vision_config=VideoLlama3VisionConfig(
+            patch_size=PATCH, num_hidden_layers=2, num_attention_heads=2, **VISION | width
+        ),
+        text_config=Qwen2Config(**TEXT | width),
         image_token_id=IDS["<|image_pad|>"], video_token_id=IDS["<|video_pad|>"], tie_word_embeddings=False,
     )  # fmt: skip
     images = transformers.VideoLlama3ImageProcessor(
@@ -99,16 +104,18 @@ def video_llama_3() -> tuple[Any, Any]:
     return VideoLlama3ForConditionalGeneration(config), processor
 
 
-def qwen3_5() -> tuple[Any, Any]:
-    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1], "mrope_interleaved": True,
-            "partial_rotary_factor": 0.5}  # fmt: skip
-    linear = {"layer_types": ["linear_attention", "full_attention"], "linear_key_head_dim": 8,
-              "linear_value_head_dim": 8, "linear_num_key_heads": 2, "linear_num_value_heads": 4}  # fmt: skip
+def qwen3_5(head: int = 16) -> tuple[Any, Any]:
+    width = {"hidden_size": 2 * head}
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [head // 8, head // 16, head // 16],
+            "mrope_interleaved": True, "partial_rotary_factor": 0.5}  # fmt: skip
+    wide = 8 if head < 32 else 128  # as published: vLLM's kernel for CPUs takes no other
+    linear = {"layer_types": ["linear_attention", "full_attention"], "linear_key_head_dim": wide,
+              "linear_value_head_dim": wide, "linear_num_key_heads": 2, "linear_num_value_heads": 4}  # fmt: skip
     config = Qwen3_5Config(
-        text_config=TEXT | linear | {"head_dim": 16, "rope_parameters": rope},
-        vision_config=VISION | {
+        text_config=TEXT | width | linear | {"head_dim": head, "rope_parameters": rope},
+        vision_config=VISION | width | {
             "depth": 2, "num_heads": 2, "patch_size": PATCH, "spatial_merge_size": 2, "temporal_patch_size": 2,
-            "out_hidden_size": 32, "num_position_embeddings": 36,
+            "out_hidden_size": 2 * head, "num_position_embeddings": 36,
         },
         image_token_id=IDS["<|image_pad|>"], video_token_id=IDS["<|video_pad|>"],
         vision_start_token_id=IDS["<|vision_start|>"], vision_end_token_id=IDS["<|vision_end|>"],
@@ -121,18 +128,20 @@ def qwen3_5() -> tuple[Any, Any]:
     return Qwen3_5ForConditionalGeneration(config), Qwen3VLProcessor(images, tokenizer(), videos, chat_template=shown)
 
 
-def qwen3_omni() -> tuple[Any, Any]:
+def qwen3_omni(head: int = 16) -> tuple[Any, Any]:
     """Its processor makes frames of at least 128 x 1024 pixels, so patches are large."""
-    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 2, 2], "mrope_interleaved": True}
+    width = {"hidden_size": 2 * head}
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [head // 4, head // 8, head // 8],
+            "mrope_interleaved": True}  # fmt: skip
     experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
     config = Qwen3OmniMoeThinkerConfig(
-        text_config=TEXT | experts | {"rope_parameters": rope},
-        vision_config=VISION | {
+        text_config=TEXT | width | experts | {"rope_parameters": rope},
+        vision_config=VISION | width | {
             "depth": 2, "num_heads": 2, "patch_size": 64, "spatial_merge_size": 2, "temporal_patch_size": 2,
-            "out_hidden_size": 32, "num_position_embeddings": 36, "deepstack_visual_indexes": [0],
+            "out_hidden_size": 2 * head, "num_position_embeddings": 36, "deepstack_visual_indexes": [0],
         },
         audio_config={"num_mel_bins": 8, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 32,
-                      "d_model": 16, "downsample_hidden_size": 4, "output_dim": 32, "max_source_positions": 64},
+                      "d_model": 16, "downsample_hidden_size": 4, "output_dim": 2 * head, "max_source_positions": 64},
         image_token_id=IDS["<|image_pad|>"], video_token_id=IDS["<|video_pad|>"], audio_token_id=IDS["<|audio_pad|>"],
         vision_start_token_id=IDS["<|vision_start|>"], vision_end_token_id=IDS["<|vision_end|>"],
         audio_start_token_id=IDS["<|audio_start|>"], position_id_per_seconds=13,

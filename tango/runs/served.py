@@ -40,6 +40,7 @@ GAPLESS = {
     "LlavaOnevisionForConditionalGeneration": True,
     "Qwen2_5_VLForConditionalGeneration": False,
     "Qwen3VLForConditionalGeneration": False,
+    "Qwen3_5ForConditionalGeneration": False,
 }
 TIMEOUT = 600.0  # seconds, of a request
 # Settings of generate() that vLLM has, by its names; the rest of what generate() takes is refused.

@@ -82,6 +82,23 @@ def kept():
         Pruner.prune_tokens = original
 
 
+@contextmanager
+def given(decoder):
+    """Positions (3, N) and embeddings (N, D) of each call of a decoder; vLLM's calls forward() itself, past hooks."""
+    calls, forward = [], decoder.forward
+
+    def noting(*args, **kwargs):
+        places = kwargs["positions"] if "positions" in kwargs else kwargs["position_ids"][-3:, 0]
+        calls.append((places.clone(), kwargs["inputs_embeds"].flatten(0, -2).float().clone()))
+        return forward(*args, **kwargs)
+
+    decoder.forward = noting
+    try:
+        yield calls
+    finally:
+        decoder.forward = forward
+
+
 def prompted(parts):
     """The prompt of a list of parts, in tango-tiny's template: "<video>", "<image>" and text in any order."""
     return f"<|im_start|>user {''.join(parts)}<|im_end|>\n<|im_start|>assistant\n"

@@ -1,7 +1,8 @@
 """Qwen2.5-VL and Qwen3-VL in vLLM: kept tokens, positions and answers are those of transformers."""
 
 import pytest
-from engines import DATA, ROOT, Reference, ask, kept, opened, request, set_method
+import torch
+from engines import DATA, ROOT, Reference, ask, given, kept, model_of, opened, request, set_method
 from PIL import Image
 from tiny import save_qwen
 
@@ -77,10 +78,15 @@ def test_every_method(engine, reference, clips, method):
     pruner = set_method(engine, REGISTRY[method](retention_ratio=0.3))
     text = prompted(VIDEO, "What is seen?")
     for clip in clips[:3]:
-        with kept() as found:
+        engine.reset_prefix_cache()
+        with kept() as found, given(model_of(engine).language_model.model) as ours:
             ((answer,),) = ask(engine, [request(text, [clip])])
-        expected, (indices,) = reference.answer(pruner, text, [clip])
+        with given(reference.model.model.language_model) as theirs:
+            expected, (indices,) = reference.answer(pruner, text, [clip])
         assert [one.indices.tolist() for one in found] == [indices] and answer == expected
+        (places, embedded), (wanted, meant) = ours[0], theirs[0]
+        assert torch.equal(places, wanted), "tokens of a frame stand in the order that the method gives them"
+        torch.testing.assert_close(embedded, meant, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("batched", [32, 80])

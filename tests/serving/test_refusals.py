@@ -1,11 +1,12 @@
 """What cannot be served as asked is refused when the engine starts, with the reason."""
 
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import tango_vllm
 from engines import MODEL, OURS, opened
-from tango_vllm import settings
+from tango_vllm import runner, settings
 
 from tango.models.llava_onevision import LlavaOnevision
 from tango.models.qwen_vl import QwenVL
@@ -60,6 +61,14 @@ def test_every_other_method_is_served():
         )
         assert pruner.exact_budget
         settings.check(pruner, 4, LlavaOnevision.saliencies, gapless=True)
+
+
+@pytest.mark.parametrize("name", ["InternVLForConditionalGeneration", "VideoLlama3ForConditionalGeneration"])
+def test_other_models_are_refused_by_the_name_in_their_checkpoint(name):
+    """vLLM runs them with classes of other names, as InternS1ForConditionalGeneration."""
+    config = SimpleNamespace(hf_config=SimpleNamespace(architectures=[name]))
+    with pytest.raises(ValueError, match=f"WRAPPER is set, but {name} cannot be pruned in vLLM; these can: Llava"):
+        runner._refuse(SimpleNamespace(get_model=object, model_config=config))
 
 
 def test_a_checkpoint_without_pooling_head(tmp_path):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny import save_qwen
 
 from tango.cli.__main__ import main
 from tango.pruners import Tango
@@ -78,6 +79,16 @@ def test_what_cannot_be_served_is_told_before_anything_starts(
     monkeypatch.setenv(serve.PYTHON, sys.executable)
     assert main(words) == 2
     assert "cannot serve: ModuleNotFoundError: No module named 'tango_vllm'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("new", [False, True])
+def test_qwens_models_are_refused_by_name(stub: Path, capsys: Captured, new: bool) -> None:
+    """Both frameworks choose sizes of their frames, which a server would choose otherwise: other tokens, silently."""
+    save_qwen(stub / "qwen", new)
+    words = ["sweep", "--engine", "vllm", "--ratio", "0.1", "--method", "tango", "--model", str(stub / "qwen")]
+    assert main([*words, "--output", str(stub / "out")]) == 2
+    assert "sizes of its frames that a server is not told" in capsys.readouterr().err
+    assert not (stub / "starts").exists()
 
 
 def test_other_engines_and_options(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ FAMILIES = {
     "LlavaOnevisionForConditionalGeneration": "tango_vllm.llava_onevision:TangoLlavaOnevision",
     "Qwen2_5_VLForConditionalGeneration": "tango_vllm.qwen2_5_vl:TangoQwen2_5_VL",
     "Qwen3VLForConditionalGeneration": "tango_vllm.qwen3_vl:TangoQwen3VL",
+    "Qwen3_5ForConditionalGeneration": "tango_vllm.qwen3_5:TangoQwen35",
 }
 
 

@@ -28,15 +28,19 @@ from tango_vllm.qwen_vl import QwenInfo, QwenTower
 runner.call_after_loading(mrope.enable)
 
 
-class Info(QwenInfo, Qwen3VLProcessingInfo):
-    """As vLLM's; a video may come without times."""
+class TimedInfo(QwenInfo):
+    """Mixin of what vLLM must know of models that write times of frames into the prompt."""
 
     def get_max_video_tokens(self, seq_len: int, mm_counts: Mapping[str, int]) -> int:
         """As vLLM's, and room for the times and markers of as many frames as a video may have: items hold those too."""
         processor = self.get_video_processor()
         frames = processor.max_frames // processor.temporal_patch_size
         written = len(self.get_tokenizer().encode("<9999.9 seconds>", add_special_tokens=False)) + 2
-        return super().get_max_video_tokens(seq_len, mm_counts) + frames * written
+        return super().get_max_video_tokens(seq_len, mm_counts) + frames * written  # type: ignore[misc]
+
+
+class Info(TimedInfo, Qwen3VLProcessingInfo):
+    """As vLLM's; a video may come without times."""
 
 
 def item_tokens(config: Any, tokenizer: Any, times: Any, counts: Sequence[int]) -> list[int]:
@@ -89,19 +93,20 @@ class PrunedQwen3VL(QwenTower):
         features, deepstack = parts.pop("tokens").split([self.visual_dim, self.multiscale_dim], dim=-1)
         times = self.frame_times(times, frames) if len(times) else torch.arange(frames)
         pruned = self.tango.prune_tokens(VideoTokens(features, (rows, columns), times, **parts))
-        order = pruned.indices.argsort(stable=True)
-        indices = pruned.indices[order].cpu()
+        indices = pruned.indices.cpu()
 
         tokens = torch.tensor(item_tokens(self.config, self._tokenizer, written, [rows * columns] * frames))
         visual = tokens == self.config.video_token_id
         times_kept = (~visual).long()  # text once; a place where a method puts several tokens, so often
         times_kept[visual] = indices.bincount(minlength=frames * rows * columns)
-        places = self._places(visual, frames, rows, columns).repeat_interleave(times_kept, 0)
-        tokens, visual = (x.repeat_interleave(times_kept).to(features.device) for x in (tokens, visual))
-        text = self.get_language_model().embed_input_ids(tokens)
+        places = self._places(visual, frames, rows, columns)
+        own = places[visual][indices]  # as in transformers: each frame has its number of tokens, in the method's order
+        tokens, visual, places = (x.repeat_interleave(times_kept, 0) for x in (tokens, visual, places))
+        places[visual] = own
+        text = self.get_language_model().embed_input_ids(tokens.to(features.device))
         out = torch.cat((text, text.new_zeros(len(text), self.multiscale_dim)), dim=1)
         extra = deepstack.flatten(0, 1)[indices.to(deepstack.device)]
-        out[visual] = torch.cat((pruned.features[order], extra), dim=1).to(out)
+        out[visual.to(out.device)] = torch.cat((pruned.features, extra), dim=1).to(out)
         return mrope.with_columns(out, torch.cat((places, torch.arange(len(places))[:, None]), dim=1))
 
     @staticmethod

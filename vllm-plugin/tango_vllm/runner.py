@@ -39,7 +39,8 @@ def _refuse(runner: Any) -> None:
     from tango_vllm import FAMILIES
 
     if not hasattr(runner.get_model(), "tango"):
+        named = getattr(runner.model_config.hf_config, "architectures", None) or [type(runner.get_model()).__name__]
         raise ValueError(
-            f"WRAPPER is set, but {type(runner.get_model()).__name__} cannot be pruned in vLLM; these can: "
+            f"WRAPPER is set, but {', '.join(named)} cannot be pruned in vLLM; these can: "
             f"{', '.join(FAMILIES)}. Unset WRAPPER to serve the model as it is"
         )
