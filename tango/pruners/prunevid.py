@@ -19,7 +19,7 @@ from tango.ops.merging import segment_sums
 from tango.pruners import trace
 from tango.pruners.base import Pruner, full_precision
 from tango.pruners.budget import apportion
-from tango.pruners.settings import Cosine, Count, OneOf, PositiveShare, Share, reject
+from tango.pruners.settings import Cosine, Count, Neighbours, OneOf, PositiveShare, Share, reject
 from tango.pruners.video import Pruned, VideoTokens
 
 ORDERS = ("published", "ascending")
@@ -60,7 +60,7 @@ class PruneVid(Pruner):
     tau: Cosine = 0.8
     temporal_segment_ratio: Share = 0.25
     cluster_ratio: PositiveShare | None = None
-    num_neighbors: Count = 7
+    num_neighbors: Neighbours = 7
     merge_above: Count = 14
     order: Annotated[str, OneOf(*ORDERS)] = "published"
 
@@ -173,7 +173,7 @@ class PruneVid(Pruner):
         return peaks.indices, (sums / members).view(groups, count, dim)
 
 
-def scenes(frame_means: Tensor, ratio: float = 0.25, num_neighbors: Count = 7) -> Tensor:
+def scenes(frame_means: Tensor, ratio: float = 0.25, num_neighbors: int = 7) -> Tensor:
     """Cut a video into scenes: frames clustered by their means, stray frames given to the runs beside them.
 
     Args:
