@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -98,26 +97,27 @@ def archive(folder: Path, name: str) -> None:
 PIPES = ("cells/00/cell.json", "x/1_efficiency.json", ARCHIVE, "accuracy.csv", "notes.md", "cells/00/identity")
 
 
-@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["pipe", "folder"])
-@pytest.mark.parametrize("name", PIPES)
-def test_pipes_and_folders_named_like_files(name: str, make: Callable[[str], None], tmp_path: Path) -> None:
-    """They are passed over, in a process of its own since a pipe would be waited for."""
-    write_sweep(tmp_path / "in", [made_up("vanilla", None, [1, 2], 512)] * 2)
-    place = tmp_path / "in" / name
-    place.parent.mkdir(exist_ok=True)
-    place.unlink(missing_ok=True)
-    make(str(place))
+def test_pipes_and_folders_named_like_files(tmp_path: Path) -> None:
+    """They are passed over; in a process of its own, since a pipe would be waited for."""
+    folders = []
+    for make in (os.mkfifo, os.mkdir):
+        for name in PIPES:
+            folders.append(tmp_path / f"{make.__name__}{len(folders)}")
+            write_sweep(folders[-1], [made_up("vanilla", None, [1, 2], 512)] * 2)
+            place = folders[-1] / name
+            place.parent.mkdir(exist_ok=True)
+            place.unlink(missing_ok=True)
+            make(place)
     code = (
-        "import sys; from tango.cli import main; folder, out = sys.argv[1:]; "
-        "import tango.results.report; sys.modules['tango.results.report'].plot_all = lambda *_: []; "
-        "print(main(['results', folder, '--output', out]), main(['verify', folder]))"
+        "import sys; from tango.cli import main; out, *folders = sys.argv[1:]; import tango.results.report; "
+        "sys.modules['tango.results.report'].plot_all = lambda *_: []; "
+        "print('statuses', [(main(['results', one, '--output', out]), main(['verify', one])) for one in folders])"
     )
-    command = [sys.executable, "-c", code, str(tmp_path / "in"), str(tmp_path / "out")]
+    command = [sys.executable, "-c", code, str(tmp_path / "out"), *map(str, folders)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
-    statuses = [int(word) for word in done.stdout.split("\n")[-2].split()]
-    assert statuses[0] == 0 and statuses[1] in (0, 1), done.stderr + done.stdout
-    assert "Traceback" not in done.stderr
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+    # These cells have no runs beside them, so that nothing is wrong and not all can be checked.
+    assert done.stdout.splitlines()[-1] == f"statuses {[(0, 1)] * len(folders)}", done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("name", ["", ".", "./", "/cells/a"])
