@@ -18,7 +18,7 @@ from tango.pruners.base import Pruner, full_precision
 from tango.pruners.budget import fit
 from tango.pruners.in_llm import LayerPruning, before_layer
 from tango.pruners.peaks import ChoosePeaks, plain_peaks
-from tango.pruners.settings import Cosine, Count, Neighbours, Saliency, Share, reject
+from tango.pruners.settings import Cosine, Count, Saliency, Share, reject
 from tango.pruners.video import Pruned, VideoTokens
 
 
@@ -65,7 +65,7 @@ class HoliTom(Pruner):
     saliency: Saliency | None = "received_attention"
     similarity_threshold: Cosine | None = None
     anchor_weight: Share = 0.6
-    num_neighbors: Neighbours = 7
+    num_neighbors: Count = 7
     max_window: Count = 1024
     pruned_layer: Count | None = None
     llm_drop_ratio: Share = 0.5

@@ -19,7 +19,7 @@ from tango.ops.merging import segment_sums
 from tango.pruners import trace
 from tango.pruners.base import Pruner, full_precision
 from tango.pruners.budget import apportion
-from tango.pruners.settings import Cosine, Count, Neighbours, OneOf, PositiveShare, Share, reject
+from tango.pruners.settings import Cosine, Count, OneOf, PositiveShare, Share, reject
 from tango.pruners.video import Pruned, VideoTokens
 
 ORDERS = ("published", "ascending")
@@ -60,7 +60,7 @@ class PruneVid(Pruner):
     tau: Cosine = 0.8
     temporal_segment_ratio: Share = 0.25
     cluster_ratio: PositiveShare | None = None
-    num_neighbors: Neighbours = 7
+    num_neighbors: Count = 7
     merge_above: Count = 14
     order: Annotated[str, OneOf(*ORDERS)] = "published"
 

@@ -80,8 +80,7 @@ Share = Annotated[float, Number(least=0, most=1)]
 PositiveShare = Annotated[float, Number(above=0, most=1)]
 Cosine = Annotated[float, Number(least=-1, most=1)]
 Positive = Annotated[float, Number(above=0)]
-Count = Annotated[int, Integer(1)]
-Neighbours = Annotated[int, Integer(1, 4096)]  # a density sums so many terms, with room for each
+Count = Annotated[int, Integer(1, 10_000)]  # of layers, frames, tokens of a frame, neighbours: some make room for each
 TokenPositions = Annotated[tuple[int, ...], Positions()]
 Saliency = Annotated[str, OneOf("pooling_head", "global_query", "received_attention")]
 PLAIN = {bool: "True or False", str: "text"}

@@ -24,18 +24,7 @@ from tango.pruners import trace
 from tango.pruners.base import Pruner, full_precision, zero_sinks
 from tango.pruners.budget import apportion
 from tango.pruners.in_llm import LayerPruning, before_layer, prefill_ratio
-from tango.pruners.settings import (
-    Cosine,
-    Count,
-    Neighbours,
-    Number,
-    OneOf,
-    Positive,
-    PositiveShare,
-    Share,
-    TokenPositions,
-    reject,
-)  # fmt: skip
+from tango.pruners.settings import Cosine, Count, Number, OneOf, Positive, PositiveShare, Share, TokenPositions, reject
 from tango.pruners.video import Pruned, VideoTokens
 
 
@@ -107,7 +96,7 @@ class Tango(Pruner):
     similarity_threshold: Cosine | None = None
     static_threshold: Cosine = 0.8
     expansion: Annotated[float, Number(least=1)] = 1.5
-    num_neighbors: Neighbours = 7
+    num_neighbors: Count = 7
     anchor_weight: Share = 0.6
     time_base: Positive = 10000.0
     space_base: Positive = 1000.0
