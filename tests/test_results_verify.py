@@ -253,10 +253,11 @@ def test_a_changed_cell_or_summary(path: str, make: Callable[[Any], Any], what: 
 
 def test_a_fingerprint_that_changed(results: Path) -> None:
     (results / LMMS / "identity").write_text("of another run")
-    (results / VLM / "run/journal/run0.1-rank0.jsonl").rename(results / VLM / "run/journal/run7-rank0.jsonl")
+    (results / VLM / "run/journal/run0.1-rank0.jsonl").rename(other := results / VLM / "run/journal/run7-rank0.jsonl")
+    there = f"run7-rank0.jsonl ({other.stat().st_size} bytes)"
     found = differing(verify([results / "sweep"]))
     assert found == [
-        ("journal", "journal of the run", "run7-rank0.jsonl", "run0.1-rank0.jsonl"),
+        ("journal", "journal of the run", there, "samples in run0.1-rank0.jsonl"),
         ("identity", "fingerprint", "of another run", "identity 0.1"),
     ]
 

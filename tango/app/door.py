@@ -7,8 +7,10 @@ address in place of an uploaded file), converts recordings, and has pages for de
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from pathlib import Path
 from typing import Any
 
 OK = 200
@@ -23,6 +25,7 @@ OPEN = re.compile(
     rf"{API}stream/\w+(/close)?"
 )
 CALLS = (f"{API}queue/join", f"{API}stream/")  # whose bodies are looked into: events, and pictures of a webcam
+ROOM = 30  # uploads of the largest size are kept at a time; Gradio removes them after an hour
 LARGEST_CALL = 1_000_000  # bytes of an event of the page, of which files are no part; and of what surrounds a file
 # Nothing but this server may be asked for anything. Gradio writes scripts and styles into its page.
 POLICY = (
@@ -47,21 +50,40 @@ class Door:
 
     def __init__(self, app: Any, folder: str, largest: int) -> None:
         self.app, self.folder, self.largest = app, folder, largest
+        self.coming = 0  # bytes of uploads that are under way
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Hand on a request that the page may make; the others are told 404, 403 for a file, 400 or 413 for a call."""
+        """Hand on a request that the page may make. The others are told 404, 403 for a file, 400, 411 or 413 for a call
+        and 507 for an upload too many.
+        """
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
         elif scope["type"] == "http":
-            length = dict(scope["headers"]).get(b"content-length", b"0")
+            headers = dict(scope["headers"])
+            length = headers.get(b"content-length", b"0")
             long = not length.isdigit() or int(length) > self.largest + LARGEST_CALL
-            status, receive = (413, receive) if long else await self.looked_over(scope["path"], receive)
-            if status != OK:
-                headers = [(b"content-length", b"0"), (b"connection", b"close")]
-                await send({"type": "http.response.start", "status": status, "headers": headers})
-                await send({"type": "http.response.body", "body": b""})
+            if b"transfer-encoding" in headers:  # as long as its sender likes; browsers say how long
+                status = 411
+            else:
+                status, receive = (413, receive) if long else await self.looked_over(scope["path"], receive)
+            if status == OK and scope["path"].startswith(f"{API}upload"):
+                await self.uploaded(scope, receive, send, int(length))
+            elif status != OK:
+                await refuse(send, status)
             else:
                 await self.app(scope, receive, with_headers(send))
+
+    async def uploaded(self, scope: Message, receive: Receive, send: Send, length: int) -> None:
+        """Hand on a file while there is room for it among those that are there and those that are coming."""
+        held = sum(file.stat().st_size for file in Path(self.folder).rglob("*") if file.is_file())
+        if held + self.coming + length > ROOM * self.largest:
+            await refuse(send, 507)
+            return
+        self.coming += length
+        try:
+            await self.app(scope, receive, with_headers(send))
+        finally:
+            self.coming -= length
 
     async def looked_over(self, path: str, receive: Receive) -> tuple[int, Receive]:
         """OK, or why a request is refused; and what its body is to be read from."""
@@ -84,8 +106,16 @@ class Door:
         return OK if inside else 403, first({"type": "http.request", "body": body, "more_body": False}, receive)
 
     def owns(self, file: str) -> bool:
-        """Whether a path lies in the folder."""
-        return file.startswith(f"{self.folder}/") and ".." not in file.split("/")
+        """Whether a path is that of a file in the folder; a folder there Gradio would try to remove as a file."""
+        inside = file.startswith(f"{self.folder}/") and ".." not in file.split("/") and "\0" not in file
+        return inside and os.path.isfile(file)
+
+
+async def refuse(send: Send, status: int) -> None:
+    """Answer with a status and nothing else."""
+    headers = [(b"content-length", b"0"), (b"connection", b"close")]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": b""})
 
 
 def files(content: Any) -> Iterator[str]:

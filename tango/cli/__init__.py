@@ -31,10 +31,11 @@ from tango.cli.common import (
     InputError,
     epilog,
     lacking,
-    out_of_memory,
     print_json,
+    starved,
 )
 from tango.motionqa.shipped import NotShipped
+from tango.runs.screen import note
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS", "NUMEXPR_MAX_THREADS")  # read at imports
 GOES_ON = ("sweep", "demo", "calibrate")  # from what they had finished
@@ -67,6 +68,7 @@ def root(
     for name in THREADS:
         if (text := os.environ.get(name, "").strip()) and (not text.isdecimal() or int(text) < 1):
             raise InputError(f"{name}={text!r}: give a number of threads of at least 1, or unset it")
+    os.environ["MPLBACKEND"] = "agg"  # plots are files; what is set for windows may not be here
 
 
 for module in (ask, app_command, live, profile, visualize, calibrate, demo, sweep, results, verify, methods, doctor):
@@ -95,11 +97,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return tell(lacking(error), BAD_INPUT, as_json)
     except CommandFailed as error:
         return tell(str(error), FAILED, as_json)
-    except (MemoryError, RuntimeError) as error:
-        if not out_of_memory(error):
+    except (MemoryError, RuntimeError, ImportError) as error:
+        if not (advice := starved(error)):
             raise
         what = str(error).strip().split("\n")[0] or "out of memory"
-        return tell(f"{what}; use fewer --frames, a smaller --model or --dtype bfloat16", FAILED, as_json)
+        return tell(f"{what}; {advice}", FAILED, as_json)
     except OSError as error:  # a full disk, a folder that may not be written, a reader of stdout that has gone
         return tell(str(error), FAILED, stdout_works() and as_json)
     if status == INTERRUPTED:
@@ -137,7 +139,7 @@ def stdout_works() -> bool:
 def tell(message: str, status: int, as_json: bool) -> int:
     """An error: one line on stderr and, for machines, an object on stdout. Returns the exit code."""
     line = " ".join(message.split())
-    print(f"tango: {line}", file=sys.stderr)
+    note(f"tango: {line}")
     if as_json:
         print_json({"error": line, "exit_code": status})
     return status

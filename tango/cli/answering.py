@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tango.cli.common import OTHER_FRAMES, InputError, out_of_memory
+from tango.cli.common import OTHER_FRAMES, InputError, starved
 from tango.motionqa.shipped import FRAMES, MODEL, VIDEO, shipped
 
 if TYPE_CHECKING:
@@ -72,9 +72,11 @@ def check_model(model: str | None) -> None:
 
 
 def check_question(question: str | None) -> None:
-    """Turn away a question that a shell passed on as bytes that are no text; InputError."""
+    """Turn away a question of nothing, and one that a shell passed on as bytes that are no text; InputError."""
     from tango.inference.prompt import check_text
 
+    if question is not None and not question.strip():
+        raise InputError(f"the question {question!r} asks nothing; write one")
     with input_errors():
         check_text(question or "")
 
@@ -117,7 +119,7 @@ def load(model: str | None, device: str | None, dtype: str) -> Checkpoint:
     try:
         return load_checkpoint(source, device=device, dtype=dtype)
     except (ValueError, OSError, RuntimeError) as error:
-        if out_of_memory(error):
+        if starved(error):
             raise
         first = as_typed(str(error).strip().split("\n")[0])
         raise InputError(first if source in first else f"{source}: {first}") from error

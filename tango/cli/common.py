@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from tango.motionqa.shipped import FRAMES, MODEL, VIDEO
+from tango.runs.screen import Screen
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 EXIT_CODES = {
@@ -40,10 +41,19 @@ class CommandFailed(RuntimeError):
     """The input was fine and the command failed all the same. Exit code 1."""
 
 
-def out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out: Python's, a GPU's (torch's class, not imported for this), or the CPU's in torch."""
+def starved(error: BaseException) -> str | None:
+    """What to do where memory ran out, Python's, a GPU's (torch's class, not imported for this) or the CPU's in torch,
+    or where no thread can be started, or a library finds no room; None if it is something else.
+    """
+    if isinstance(error, ImportError):
+        room = "failed to map" in str(error) or "cannot allocate memory" in str(error)
+        return "there is not enough memory to load it (see ulimit -v)" if room else None
+    if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+        return "this user may start too few processes (see ulimit -u)"
     kinds = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return kinds or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+    if kinds or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error)):
+        return "use fewer --frames, a smaller --model or --dtype bfloat16"
+    return None
 
 
 def lacking(error: ModuleNotFoundError) -> str:
@@ -103,12 +113,9 @@ def epilog(*examples: str) -> str:
     return "\n\n".join(["[bold]Examples[/]", *(f"[dim]$[/] {example}" for example in examples)])
 
 
-def console() -> Console:
-    """For tables on stdout; wide where nobody looks, so that files and pipes get whole lines.
-
-    What is printed is text, brackets and colons included: questions, answers and names of files are no markup.
-    """
-    return Console(width=None if sys.stdout.isatty() else 200, markup=False, emoji=False)
+def console() -> Screen:
+    """For tables on stdout; wide where nobody looks, so that files and pipes get whole lines."""
+    return Screen(width=None if sys.stdout.isatty() else 200)
 
 
 def print_json(content: Any) -> None:

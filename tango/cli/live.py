@@ -10,12 +10,13 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from tango.cli import common
 from tango.cli.answering import check_fit, check_model, check_question, choose_pruners, input_errors, load
 from tango.cli.common import CommandFailed, InputError, stdout_for_json, steps
+from tango.runs.screen import Screen
+from tango.runs.screen import note as say
 
 if TYPE_CHECKING:
     from tango.live.answer import Answer
@@ -108,7 +109,7 @@ def check_numbers(numbers: dict[str, float | None], budget: int, policy: str) ->
 
 def note(sentence: str) -> None:
     """Something went wrong and was got over: a line on stderr."""
-    print(f"tango: {' '.join(sentence.split())}", file=sys.stderr, flush=True)
+    say(f"tango: {sentence}")
 
 
 class Watching:
@@ -210,7 +211,7 @@ def print_line(line: dict[str, Any]) -> None:
 
 def typed(watching: Watching, longest: int) -> None:
     """Questions from the terminal, while a thread reads the source."""
-    screen = Console(markup=False, emoji=False, highlight=False)
+    screen = Screen(highlight=False)
     reader = threading.Thread(target=watching.read, name="tango-source", daemon=True)
     reader.start()
     screen.print("Type a question; Enter alone shows how it stands, /history what is held, /quit ends.", style="dim")

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from tango.cli import common
 from tango.cli.answering import input_errors
 from tango.cli.common import BAD_INPUT, FAILED, OK, RATIO, InputError, console, print_json, stdout_for_json, steps
+from tango.runs.screen import Screen, note
 from tango.sweeps.frameworks import FRAMEWORKS, MOTIONQA, QUESTIONS
 
 if TYPE_CHECKING:
@@ -107,12 +106,12 @@ def sweep(
         if cell is not None:
             expanded.cells = one_cell(expanded, cell)
     for line in expanded.left_out:
-        print(f"tango: left out: {line}", file=sys.stderr)
+        note(f"tango: left out: {line}")
     for line in expanded.notes:
-        print(f"note: {line}", file=sys.stderr)
+        note(f"note: {line}")
     if dry_run:
         for line in expanded.missing:
-            print(f"missing: {line}", file=sys.stderr)
+            note(f"missing: {line}")
         if estimate:
             from tango.cli.estimates import show_estimates
 
@@ -168,7 +167,7 @@ def run(expanded: Expanded, grid: Grid, as_json: bool, part: bool = False) -> in
             if grid.ray is not None:
                 machine = stack.enter_context(RayCluster(grid.ray, 1 if grid.gpus is None else grid.gpus))
             for model, cells in expanded.cells.items():
-                progress = Console(stderr=True, markup=False, emoji=False)
+                progress = Screen(stderr=True)
                 one = Sweep(Path(grid.output) / model, cells, grid.jobs, progress, machine, part)
                 failures |= {f"{model}/{name}": reason for name, reason in one.run().items()}
                 results = one.results()
@@ -179,7 +178,7 @@ def run(expanded: Expanded, grid: Grid, as_json: bool, part: bool = False) -> in
     except SweepError as error:
         raise InputError(str(error)) from error
     for name, reason in failures.items():
-        print(f"tango: {name} failed: {reason}", file=sys.stderr)
+        note(f"tango: {name} failed: {reason}")
     if finished and not as_json:
         screen.print(f"All tables and plots: tango results {shlex.quote(grid.output)}", highlight=False)
     if as_json:

@@ -19,12 +19,12 @@ from typing import Any
 import torch
 from PIL import Image
 from torchvision.transforms.v2.functional import InterpolationMode, resize
-from transformers import StoppingCriteriaList
+from transformers import LogitsProcessorList, StoppingCriteriaList
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from tango.inference.batch import Prepared, batches, reply, together
 from tango.inference.checkpoints import Checkpoint
-from tango.inference.generation import generation_settings
+from tango.inference.generation import FirstLogits, check_logits, generation_settings
 from tango.inference.picture import Picture
 from tango.inference.prompt import Message, check_length, check_text, least_seen, spell_out, spelled, written
 from tango.inference.timing import GenerationTimer, StopAt
@@ -195,11 +195,13 @@ class Chat:
         stop = StopAt(lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True)), until)
         if options["do_sample"]:
             torch.manual_seed((self.seed + zlib.crc32(name.encode())) % 2**63)
-        criteria = StoppingCriteriaList([timer, stop] if stop.until else [timer])
+        criteria, first = StoppingCriteriaList([timer, stop] if stop.until else [timer]), FirstLogits()
+        options |= {"stopping_criteria": criteria, "logits_processor": LogitsProcessorList([first])}
         with torch.inference_mode():
             timer.start()
-            sequences = model.generate(**inputs, **extra, **options, pad_token_id=pad, stopping_criteria=criteria)
+            sequences = model.generate(**inputs, **extra, **options, pad_token_id=pad)
             timing = timer.stop()
+        first.check(model.dtype)
         videos = iter(self._videos([size for own in prepared for size in own.sizes]))
         answers = []
         for row, own in enumerate(prepared):
@@ -227,6 +229,7 @@ class Chat:
             inputs["mm_token_type_ids"] = torch.nn.functional.pad(inputs["mm_token_type_ids"], (0, count))
         with torch.inference_mode():
             logits = model(**inputs, **extra, logits_to_keep=count + 1).logits[0, -count - 1 : -1].float()
+        check_logits(logits, model.dtype)
         chosen = torch.log_softmax(logits, -1).gather(1, reply[0, :, None].to(logits.device))
         greedy = bool((logits.argmax(-1) == reply[0].to(logits.device)).all())
         videos = self._videos(sizes)

@@ -112,6 +112,7 @@ def load(
             config._attn_implementation = "eager"  # not one that this machine may lack
             with torch.device("meta"):
                 outline = cls(config)
+        with in_one_line(pretrained, "its weights"):
             if raw.get("quantization_config") is None:  # whose numbers are packed
                 checks.check_size(outline, pretrained)
         with in_one_line(pretrained, "its weights or generation_config.json"):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.constants import HF_HUB_CACHE, is_offline_mode
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from transformers.activations import ACT2FN
@@ -23,6 +24,8 @@ from tango.models.pooling_head import INDEX, WEIGHTS, weight_map
 COUNTS = dict.fromkeys(("hidden_size", "out_hidden_size", "intermediate_size", "vocab_size"), 2**24)
 COUNTS |= dict.fromkeys(("num_attention_heads", "num_key_value_heads", "num_heads", "head_dim"), 2**16)
 COUNTS |= {"num_hidden_layers": 1000, "depth": 1000, "image_size": 2**16, "patch_size": 2**16}
+# The same of what a processor counts: pixels along a side of a frame, tokens of an image.
+LARGEST = {"size.height": 2**13, "size.width": 2**13, "num_image_tokens": 2**17}
 STORED = ("float16", "bfloat16", "float32", "float64")
 # Files that hold a mapping; their names go on with .json.
 MAPPINGS = ("generation_config", "processor_config", "preprocessor_config", "video_preprocessor_config",
@@ -123,6 +126,10 @@ def check_generation(settings: Mapping[str, Any], pretrained: str) -> None:
             right = "a whole number of at least 1"
         if field in NUMBERS and not (isinstance(value, int | float) and not isinstance(value, bool)):
             right = "a number"
+        elif field == "repetition_penalty" and not value > 0:
+            right = "a number above 0"
+        if field == "stop_strings":
+            right = "none: where replies end is the task's to say"
         every = value if isinstance(value, list) else [value]
         if field in TOKENS and not all(type(token) is int for token in every):
             right = "a token's number, or a list of them"
@@ -181,6 +188,15 @@ def check_processor(processor: Any, model: Any, pretrained: str) -> None:
             f"{pretrained!r}: its processor_config.json (processor_class) gives a {type(processor).__name__}, which is "
             "no processor of videos and text"
         )
+    size = dict(processor.video_processor.size or {})
+    counts = {f"size.{side}": size[side] for side in ("height", "width") if size.get(side) is not None}
+    counts |= {"num_image_tokens": getattr(processor, "num_image_tokens", None) or 1}
+    for name, value in counts.items():
+        if not (type(value) is int and 1 <= value <= LARGEST[name]):
+            raise CheckpointError(
+                f"{pretrained!r}: its processor has {name} = {value!r}; expected a whole number from 1 to "
+                f"{LARGEST[name]}"
+            )
     if not processor.chat_template:
         raise CheckpointError(f"{pretrained!r} has no chat template; pass chat_template=<file>")
     message = {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "What?"}]}
@@ -237,11 +253,17 @@ def in_one_line(pretrained: str, files: str) -> Iterator[None]:
         what = " ".join(lines[:2] if isinstance(error, StrictDataclassError) else lines[:1]) or type(error).__name__
         if "custom code" in what:
             what = f"{pretrained!r} needs code that it brings along, which is not run"
+        if "couldn't connect" in what and is_offline_mode():
+            what = (
+                f"{pretrained!r} is no folder and not in {HF_HUB_CACHE}, and HF_HUB_OFFLINE says not to ask the hub; "
+                "unset it, or give a folder"
+            )
         if pretrained not in what:
             what = f"{pretrained!r} cannot be loaded: {files}: {what}"
         raise CheckpointError(what) from error
     except Exception as error:  # what a field does not fit may fail in any way
-        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        starved = any(sign in str(error) for sign in ("can't allocate memory", "can't start new thread"))
+        if starved or isinstance(error, MemoryError | torch.OutOfMemoryError):
             raise
         first = (str(error).strip().splitlines() or [""])[0]
         raise CheckpointError(f"{pretrained!r} cannot be loaded: {files}: {type(error).__name__}: {first}") from error

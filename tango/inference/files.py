@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
+
+# What reading files of others may end in: they hold anything, and one of them may not end the report about all.
+DAMAGED = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError)
 
 
 def write_whole(path: Path, content: bytes | str) -> None:
@@ -38,3 +42,19 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def regular(folder: Path, pattern: str) -> list[Path]:
+    """The files that a pattern finds in a folder, sorted: no folders, and no pipes, whose readers wait for a writer."""
+    return sorted(file for file in folder.glob(pattern) if file.is_file())
+
+
+def check_regular(file: Path) -> Path:
+    """A file that can be read without waiting for anybody.
+
+    Raises:
+        OSError: it is not there, a folder or a pipe.
+    """
+    if not file.is_file():
+        raise OSError(errno.ENOENT, "no regular file", str(file))
+    return file

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+from torch import Tensor
+
 # What a request may set; anything else would silently be without effect.
 SAMPLING = ("temperature", "top_p", "top_k")
 PASSED_ON = (
@@ -46,3 +49,33 @@ def generation_settings(asked: Mapping[str, Any], use_cache: bool = True) -> tup
             settings[name] = asked[name]
     settings["use_cache"] = use_cache
     return settings, until
+
+
+def check_logits(logits: Tensor, dtype: torch.dtype) -> None:
+    """Turn away what a model cannot choose a word by: the largest of numbers that are none is the first of all.
+
+    Raises:
+        ValueError: some are NaN; says what to do for weights of a dtype.
+    """
+    if bool(logits.isnan().any()):
+        raise ValueError(
+            f"the language model computes NaN, so it has no answer: its weights or its config.json are damaged, or its "
+            f"numbers do not fit into {str(dtype).removeprefix('torch.')}; get it anew, or try dtype=float32"
+        )
+
+
+class FirstLogits:
+    """A logits processor that keeps what the first word is chosen by, to be looked at when nobody waits for it."""
+
+    def __init__(self) -> None:
+        self.logits: Tensor | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """scores (B, vocabulary) as generate() passes them, and as they are returned."""
+        self.logits = scores if self.logits is None else self.logits
+        return scores
+
+    def check(self, dtype: torch.dtype) -> None:
+        """check_logits() of them."""
+        if self.logits is not None:
+            check_logits(self.logits, dtype)

@@ -13,12 +13,13 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import av
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from tango.inference.files import check_regular
 from tango.inference.picture import Picture, Pictures
 from tango.inference.video import FORMATS, shown_stream
 
@@ -32,6 +33,20 @@ PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 JUMP = 10.0  # seconds between frames from which on a clock was set anew
 LONGEST_PAUSE = 8.0  # seconds between two tries to connect
 Timed = tuple[Picture, float]
+
+
+def address(name: str) -> SplitResult:
+    """The parts of an address; empty ones of a name that is none, as `http:b.mp4` of a file.
+
+    Raises:
+        ValueError: the host or the port of it cannot be.
+    """
+    try:
+        parts = urlsplit(name if "://" in name else "")
+        _ = parts.port
+    except ValueError as error:
+        raise ValueError(f"the address cannot be: {error}; give one as rtsp://camera.local:554/stream") from error
+    return parts
 
 
 class Clock:
@@ -90,15 +105,20 @@ class Source:
         timeout: float = 10.0,
         patience: float = 60.0,
     ) -> None:
+        parts = address(name)
+        # What is told goes into logs, where a password does not belong.
+        self.shown = name.replace(f"{parts.netloc.rpartition('@')[0]}@", "") if "@" in parts.netloc else name
         self.name, self.fps, self.pace, self.say = name, fps, pace, say
         self.timeout, self.patience = timeout, patience
         self.connections = self.damaged = 0
         self.stopped = threading.Event()
-        self.scheme = SCHEMES.get(urlsplit(name).scheme.lower(), "")
+        self.scheme = SCHEMES.get(parts.scheme.lower(), "")
         camera = name.startswith("/dev/video")
         if "://" in name and not self.scheme:
-            raise ValueError(f"{name!r}: streams are read from {', '.join(SCHEMES)} addresses")
-        if not (self.scheme or camera or name == "-" or Path(name).exists()):
+            raise ValueError(f"{self.shown!r}: streams are read from {', '.join(SCHEMES)} addresses")
+        if self.scheme and not parts.hostname:
+            raise ValueError(f"{self.shown!r} names no host: give one, as in {parts.scheme}://camera.local/stream")
+        if not (self.scheme or camera or name == "-" or (name and Path(name).exists())):
             raise ValueError(f"no source {name!r}: give a video file, a folder of images, an address, a camera or -")
         self.live = bool(self.scheme) or camera
 
@@ -122,7 +142,7 @@ class Source:
             raise ValueError(f"no images in the folder {self.name!r}: it needs {', '.join(PICTURES)}")
         for number, file in enumerate(files):
             try:
-                with Image.open(file) as image:
+                with Image.open(check_regular(file)) as image:
                     yield np.asarray(image.convert("RGB")), number / (self.fps or 1.0)
             except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
                 self.damaged += 1
@@ -149,15 +169,15 @@ class Source:
                         yield picture, seconds
                     if not self.live or (file and (clock.last or 0) > 0.9 * length - 1):
                         if clock.last is None:
-                            raise ValueError(f"{self.name!r} holds no video frame that could be decoded")
+                            raise ValueError(f"{self.shown!r} holds no video frame that could be decoded")
                         return
             except (av.FFmpegError, OSError) as error:
                 why = error.strerror or str(error)
                 if not self.live:
-                    raise ValueError(f"{self.name!r} cannot be read: {why}") from error
+                    raise ValueError(f"{self.shown!r} cannot be read: {why}") from error
             if time.monotonic() - since > self.patience:
-                raise ValueError(f"{self.name!r} gave nothing for {self.patience:g} s: {why}")
-            self.say(f"{self.name!r} was lost ({why}): trying again in {pause:g} s")
+                raise ValueError(f"{self.shown!r} gave nothing for {self.patience:g} s: {why}")
+            self.say(f"{self.shown!r} was lost ({why}): trying again in {pause:g} s")
             self.stopped.wait(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
 
@@ -182,7 +202,7 @@ class Source:
                 real = stack.enter_context(open(self.name, "rb", buffering=0))
                 file = stack.enter_context(open(real.fileno(), "rb", buffering=0, closefd=False))
             container = stack.enter_context(av.open(file, container_options=options, **settings))
-            yield container, shown_stream(container, self.name)
+            yield container, shown_stream(container, self.shown)
 
     def _decoded(self, container: Any, stream: Any, clock: Clock, show: Pictures) -> Iterator[Timed]:
         """Pictures and times of one connection, at most `fps` a second; packets that cannot be decoded are left out."""
@@ -200,7 +220,7 @@ class Source:
             except av.FFmpegError as error:
                 self.damaged += 1
                 if self.damaged == 1:
-                    self.say(f"{self.name!r}: a part could not be decoded and was left out: {error.strerror}")
+                    self.say(f"{self.shown!r}: a part could not be decoded and was left out: {error.strerror}")
                 continue
             for frame in frames:
                 if clock.known(frame.time):  # behind a place that was sought for

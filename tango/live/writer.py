@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, RepetitionPenaltyLogitsProcessor
 
+from tango.inference.generation import check_logits
 from tango.inference.prompt import check_length
 from tango.live.answer import Answer
 from tango.live.layout import Layout, Piece, joined
@@ -100,6 +101,8 @@ class Writer:
         piece = prompt
         while True:
             logits = self._forward(piece)
+            if not out:
+                check_logits(logits, self.model.dtype)
             if penalise is not None:
                 logits = penalise(torch.cat((seen, seen.new_tensor([out])), 1) if out else seen, logits)
             token = int(logits.argmax(-1))

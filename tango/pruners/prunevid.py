@@ -173,7 +173,7 @@ class PruneVid(Pruner):
         return peaks.indices, (sums / members).view(groups, count, dim)
 
 
-def scenes(frame_means: Tensor, ratio: float = 0.25, num_neighbors: Count = 7) -> Tensor:
+def scenes(frame_means: Tensor, ratio: float = 0.25, num_neighbors: int = 7) -> Tensor:
     """Cut a video into scenes: frames clustered by their means, stray frames given to the runs beside them.
 
     Args:

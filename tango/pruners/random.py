@@ -29,7 +29,7 @@ class Random(Pruner):
 
     name: ClassVar[str] = "random"
 
-    seed: Annotated[int, Integer(0)] = 0
+    seed: Annotated[int, Integer(0, 2**63 - 1)] = 0
 
     @property
     def needs(self) -> frozenset[str]:

@@ -14,38 +14,41 @@ import typing
 from dataclasses import dataclass, fields
 from typing import Annotated, Any
 
+LARGEST = 10**9  # of any setting: beyond what any means, and products with counts of tokens stay numbers
+
 
 @dataclass(frozen=True)
 class Number:
-    """A finite number with least <= value <= most and value > above."""
+    """A number with least <= value <= most and value > above."""
 
     least: float = -math.inf
     above: float = -math.inf
-    most: float = math.inf
+    most: float = LARGEST
 
     def holds(self, value: Any) -> bool:
         """Whether a value is one."""
         if isinstance(value, bool) or not isinstance(value, int | float):
             return False
-        return self.least <= value <= self.most and self.above < value < math.inf
+        return self.least <= value <= self.most and self.above < value
 
     def __str__(self) -> str:
         low = f"({self.above}" if self.above > -math.inf else f"[{self.least}"
-        return f"a finite number in {low}, {self.most}{']' if self.most < math.inf else ')'}"
+        return f"a finite number in {low}, {self.most}]"
 
 
 @dataclass(frozen=True)
 class Integer:
-    """An integer of at least so much."""
+    """An integer of at least so much, and of at most."""
 
     least: int
+    most: int = LARGEST
 
     def holds(self, value: Any) -> bool:
         """Whether a value is one."""
-        return isinstance(value, int) and not isinstance(value, bool) and value >= self.least
+        return isinstance(value, int) and not isinstance(value, bool) and self.least <= value <= self.most
 
     def __str__(self) -> str:
-        return f"an integer of at least {self.least}"
+        return f"an integer of at least {self.least}, at most {self.most}"
 
 
 class OneOf:
@@ -77,7 +80,7 @@ Share = Annotated[float, Number(least=0, most=1)]
 PositiveShare = Annotated[float, Number(above=0, most=1)]
 Cosine = Annotated[float, Number(least=-1, most=1)]
 Positive = Annotated[float, Number(above=0)]
-Count = Annotated[int, Integer(1)]
+Count = Annotated[int, Integer(1, 10_000)]  # of layers, frames, tokens of a frame, neighbours: some make room for each
 TokenPositions = Annotated[tuple[int, ...], Positions()]
 Saliency = Annotated[str, OneOf("pooling_head", "global_query", "received_attention")]
 PLAIN = {bool: "True or False", str: "text"}

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, ValidationError, create_model
 
+from tango.inference.files import DAMAGED, regular
 from tango.runs.reading import missing, read_json, sentence
 from tango.runs.settings import VANILLA
 from tango.runs.summary import TITLES
@@ -118,7 +119,7 @@ def run_by_hand(folder: Path, broken: list[str]) -> list[tuple[Path, Cell]]:
     `broken`.
     """
     cells: list[tuple[Path, Cell]] = []
-    for file in sorted(folder.glob("**/*_efficiency.json")):
+    for file in regular(folder, "**/*_efficiency.json"):
         if "cells" in file.relative_to(folder).parts or "cells" in folder.parts[-1:]:
             continue
         from tango.sweeps import lmms_cells, vlmeval_cells
@@ -129,7 +130,7 @@ def run_by_hand(folder: Path, broken: list[str]) -> list[tuple[Path, Cell]]:
             cells += [(file, check_cell(cell, file)) for cell in read]
         except (CellError, ResultsError) as error:
             broken.append(str(error) if str(file) in str(error) else f"{file}: {error}")
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        except DAMAGED as error:
             broken.append(f"{file}: not the files of a whole run ({error!r})")
     return cells
 

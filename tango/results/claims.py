@@ -100,7 +100,7 @@ def shown(value: Any) -> str:
 
 def read_csv(file: Path) -> tuple[list[str], list[dict[str, str]]]:
     """The comment and the lines of a CSV file of ours."""
-    lines = file.read_text(encoding="utf-8").split("\n")
+    lines = file.read_text(encoding="utf-8", errors="replace").split("\n")
     comment = [line[2:] for line in lines if line.startswith("# ")]
     return comment, list(csv.DictReader(line for line in lines if not line.startswith("#")))
 
@@ -122,7 +122,7 @@ def read_latex(file: Path) -> list[dict[str, str]]:
     """The lines of the tabular of a LaTeX file, by column."""
     rows = [
         [cell.strip() for cell in re.split(r"(?<!\\)&", line.rstrip().removesuffix(r"\\"))]
-        for line in file.read_text(encoding="utf-8").split("\n")
+        for line in file.read_text(encoding="utf-8", errors="replace").split("\n")
         if re.search(r"(?<!\\)&", line) and not line.startswith("%")
     ]
     return [dict(zip(rows[0], cells, strict=False)) for cells in rows[1:]]
@@ -259,7 +259,7 @@ def _with_ends(line: Mapping[str, Any], name: str) -> tuple[Any, ...]:
 
 def hold_sentences(outcome: Outcome, file: Path, expected: Mapping[str, Table], cold: int | None = None) -> None:
     """Hold the numbers in a README's sentences against those of the tables."""
-    text = file.read_text(encoding="utf-8")
+    text = file.read_text(encoding="utf-8", errors="replace")
     asked = {markdown_text(key[0]): line["questions"] for key, line in expected["benchmarks"].items()}
     for number, name in re.findall(r"(\d+) questions of ([^,;\n]+)", text.partition("; share kept")[0]):
         outcome.hold_text(file, f"questions of {name}", number, asked.get(name))

@@ -10,11 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tango.inference.files import DAMAGED, check_regular, regular
 from tango.results import recount
 from tango.results.cells import Cell, ResultsError, read_cell
 from tango.results.claims import Finding, Outcome
 from tango.results.logged import Logged, lmms_rows, vlmeval_rows
-from tango.runs.journal import JournalError, read_journal
+from tango.runs.journal import read_journal
 from tango.runs.provenance import code_fingerprint
 from tango.runs.reading import read_json
 from tango.runs.runner import Record
@@ -43,7 +44,7 @@ def _checked(file: Path, outcome: Outcome, follow: Callable[..., Cell], *given: 
     """What follow(*given, outcome) returns; None, and a difference, where files of the run cannot be read."""
     try:
         return follow(*given, outcome)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, JournalError) as error:
+    except DAMAGED as error:
         outcome.differ.append(Finding(str(file), "the cell", "its run's files cannot be read", repr(error)))
         return None
 
@@ -59,7 +60,7 @@ def _of_sweep(file: Path, cell: Cell, outcome: Outcome) -> Cell:
         outcome.hold(identity, "fingerprint", identity.read_text(encoding="utf-8").strip(), cell.get("identity"))
     else:
         outcome.unchecked.append(Finding(str(file), "fingerprint", str(cell.get("identity")), "no file `identity`"))
-    found = sorted((file.parent / "run").glob(f"*/*{EFFICIENCY}"))
+    found = regular(file.parent / "run", f"*/*{EFFICIENCY}")
     if len(found) == 1:
         return _followed(file, cell, found[0], outcome)
     count = len(cell["samples"]) * len(cell["samples"][0]) + len(TITLES)
@@ -127,8 +128,10 @@ def _journal(file: Path, run: str, records: Sequence[Mapping[str, Any]], outcome
         for entry in read_journal(journal).values():
             written.setdefault(_who(entry), []).append(entry)
     if not written:
-        there = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
-        outcome.differ.append(Finding(str(folder), "journal of the run", there, f"{run}-rank0.jsonl"))
+        there = (
+            ", ".join(sorted(f"{path.name} ({path.stat().st_size} bytes)" for path in folder.iterdir())) or "nothing"
+        )
+        outcome.differ.append(Finding(str(folder), "journal of the run", there, f"samples in {run}-rank0.jsonl"))
         return
     names = sorted(Record.__dataclass_fields__.keys() - {"resumed"})
     for record in records:
@@ -196,7 +199,7 @@ def _plain(text: str) -> str:
 def _reported(file: Path, cell: Cell, records: Path, logged: Sequence[Logged], outcome: Outcome) -> None:
     """The score that lmms-eval itself came to: that of its file, and the share of right answers where it is one."""
     results = records.with_name(records.name.replace(EFFICIENCY, "_results.json"))
-    own = read_json(results.read_bytes())["results"]
+    own = read_json(check_regular(results).read_bytes())["results"]
     shares = []
     for task in dict.fromkeys(one.task for one in logged):
         of_task = [one for one in logged if one.task == task]

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from tango.inference.files import check_regular, regular
 from tango.sweeps.cells import EFFICIENCY
 from tango.sweeps.lmms_cells import METRICS
 from tango.sweeps.vlmeval_cells import ANSWERS, CHOICES, KINDS
@@ -37,11 +38,13 @@ class Logged:
 def lmms_rows(file: Path) -> Iterator[Logged]:
     """Of lmms-eval, beside its file of records."""
     start = file.name.removesuffix(EFFICIENCY)
-    for log in sorted(file.parent.glob(f"{start}_samples_*.jsonl")):
+    for log in regular(file.parent, f"{start}_samples_*.jsonl"):
         task = log.stem.removeprefix(f"{start}_samples_")
         for line in filter(None, log.read_bytes().split(b"\n")):
             sample = json.loads(line)
-            name = next(name for name in METRICS if isinstance(sample.get(name), dict))
+            name = next((name for name in METRICS if isinstance(sample.get(name), dict)), "")
+            if not name:
+                raise ValueError(f"{log.name}: its samples have none of the metrics {', '.join(METRICS)}")
             metric, scored = METRICS[name], sample[name]
             choice, answer = scored[metric.prediction], scored[metric.answer]
             row = {
@@ -60,7 +63,7 @@ def lmms_rows(file: Path) -> Iterator[Logged]:
 def vlmeval_rows(file: Path, records: Sequence[Mapping[str, Any]]) -> Iterator[Logged]:
     """Of VLMEvalKit, beside its file of records."""
     scores = file.with_name(file.name.replace(EFFICIENCY, "_score.xlsx"))
-    table = pd.read_excel(scores, keep_default_na=False)
+    table = pd.read_excel(check_regular(scores), keep_default_na=False)
     kind, choice, answer = (next((name for name in names if name in table), "") for names in (KINDS, CHOICES, ANSWERS))
     by_id = {str(record["doc_id"]): record["doc_id"] for record in records}
     for line in table.to_dict("records"):

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 
-from tango.inference.files import write_whole
+from tango.inference.files import regular, write_whole
 from tango.results.cells import Cell, ResultsError, find_cells
 from tango.sweeps.cells import EFFICIENCY
 
@@ -32,7 +32,7 @@ def pack(places: Iterable[Path], archive: Path) -> None:
     content = BytesIO()
     with tarfile.open(fileobj=content, mode="w:xz", preset=9) as tar:
         for place in sorted(place for place in places if (place / "cell.json").is_file()):
-            for file in sorted({file for pattern in KEPT for file in place.glob(pattern)}):
+            for file in sorted({file for pattern in KEPT for file in regular(place, pattern)}):
                 member = tarfile.TarInfo(f"cells/{place.name}/{file.relative_to(place).as_posix()}")
                 data = file.read_bytes()
                 member.size = len(data)
@@ -48,7 +48,7 @@ def unpacked(folders: Iterable[Path]) -> Iterator[dict[Path, Path]]:
         ResultsError: an archive is damaged, holds something else, or too much.
     """
     with tempfile.TemporaryDirectory(prefix="tango-") as room:
-        found = dict.fromkeys(archive for folder in folders for archive in sorted(folder.rglob(ARCHIVE)))
+        found = dict.fromkeys(archive for folder in folders for archive in regular(folder, f"**/{ARCHIVE}"))
         samples = {archive.parent: _unpack(archive, Path(room, str(number))) for number, archive in enumerate(found)}
         try:
             yield samples
@@ -74,7 +74,7 @@ def _unpack(archive: Path, folder: Path) -> Path:
             size = 0
             for member in tar:
                 parts = PurePosixPath(member.name).parts
-                if parts[0] != "cells" or ".." in parts or not member.isfile():
+                if parts[:1] != ("cells",) or ".." in parts or not member.isfile():
                     raise ResultsError(f"{archive}: it holds {member.name!r}, and only files of cells/ belong there")
                 if (size := size + member.size) > LARGEST:
                     raise ResultsError(f"{archive}: it holds more than {LARGEST / 2**30:g} GB")

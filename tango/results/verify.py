@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from tango.inference.files import DAMAGED, regular
 from tango.results import layout, recount
 from tango.results.cells import Cell, ResultsError, arrange, cell_folders, label, run_by_hand, setting
 from tango.results.claims import (
@@ -78,7 +79,7 @@ def _verify(
     for folder in tables:
         try:
             verify_tables(folder, outcome, cells, known, beside.get(folder, ()))
-        except (OSError, ValueError, LookupError, TypeError) as error:
+        except DAMAGED as error:
             outcome.differ.append(Finding(str(folder), "the tables", "cannot be read", repr(error)))
     for file in others:
         texts = [text for _, rows in read_markdown(file) for row in rows for text in row.values()]
@@ -105,14 +106,14 @@ def cells_below(folder: Path, outcome: Outcome, known: dict[Path, Cell | None]) 
 
 def table_folders(folder: Path) -> list[Path]:
     """Folders of tables that tango.results.report wrote."""
-    found = (file for name in KEYS for file in folder.rglob(f"{name}.csv") if "cells" not in file.parts)
+    found = (file for name in KEYS for file in regular(folder, f"**/{name}.csv") if "cells" not in file.parts)
     ours = (file.parent for file in found if file.read_bytes().startswith(b"# made by: "))
     return sorted(set(ours))
 
 
 def other_tables(folder: Path, tables: Sequence[Path]) -> list[Path]:
     """Markdown files with a table that is not of tango.results.report, whether they say what made them or not."""
-    found = (file for file in sorted(folder.rglob("*.md")) if "cells" not in file.parts)
+    found = (file for file in regular(folder, "**/*.md") if "cells" not in file.parts)
     found = (file for file in found if not (file.name == "README.md" and file.parent in tables))
     return [file for file in found if any(read_markdown(file))]
 
@@ -218,7 +219,7 @@ def _against_cells(
     if "published" in sheets:
         expected["published"] = _published(as_numbers(read_csv(sheets["published"])[1], KEYS["published"]), expected)
     origin = layout.origin(used, made_by("\n".join(comment)))
-    for file in [*sheets.values(), *sorted(folder.glob("*.tex")), *folder.glob("README.md")]:
+    for file in [*sheets.values(), *regular(folder, "*.tex"), *regular(folder, "README.md")]:
         lines = [line[2:] for line in file.read_text(encoding="utf-8").split("\n")[:8]]
         for line in origin[1:]:
             name = line.partition(":")[0]

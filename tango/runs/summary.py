@@ -8,12 +8,12 @@ from statistics import stdev
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from tango.runs.load import busy, load_text
 from tango.runs.runner import Record
+from tango.runs.screen import Screen
 
 TITLES = {  # columns of the efficiency table, in the paper's order, and how each is computed
     "Total_runtime": (
@@ -125,7 +125,7 @@ def token_summary(records: Iterable[Record]) -> dict[str, Any]:
 
 def report(summary: Mapping[str, Any]) -> None:
     """Print a summary: method, tokens, the efficiency table, and every failed sample."""
-    console = Console(width=None if Console().is_terminal else 160, markup=False, emoji=False)
+    console = Screen(width=None if Screen().is_terminal else 160)
     tokens, load = summary["tokens"], summary.get("load")
     kept = (
         "no video tokens"

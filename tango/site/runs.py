@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tango.inference.files import DAMAGED, regular
 from tango.results.cells import Cell, benchmark, find_cells, questions, setting
 from tango.results.compare import place_of
 from tango.results.logged import lmms_rows, vlmeval_rows
@@ -56,7 +57,7 @@ def read_runs(folders: Iterable[str | Path], samples: Mapping[Path, Path]) -> tu
         place = place_of(file, samples)
         try:
             texts = _texts(file, cell)
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, StopIteration) as error:
+        except DAMAGED as error:
             texts = {}
             remarks.append(f"{place}: its questions and replies cannot be read ({error!r})")
         runs.append(Run(place, cell, texts))
@@ -73,7 +74,7 @@ def _order(run: Run) -> tuple[Any, ...]:
 def _texts(file: Path, cell: Cell) -> dict[str, Text]:
     source = file
     if file.name == "cell.json":
-        beside = sorted((file.parent / "run").glob(f"*/*{EFFICIENCY}"))
+        beside = regular(file.parent / "run", f"*/*{EFFICIENCY}")
         if len(beside) != 1:
             return {}
         source = beside[0]

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from tango.inference.files import regular
 from tango.pruners import Pruner
 from tango.runs import provenance, scoring
 from tango.runs.settings import VANILLA, VARIABLES, make_pruner
@@ -188,7 +189,7 @@ def read_summary(run: Path) -> tuple[dict[str, Any], Path]:
     Raises:
         CellError: there is none, there are several, or all samples failed.
     """
-    found = sorted(run.glob(f"*/*{EFFICIENCY}"))
+    found = regular(run, f"*/*{EFFICIENCY}")
     if len(found) != 1:
         raise CellError(f"expected one *{EFFICIENCY} below {str(run)!r}, found {len(found)}")
     return read_summary_file(found[0]), found[0]

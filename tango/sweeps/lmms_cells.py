@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tango.inference.files import check_regular, regular
 from tango.runs import provenance
 from tango.runs.summary import efficiency
 from tango.sweeps.cells import (
@@ -132,13 +133,13 @@ def collect_by_hand(file: Path) -> list[dict[str, Any]]:
 def _collect(summary: Mapping[str, Any], file: Path) -> dict[str, Any]:
     start = file.name.removesuffix(EFFICIENCY)
     names = {record["task"] for record in summary["samples"]}
-    logged = [one for one in sorted(file.parent.glob(f"{start}_samples_*.jsonl")) if _task(one, start) in names]
+    logged = [one for one in regular(file.parent, f"{start}_samples_*.jsonl") if _task(one, start) in names]
     if not logged:
         raise CellError(
             f"{start}_samples_*.jsonl is missing: the run did not log its samples, as --log_samples makes it"
         )
     records = {(record["task"], record["doc_id"]): record for record in summary["samples"]}
-    own = json.loads(file.with_name(f"{start}_results.json").read_text(encoding="utf-8"))["results"]
+    own = json.loads(check_regular(file.with_name(f"{start}_results.json")).read_text(encoding="utf-8"))["results"]
     rows, reported = [], []
     for samples in logged:
         task = _task(samples, start)

@@ -30,6 +30,7 @@ from tango.runs.hooks import mask
 from tango.runs.journal import write_json
 from tango.runs.provenance import digest
 from tango.runs.reading import read_json
+from tango.runs.screen import Screen
 from tango.sweeps.machines import Job, Machine, ThisMachine
 from tango.sweeps.machines import SweepError as SweepError
 
@@ -128,7 +129,7 @@ class Sweep:
             raise SweepError(f"two cells of the name {', '.join(sorted(twice))}")
         self.folder, self.cells = Path(folder), list(cells)
         self.machine: Machine = machine or ThisMachine(jobs)
-        self.console, self.part = console or Console(), part
+        self.console, self.part = console or Screen(), part
         self.failures: dict[str, str] = {}
 
     def path(self, cell: Cell) -> Path:

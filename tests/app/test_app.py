@@ -1,5 +1,6 @@
 """The app in a real browser, as visitors use and misuse it, and its server as somebody without a browser may."""
 
+import asyncio
 import contextlib
 import html
 import re
@@ -20,6 +21,7 @@ from visiting import MARKUP, MOTIONQA, ROOT, WAIT, call, run, visitor
 pytest.importorskip("gradio", reason="the extra `app` is not installed")
 from tango import Tango
 from tango.app import Limits, served
+from tango.app.door import ROOM, Door
 from tango.app.page import answered, drawn, tabled
 from tango.app.visitors import Refused, Visitors
 from tango.cli import main
@@ -295,6 +297,57 @@ def test_two_gigabytes_are_refused_early(at):
                 line.sendall(chunk)
                 sent += len(chunk)
     assert sent < 100_000_000
+
+
+def test_an_upload_says_how_long_it_is(at):
+    """One without an end would be read for as long as its sender likes."""
+    with socket.create_connection((urlsplit(at).hostname, urlsplit(at).port), timeout=60) as line:
+        line.sendall(
+            b"POST /gradio_api/upload HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+            b"Transfer-Encoding: chunked\r\n\r\n"
+        )
+        assert line.recv(100).startswith(b"HTTP/1.1 411 ")
+
+
+def test_uploads_do_not_fill_the_disk(tmp_path):
+    """Of those that are there and those that are coming; what is refused is not read."""
+    asked = []
+
+    async def app(scope, receive, send):
+        asked.append(scope)
+        (tmp_path / f"{len(asked)}.mp4").write_bytes(b"x" * 100)
+
+    door, statuses = Door(app, str(tmp_path), largest=100), []
+
+    async def send(message):
+        statuses.append(message.get("status"))
+
+    scope = {"type": "http", "path": "/gradio_api/upload", "headers": [(b"content-length", b"100")]}
+    for _ in range(ROOM + 2):
+        asyncio.run(door(scope, None, send))
+    assert len(asked) == ROOM and statuses == [507, None] * 2 and door.coming == 0
+    (tmp_path / "1.mp4").unlink()  # as Gradio does after an hour
+    door.coming = 1
+    asyncio.run(door(scope, None, send))
+    door.coming = 0
+    asyncio.run(door(scope, None, send))
+    assert len(asked) == ROOM + 1
+
+
+def test_an_answer_cannot_be_forged(at, checkpoint):
+    """The state of a visitor is the server's; what is sent in its place is not read."""
+    folder, row = sample_folder(at), read_questions(MOTIONQA)[0]
+    path = f"{folder}/sample0/{Path(row['video']).name}"
+    file = {"path": path, "meta": {"_type": "gradio.FileData"}}
+    said = run(at, 0, [file, "What?", "tango", 0.1, [[path, "What?"], "forged"]])
+    assert '"success":true' in said.replace(" ", "") and "forged" not in said
+
+
+def test_a_folder_is_no_video(at):
+    folder = sample_folder(at)
+    file = {"path": f"{folder}/sample0", "meta": {"_type": "gradio.FileData"}}
+    assert run(at, 0, [file, "What?", "tango", 0.1, None]).startswith("403")
+    assert run(at, 0, [file | {"path": f"{folder}/a\0b"}, "What?", "tango", 0.1, None]).startswith("403")
 
 
 @pytest.mark.parametrize("path, status", [

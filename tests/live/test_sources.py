@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import sys
 import threading
 import time
@@ -192,3 +193,40 @@ def test_the_clock():
     assert not clock.known(1.0)
     time.sleep(0.3)
     assert clock(1.0) >= 3.25 + 0.3
+
+
+def test_a_password_is_not_told():
+    """What is said goes into logs."""
+    said = []
+    with served(lambda handler, number: handler.send_error(404)) as at:
+        address = at.replace("http://", "http://user:s3cret@")
+        with pytest.raises(ValueError, match="gave nothing") as told:
+            list(Source(f"{address}/x.ts", pace=False, patience=0.6, say=said.append))
+    assert said and "s3cret" not in " ".join([*said, str(told.value)]) and f"{at}/x.ts" in str(told.value)
+    with pytest.raises(ValueError, match="streams are read from") as told:
+        Source("ftp://user:s3cret@host/x")
+    assert "s3cret" not in str(told.value)
+
+
+@pytest.mark.parametrize("name, words", [
+    ("", "no source ''"), ("http:///x", "names no host"), ("rtsp://", "names no host"),
+    ("http://[::1/x", "the address cannot be: Invalid IPv6"),
+    ("http://host:99999/x", "the address cannot be: Port out"),
+])  # fmt: skip
+def test_addresses_that_cannot_be(name, words):
+    with pytest.raises(ValueError, match=words):
+        Source(name)
+
+
+def test_a_file_whose_name_looks_like_an_address(clip, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "http:b.mp4").write_bytes(clip.read_bytes())
+    assert len(list(Source("http:b.mp4", None, pace=False))) == 12
+
+
+def test_a_pipe_among_pictures_is_left_out(tmp_path):
+    os.mkfifo(tmp_path / "a.jpg")
+    Image.new("RGB", (8, 8)).save(tmp_path / "b.png")
+    said = []
+    source = Source(str(tmp_path), pace=False, say=said.append)
+    assert (len(list(source)), source.damaged) == (1, 1) and "no regular file" in said[0]

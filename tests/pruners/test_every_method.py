@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import inspect
@@ -16,6 +17,7 @@ from videos import made_up, prune
 import tango.pruners
 from tango import Tango
 from tango.pruners import Pruner
+from tango.runs.settings import field_types
 
 
 def every_method() -> dict[str, type[Pruner]]:
@@ -190,3 +192,20 @@ def test_gradients_are_those_of_a_weighted_sum(name, exact):
         upstream = torch.randn(pruned.shape, generator=torch.Generator().manual_seed(seed))
         (pruned * upstream).sum().backward()
         torch.testing.assert_close(features.grad.flatten(0, 1), weights.T @ upstream, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_settings_as_large_as_they_may_be_prune_or_are_refused(method: str) -> None:
+    """Numbers beyond any meaning are refused when the method is made; what passes computes, in memory that is there."""
+    generator = torch.Generator().manual_seed(0)
+    features, saliency = torch.randn(6, 36, 16, generator=generator), torch.rand(6, 36, generator=generator)
+    for field in field_types(METHODS[method]):
+        for value in (5e-324, 1e9, 1e12, 1e308, 10**9, 2**63, 10**30):
+            pruner = None
+            with contextlib.suppress(ValueError):
+                pruner = METHODS[method](**{field: value})
+            if pruner is None:
+                continue
+            assert field == "seed" or value <= 1e9, (field, value)
+            with contextlib.suppress(ValueError):  # pruning inside the language model, which has no such layer
+                pruner.prune(features, saliency, (6, 6), range(6))

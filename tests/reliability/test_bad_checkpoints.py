@@ -138,6 +138,16 @@ def no_letters(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
 
 
+def processor(part: str | None, **fields: Any) -> Callable[[Path], None]:
+    """Changes fields of a part of processor_config.json, or of all of it."""
+
+    def make(folder: Path) -> None:
+        whole = json.loads((folder / "processor_config.json").read_text())
+        change(folder, "processor_config.json", **({part: whole[part] | fields} if part else fields))
+
+    return make
+
+
 def fault(make: Callable[[Path], object], told: str, case: str, injected: str) -> object:
     return pytest.param(make, told, marks=pytest.mark.fault(case, injected), id=case)
 
@@ -151,7 +161,7 @@ FAULTS = [
           "a list in its place"),
     fault(other_class, "holds BertModel", "wrong architecture", "`architectures` says BertModel"),
     fault(lambda folder: (folder / WEIGHTS).unlink(), "holds no weights", "no weights", "model.safetensors removed"),
-    fault(lambda folder: write(folder, WEIGHTS, (WHOLE / WEIGHTS).read_bytes()[:99999]), "not fully covered",
+    fault(lambda folder: write(folder, WEIGHTS, (WHOLE / WEIGHTS).read_bytes()[:99999]), "its weights: Error",
           "truncated weights", "the first 99999 bytes of model.safetensors"),
     fault(lambda folder: write(folder, WEIGHTS, b"\xff" * 4096), "cannot be loaded", "corrupt weights",
           "model.safetensors full of 0xff"),
@@ -214,6 +224,17 @@ FAULTS = [
           "generation_config.json: no beams", "`num_beams` 0"),
     fault(lambda folder: change(folder, "generation_config.json", eos_token_id="x"), "eos_token_id = 'x'; expected a",
           "generation_config.json: a word as token", "`eos_token_id` x"),
+    fault(lambda folder: change(folder, "generation_config.json", repetition_penalty=0),
+          "repetition_penalty = 0; expected a number above 0", "generation_config.json: no penalty",
+          "`repetition_penalty` 0"),
+    fault(lambda folder: change(folder, "generation_config.json", stop_strings=["a"]), "stop_strings = ['a']; expected",
+          "generation_config.json: stop strings", "`stop_strings` a"),
+    fault(processor("video_processor", size={"height": 0, "width": 0}), "size.height = 0; expected a whole number",
+          "frames of no pixels", "`size` 0 x 0 in processor_config.json"),
+    fault(processor("video_processor", size={"height": 10**5, "width": 384}), "size.height = 100000; expected a whole",
+          "frames of 100000 pixels", "`size` 100000 x 384"),
+    fault(processor(None, num_image_tokens=10**12), "num_image_tokens = 1000000000000; expected a whole number",
+          "an image of 10**12 tokens", "`num_image_tokens` 10**12"),
     fault(elsewhere("../x.safetensors"), "names '../x.safetensors': only .safetensors files beside it",
           "an index that leaves the folder", "weights in `../x.safetensors`"),
     fault(elsewhere("pytorch_model.bin"), "names 'pytorch_model.bin': only .safetensors files beside it",
@@ -262,3 +283,17 @@ def test_nan_weights(folder: Path, seen: Seen) -> None:
     ):
         chat.generate([{"role": "user", "content": content}], {"max_new_tokens": 1}, "a")
     seen(str(error.value), "the sample is recorded as failed; others go on")
+
+
+@pytest.mark.parametrize("method", ["unpruned", "tango"])
+@pytest.mark.fault("a language model that computes NaN", "`rms_norm_eps` NaN; its largest logit would be the first")
+def test_a_language_model_that_computes_nan(method: str, folder: Path, seen: Seen) -> None:
+    config("text_config", rms_norm_eps=float("nan"))(folder)
+    content = [{"type": "video", "video": str(SHIPPED)}, {"type": "text", "text": "What?"}]
+    message = [{"role": "user", "content": content}]
+    with Chat(load(str(folder)), Tango() if method == "tango" else None, max_frames=2).session() as chat:
+        with pytest.raises(ValueError, match="the language model computes NaN") as told:
+            chat.generate(message, {"max_new_tokens": 2}, "x")
+        with pytest.raises(ValueError, match="the language model computes NaN"):
+            chat.loglikelihood(message, "red")
+    seen(str(told.value), "the sample is recorded as failed; others go on")
