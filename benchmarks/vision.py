@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -36,7 +37,6 @@ from shapes import SHAPES, Shape, build  # noqa: E402
 from tango import Tango  # noqa: E402
 from tango.models import family_of  # noqa: E402
 from tango.models.attention import from_attention, mean_query_saliency  # noqa: E402
-from tango.models.llava_onevision import in_rows  # noqa: E402
 from tango.models.pooling_head import load_pooling_head  # noqa: E402
 from tango.models.qwen_vl import recorded_attention  # noqa: E402
 from tango.models.segments import segments_together  # noqa: E402
@@ -84,6 +84,14 @@ def pooling(model: Any, hidden: Tensor) -> tuple[Callable[[], Tensor], Callable[
     )
 
 
+def quicker(shape: Shape, model: Any) -> AbstractContextManager[Any]:
+    """While open, the tower is as it is with a pruner attached."""
+    if not shape.llava:
+        return segments_together(model.model.visual)
+    embeddings = model.model.vision_tower.embeddings
+    return embeddings.register_forward_hook(lambda *call: call[-1].contiguous())  # type: ignore[no-any-return]
+
+
 def measure(shape: Shape, args: argparse.Namespace, dtype: torch.dtype, top: costs.Ceilings) -> list[str]:
     device = torch.device(args.device)
     config = shape.config(args.layers, args.toy)
@@ -108,7 +116,7 @@ def measure(shape: Shape, args: argparse.Namespace, dtype: torch.dtype, top: cos
     weights = costs.weight_bytes(*family_of(model).vision_modules(model))
     floor = top.floor(costs.Cost(flops, bytes=weights + inputs["pixel_values_videos"].nbytes))
     alone = costs.median_seconds(tower, device, args.repeats)
-    with in_rows(model.model.vision_tower) if shape.llava else segments_together(model.model.visual):
+    with quicker(shape, model):
         of_tower = costs.median_seconds(tower, device, args.repeats)
     of_saliency = costs.median_seconds(saliency, device, args.repeats)
     row = [

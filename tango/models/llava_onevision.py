@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from tango.models import refusals
 from tango.models.attention import from_attention
@@ -34,14 +33,6 @@ VECTORS = ("segment_features", "frame_vectors")
 def vision_modules(model: Any) -> list[nn.Module]:
     """The modules whose calls are the vision tower's time."""
     return [model.model.vision_tower]
-
-
-def in_rows(tower: Any) -> RemovableHandle:
-    """While open, SigLIP's states lie patch by patch, not channels first as its embeddings leave them, which each layer
-    copies: a third of the tower's time on an H100 (results/performance/vision.md). Its bits are the same.
-    """
-    handle: RemovableHandle = tower.embeddings.register_forward_hook(lambda *call: call[-1].contiguous())
-    return handle
 
 
 class LlavaOnevision(Family):
@@ -115,14 +106,15 @@ class LlavaOnevision(Family):
         states: dict[Any, Any] = {i: layers[i - 1] if i else tower.embeddings for i in {*chosen, last}}
         attention = layers[-1].self_attn
         projections = {"queries": attention.q_proj, "keys": attention.k_proj} if self.parts else {}
-        with recorded(states | projections) as outputs, in_rows(tower):
+        # The embeddings leave states channels first, which each layer copies: a third of the tower's time on an H100.
+        in_rows = tower.embeddings.register_forward_hook(lambda *call: call[-1].contiguous())
+        with recorded(states | projections) as outputs, in_rows:
             tower(pixels)
         selected = outputs[last] if chosen == [last] else torch.cat([outputs[layer] for layer in chosen], dim=-1)
         strategy = inputs.get("vision_feature_select_strategy") or config.vision_feature_select_strategy
         if strategy == "default":
             selected = selected[:, 1:]
         parts = {"features": self.pool(core.multi_modal_projector(selected))}
-
         with full_precision(pixels.device):
             of_patches: dict[str, Tensor] = {}
             if self.parts:

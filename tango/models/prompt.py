@@ -148,8 +148,7 @@ def place(row: Tensor, columns: Tensor) -> Tensor:
 def take(tensor: Tensor, source: Tensor, padding: float = 0) -> Tensor:
     """Rows of (B, N, ..) chosen by source (B, W); -1 gives `padding`."""
     source = source.to(tensor.device)
-    rows = torch.arange(source.shape[0], device=tensor.device)[:, None]
-    taken = tensor[rows, source.clamp(min=0)]
+    taken = tensor[torch.arange(len(source), device=tensor.device)[:, None], source.clamp(min=0)]
     missing = (source < 0).view(*source.shape, *[1] * (tensor.dim() - 2))
     return taken.masked_fill(missing, padding)
 

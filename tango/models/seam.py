@@ -1,7 +1,6 @@
 """The seam between a pruning method and a model: encode, prune, splice, then let the model go on by itself.
 
-Nothing here knows a model family or a pruning method. A family (one file each) says where features, saliency, grid and
-placeholders are; a pruner turns one video's features into fewer. Data goes one way:
+Nothing here knows a model family or a pruning method. Data goes one way:
 
     prompt -> family.videos() -> pruner.prune_tokens() -> family.lay_out() -> family.shorten() -> the model
 
@@ -41,8 +40,7 @@ class Seam:
         self.model, self.family, self.pruner, self.decoder_pruner = model, family, pruner, decoder_pruner
         self.session = Session()
         self.lock = threading.RLock()
-        self.attached = True
-        self._generating = False
+        self.attached, self._generating = True, False
         self._uncached: tuple[Prompt, int] | None = None  # the pruned prompt and its unpruned width N
         self._filling: Held | None = None  # what the cache of the next forward() will hold
 

@@ -1,7 +1,4 @@
-"""What is taken from the vision tower of any family besides its features: outputs of modules, SigLIP's pooling head.
-
-What is computed from the tower's queries and keys is in attention.py. All in fp32 whatever the tower's dtype.
-"""
+"""What is taken from the vision tower of any family besides its features: outputs of modules, SigLIP's pooling head."""
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping

@@ -154,10 +154,7 @@ def full_precision(device: torch.device, gradients: bool = False) -> Iterator[No
     allowed = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = False
     try:
-        with (
-            torch.set_grad_enabled(gradients and torch.is_grad_enabled()),
-            torch.autocast(device.type, enabled=False),
-        ):
+        with torch.set_grad_enabled(gradients and torch.is_grad_enabled()), torch.autocast(device.type, enabled=False):
             yield
     finally:
         torch.backends.cuda.matmul.allow_tf32 = allowed

@@ -54,8 +54,7 @@ class VideoTokens:
     def __post_init__(self) -> None:
         check_tensor("features", self.features, floating=True)
         if self.features.dim() != 3 or 0 in self.features.shape:
-            shape = tuple(self.features.shape)
-            raise ValueError(f"features must have shape (frames, tokens, width), none 0, got {shape}")
+            raise ValueError(f"features must have shape (frames, tokens, width), none 0, got {(*self.features.shape,)}")
         frames, tokens, _ = self.features.shape
         if self.grid is not None:
             check_grid(self.grid, tokens)
@@ -79,8 +78,8 @@ class VideoTokens:
         fits = len(values.shape) == len(shape)
         if not fits or any(have != want and (want or not have) for have, want in zip(values.shape, shape, strict=True)):
             raise refusals.other_shape(name, values, shape)
-        values = values.detach().to(self.features.device, dtype, non_blocking=True)
-        object.__setattr__(self, name, values)  # the fields are frozen for everyone else
+        # The fields are frozen for everyone else.
+        object.__setattr__(self, name, values.detach().to(self.features.device, dtype, non_blocking=True))
 
     def required(self, name: str) -> Tensor:
         """A part that a method cannot do without; ValueError where it is None."""
