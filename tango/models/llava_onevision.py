@@ -106,7 +106,7 @@ class LlavaOnevision(Family):
         states: dict[Any, Any] = {i: layers[i - 1] if i else tower.embeddings for i in {*chosen, last}}
         attention = layers[-1].self_attn
         projections = {"queries": attention.q_proj, "keys": attention.k_proj} if self.parts else {}
-        # The embeddings leave states channels first, which each layer copies: a third of the tower's time on an H100.
+        # The embeddings leave states channels first, which each layer copies: 20 of 65 ms for 32 frames on an H100.
         in_rows = tower.embeddings.register_forward_hook(lambda *call: call[-1].contiguous())
         with recorded(states | projections) as outputs, in_rows:
             tower(pixels)
