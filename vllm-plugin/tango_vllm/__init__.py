@@ -7,7 +7,7 @@ from importlib import metadata
 
 from tango.runs.settings import VANILLA
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 TESTED = "0.32.0"  # the one release that the tests run against
 FAMILIES = {
     "LlavaOnevisionForConditionalGeneration": "tango_vllm.llava_onevision:TangoLlavaOnevision",
