@@ -145,10 +145,12 @@ def test_stages(toy):
 def test_ttft(family, monkeypatch, tmp_path):
     output = tmp_path / "ttft.md"
     arguments = ["--family", family, "--frames", 4, "--ratio", 0.2, "--repeats", 1, "--new-tokens", 2]
-    run(ttft, monkeypatch, "--toy", *arguments, "--output", output)
-    header, unpruned, pruned = table(output)
-    assert header == list(ttft.COLUMNS) and len(unpruned) == len(pruned) == len(header)
-    assert int(pruned[2]) < int(unpruned[2]) and unpruned[11] == "1.00"
+    run(ttft, monkeypatch, "--toy", *arguments, "--tower-reuse", "pixels", "--output", output)
+    header, unpruned, pruned, reusing = table(output)
+    assert header == list(ttft.COLUMNS) and len(unpruned) == len(pruned) == len(reusing) == len(header)
+    assert int(pruned[2]) < int(unpruned[2]) and unpruned[header.index("x vanilla")] == "1.00"
+    assert [row[header.index("of the tower")] for row in (unpruned, pruned)] == ["100 %"] * 2
+    assert reusing[1] == "Tango, 0.2, tower_reuse=pixels"
 
 
 def test_scaling(monkeypatch, tmp_path):
@@ -176,8 +178,9 @@ def test_long_videos_and_vision(monkeypatch, tmp_path):
         "--output", output)  # fmt: skip
     header, *rows = table(output)
     assert [row[0] for row in rows] == ["LLaVA-Video-7B", "Qwen2.5-VL-7B"]
-    alone = header.index("tower as it comes, ms")
-    assert rows[0][alone] == "" and float(rows[1][alone]) > 0
+    for column in ("tower as it comes, ms", "tower, ms"):
+        assert all(float(row[header.index(column)]) > 0 for row in rows)
+    assert [row[header.index("equal")] for row in rows] == ["yes", ""]
 
 
 def test_pruning(monkeypatch, tmp_path):
