@@ -109,7 +109,8 @@ class Watched:
                 if not self._stopped.wait(max(0.0, self.until - time.monotonic())):
                     why = "the time for one visitor is over; press Watch to go on"
         except (ValueError, RuntimeError, OSError) as error:
-            why = told(error, self.source.name) if self.source is not None else str(error)
+            if not self._stopped.is_set():  # else the source ended because it was told to, perhaps before a frame came
+                why = told(error, self.source.name) if self.source is not None else str(error)
         finally:
             self.said, self._video, self.picture = why, None, None
             self._begun.set()

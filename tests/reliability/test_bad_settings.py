@@ -65,7 +65,7 @@ def test_a_bad_config(content: bytes, told: str, tmp_path: Path, seen: Seen) -> 
                      marks=fault("settings without a method", "`TANGO_ARGS` without `WRAPPER`")),
         pytest.param({"WRAPPER": "tango", "TANGO_CONFIG": "gone.yaml"}, "no such file",
                      marks=fault("config: missing", "`TANGO_CONFIG=gone.yaml`")),
-        pytest.param({"WRAPPER": "tango", "TANGO_CONFIG": "~nobody-of-this-name/c.yaml"}, "cannot be read",
+        pytest.param({"WRAPPER": "tango", "TANGO_CONFIG": "~nobody-of-this-name/c.yaml"}, "no such file",
                      marks=fault("config: a home that is not", "`TANGO_CONFIG=~nobody-of-this-name/c.yaml`")),
     ],
 )  # fmt: skip
