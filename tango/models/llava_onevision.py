@@ -106,7 +106,7 @@ class LlavaOnevision(Family):
         states: dict[Any, Any] = {i: layers[i - 1] if i else tower.embeddings for i in {*chosen, last}}
         attention = layers[-1].self_attn
         projections = {"queries": attention.q_proj, "keys": attention.k_proj} if self.parts else {}
-        # The embeddings leave states channels first, which each layer copies: 20 of 65 ms for 32 frames on an H100.
+        # SigLIP leaves states channels first, and each layer copies them: 67 ms, or 52 in rows (performance/vision.md).
         in_rows = tower.embeddings.register_forward_hook(lambda *call: call[-1].contiguous())
         with recorded(states | projections) as outputs, in_rows:
             tower(pixels)
@@ -132,7 +132,8 @@ class LlavaOnevision(Family):
         return parts
 
     def pool(self, patches: Tensor) -> Tensor:
-        """Tokens (F, L, D) of patches (F, P, D): apply_pooling(), without its copy to channels first: 2 ms, not 48."""
+        """Tokens (F, L, D) of patches (F, P, D), to the bit as the model's apply_pooling() gives them."""
+        # Without its copy to channels first: 1.9 ms for 32 frames on an H100, not 48 (results/performance/vision.md).
         side = math.isqrt(patches.shape[1])
         picture = patches.view(-1, side, side, patches.shape[2]).permute(0, 3, 1, 2)
         tokens = nn.functional.interpolate(picture, size=[(side + 1) // 2] * 2, mode="bilinear")

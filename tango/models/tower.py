@@ -1,4 +1,4 @@
-"""What is taken from the vision tower of any family besides its features: outputs of modules, SigLIP's pooling head."""
+"""What is taken from the vision tower of any family besides its features: its modules' outputs, and SigLIP's pooling (fp32)."""
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping
