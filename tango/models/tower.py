@@ -1,4 +1,4 @@
-"""What is taken from the vision tower of any family besides its features: its modules' outputs, and SigLIP's pooling (fp32)."""
+"""What is taken from any vision tower besides its features: outputs of modules, and SigLIP's pooling head in fp32."""
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping
