@@ -135,7 +135,7 @@ class LlavaOnevision(Family):
         """Tokens (F, L, D) of patches (F, P, D), to the bit as the model's apply_pooling() gives them."""
         # Without its copy to channels first: 1.9 ms for 32 frames on an H100, not 48 (results/performance/vision.md).
         side = math.isqrt(patches.shape[1])
-        picture = patches.view(-1, side, side, patches.shape[2]).permute(0, 3, 1, 2)
+        picture = patches.view(len(patches), side, side, patches.shape[2]).permute(0, 3, 1, 2)
         tokens = nn.functional.interpolate(picture, size=[(side + 1) // 2] * 2, mode="bilinear")
         return tokens.permute(0, 2, 3, 1).flatten(1, 2)
 

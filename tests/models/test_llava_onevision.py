@@ -121,3 +121,9 @@ def test_pooling_is_the_models_to_the_bit(dtype, side, width):
     patches = torch.randn(3, side**2, width, generator=torch.Generator().manual_seed(side)).to(dtype)
     own = LlavaOnevision.pool(object.__new__(LlavaOnevision), patches)
     assert torch.equal(own, LlavaOnevisionModel.apply_pooling(core, patches))
+
+
+def test_pooling_of_patches_that_are_no_square():
+    """As many frames as make up for it: never patches of one frame in another, as a class token dropped would give."""
+    with pytest.raises(RuntimeError, match="invalid for input of size"):
+        LlavaOnevision.pool(object.__new__(LlavaOnevision), torch.zeros(9, 10, 4))
