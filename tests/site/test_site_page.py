@@ -53,7 +53,8 @@ def opened(browser):
 def ready(page, where=None):
     """Wait until what the address says is shown."""
     page.wait_for_function(
-        "where => document.body.dataset.ready && (!where || location.hash.startsWith(where))", arg=where
+        "where => document.body.dataset.ready === (location.hash || '#') && (!where || location.hash.startsWith(where))",
+        arg=where,
     )
 
 

@@ -314,6 +314,7 @@ function figure(run, strip, [, , before, after, , hash]) {
 
 async function show() {
   delete document.body.dataset.ready;
+  const shown = location.hash || "#";
   const [parts, chosen] = address(), known = parts[0] === "run" && runs[parts[1]];
   byId(known ? "all" : "one").hidden = true;
   try {
@@ -321,7 +322,7 @@ async function show() {
   } catch (error) {
     byId("made").textContent = `Part of this page is missing: ${error.message}. Make it again with the command that it names.`;
   }
-  document.body.dataset.ready = location.hash || "#";
+  document.body.dataset.ready = shown;  // of two at once the older one says nothing of the newer address
 }
 
 runs.forEach((run, place) => Object.assign(run, {number: place, place_in_order: place}));
