@@ -34,7 +34,7 @@ def merge(
     sums = segment_sums(tables, rows, labels, len(anchors), memory_limit)
     sizes = torch.bincount(labels, minlength=len(anchors))[: len(anchors), None]
     weight = (1.0 / sizes.float()).clamp(min=anchor_weight)
-    return weight * take(tables, rows[anchors]) + (1.0 - weight) * (sums / sizes)
+    return take(tables, rows[anchors]).mul_(weight).add_(sums.div_(sizes).mul_(1.0 - weight))
 
 
 def take(tables: Sequence[Tensor], rows: Tensor) -> Tensor:

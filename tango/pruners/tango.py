@@ -175,7 +175,8 @@ class Tango(Pruner):
             trace.static(static.repeat_interleave(sizes, 0))
             trace.sets(sets, salient, rest, stand, labels)
         indices, order = sets.home(torch.cat([salient, stand])).sort()
-        values = torch.cat([take(features_of, sets.rows[salient]), context])[order]
+        behind = len(table) + len(means) + torch.arange(len(context), device=device)
+        values = take((table, means, context), torch.cat([sets.rows[salient], behind])[order])
         return self.exactly(Pruned(indices, values.to(features.dtype), sizes), features, saliency)
 
     def _segments(self, similarity: Tensor, features: Tensor, frame_vectors: Tensor | None) -> Tensor:
