@@ -148,12 +148,19 @@ class InternVL(Family):
             features = self._features(pixels, inputs)
         if not self.parts:
             return {"features": features}
-        step, side = int(1 / self.core.config.downsample_ratio), self.side(self.core.config, pixels)
+        config = self.core.config
+        return {"features": features} | self.attended(config, pixels, attention, outputs, self.parts)
+
+    @classmethod
+    def attended(
+        cls, config: Any, pixels: Tensor, attention: Any, outputs: Mapping[str, Tensor], parts: Any
+    ) -> dict[str, Tensor]:
+        """Parts of VideoTokens from the `queries` and `keys` (T, 1 + P, E) of tiles' last attention."""
+        step, side = int(1 / config.downsample_ratio), cls.side(config, pixels)
         # Without the class token, and the patches of a token side by side.
         grids = (outputs[name][:, 1:].view(-1, side, step, side, step, attention.embed_dim) for name in outputs)
         queries, keys = (grid.transpose(2, 3).flatten(1, 4) for grid in grids)
-        found = from_attention(self.parts, queries, keys, attention.num_heads, attention.scale, step**2)
-        return {"features": features} | found
+        return from_attention(parts, queries, keys, attention.num_heads, attention.scale, step**2)
 
     def _features(self, pixels: Tensor, inputs: Mapping[str, Any]) -> Tensor:
         options = {name: inputs[name] for name in OPTIONS if inputs.get(name) is not None}

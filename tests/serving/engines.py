@@ -84,12 +84,16 @@ def kept():
 
 @contextmanager
 def given(decoder):
-    """Positions (3, N) and embeddings (N, D) of each call of a decoder; vLLM's calls forward() itself, past hooks."""
+    """Positions (3, N), or (N,), and embeddings (N, D) of each call of a decoder; vLLM's calls forward() itself, past hooks."""
     calls, forward = [], decoder.forward
 
     def noting(*args, **kwargs):
-        places = kwargs["positions"] if "positions" in kwargs else kwargs["position_ids"][-3:, 0]
-        calls.append((places.clone(), kwargs["inputs_embeds"].flatten(0, -2).float().clone()))
+        embeds, places = kwargs["inputs_embeds"].flatten(0, -2), kwargs.get("positions", kwargs.get("position_ids"))
+        if places is None:  # transformers' decoder counts them itself
+            places = torch.arange(len(embeds))
+        elif "position_ids" in kwargs:
+            places = places[-3:, 0] if places.dim() == 3 else places[0]
+        calls.append((places.clone(), embeds.float().clone()))
         return forward(*args, **kwargs)
 
     decoder.forward = noting

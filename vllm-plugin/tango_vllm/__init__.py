@@ -11,6 +11,7 @@ __version__ = "0.2.0"
 TESTED = "0.32.0"  # the one release that the tests run against
 FAMILIES = {
     "LlavaOnevisionForConditionalGeneration": "tango_vllm.llava_onevision:TangoLlavaOnevision",
+    "InternVLForConditionalGeneration": "tango_vllm.internvl:TangoInternVL",
     "Qwen2_5_VLForConditionalGeneration": "tango_vllm.qwen2_5_vl:TangoQwen2_5_VL",
     "Qwen3VLForConditionalGeneration": "tango_vllm.qwen3_vl:TangoQwen3VL",
     "Qwen3_5ForConditionalGeneration": "tango_vllm.qwen3_5:TangoQwen35",
