@@ -1,10 +1,10 @@
-"""Why an engine of vLLM and transformers may keep other tokens of a video: how near the decisions of HoliTom are to a tie.
+"""Why an engine of vLLM and transformers may keep other tokens of a video: how near HoliTom's decisions are to a tie.
 
     build/vllm/bin/python benchmarks/serving_ties.py --output results/serving
 
-Both vision towers run here on the same pixels, in fp32 on a CPU. A window's static tokens of highest score stay; the gap
-of a decision is how much higher, as a share, the last one's score is than that of the next. The same tower in fp64, and
-scores by their definition in fp64, tell how large it is without rounding.
+Both vision towers run here on the same frames, in fp32 on a CPU. Of a window's static tokens those of highest score
+stay; the gap of that decision is how much higher, as a share, the last one's score is than that of the next. The same
+tower in fp64, and scores by their definition in fp64, tell how large it is without rounding.
 """
 
 import argparse
@@ -18,7 +18,7 @@ sys.path.append(str(ROOT / "tests" / "serving"))
 
 
 def scores_of(features, rows, neighbours):
-    """Scores (S,) fp64 of static tokens, by definition: features (F * L, D) fp64, rows (N, S) of a window of N frames."""
+    """Scores (S,) fp64 of static tokens: features (F * L, D) fp64, rows (N, S) of a window of N frames."""
     import torch
 
     points = features[rows].mean(0) / features.shape[1] ** 0.5
@@ -91,24 +91,31 @@ def main():
             videos += 1
             apart = max(apart, float(((own - other).norm(dim=1) / other.norm(dim=1)).max()))
             for (where, near, peaks, scores), (same_where, _, chosen, wanted) in zip(ours, theirs, strict=True):
-                assert torch.equal(where, same_where), f"video {number}: windows or static tokens differ, not only peaks"
+                assert torch.equal(where, same_where), (
+                    f"video {number}: windows or static tokens differ, not only peaks"
+                )
                 if len(peaks) == len(scores):
                     continue
                 finite = wanted.isfinite() & scores.isfinite() & (wanted > 0)
                 moved = max(moved, float((scores / wanted - 1)[finite].abs().max()))
                 same = {*peaks.tolist()} == {*chosen.tolist()}
-                gaps = [gap_at(wanted, chosen), gap_at(scores, peaks), gap_at(scores_of(true.double(), where, near), chosen)]
+                gaps = [
+                    gap_at(wanted, chosen),
+                    gap_at(scores, peaks),
+                    gap_at(scores_of(true.double(), where, near), chosen),
+                ]
                 rows.append((number, len(scores), len(peaks), *gaps, "yes" if same else "no"))
     rows.sort(key=lambda row: abs(row[5]))
     lines = [
-        f"Made by: python benchmarks/serving_ties.py --ratio {asked.ratio:g} --questions {asked.questions}; vLLM 0.32.0 "
-        "and transformers: tango-tiny, MotionQA, fp32, CPU; HoliTom.",
+        f"Made by: python benchmarks/serving_ties.py --ratio {asked.ratio:g} --questions {asked.questions}; "
+        "vLLM 0.32.0 and transformers: tango-tiny, MotionQA, fp32, CPU; HoliTom.",
         "",
-        f"{videos} videos. The tokens of the two towers differ by up to {apart:.1e} of their length, the scores of static "
-        f"tokens by up to {moved:.1e}. Of {len(rows)} decisions about the peaks of a window, "
+        f"{videos} videos. The tokens of the two towers differ by up to {apart:.1e} of their length, the scores of "
+        f"static tokens by up to {moved:.1e}. Of {len(rows)} decisions about the peaks of a window "
         f"{sum(row[-1] == 'yes' for row in rows)} are the same. Those of the smallest gaps:",
         "",
-        "| Question | Static tokens | Peaks | Gap in transformers | Gap in vLLM | Gap of transformers' peaks in fp64 | The same |",
+        "| Question | Static tokens | Peaks | Gap in transformers | Gap in vLLM | Gap of transformers' peaks in fp64 "
+        "| The same |",
         "|---:|---:|---:|---:|---:|---:|---|",
     ]
     for number, size, count, *gaps, same in rows[: asked.shown]:

@@ -75,6 +75,11 @@ class PixelLimits:
         chosen: tuple[int, int] = smart_resize(height, width, factor, least, most)  # type: ignore[arg-type]  # a float
         return chosen
 
+    def of_images(self) -> dict[str, dict[str, int]]:
+        """What a processor is told of images: both ends or neither."""
+        ends = {"min_pixels": self.min_pixels, "max_pixels": self.max_pixels}
+        return {"images_kwargs": {name: end for name, end in ends.items() if end}} if all(ends.values()) else {}
+
 
 @dataclass
 class Answer:
@@ -271,9 +276,7 @@ class Chat:
             media["videos_kwargs"] = {"do_sample_frames": False}  # sampled already, with their times known
         if self.limits is not None:
             media.setdefault("videos_kwargs", {})["do_resize"] = False
-            ends = {"min_pixels": self.limits.min_pixels, "max_pixels": self.limits.max_pixels}
-            if None not in ends.values():  # the processor takes both or neither
-                media["images_kwargs"] = ends
+            media |= self.limits.of_images()
         batch = self.checkpoint.processor(text=[text], return_tensors="pt", **media)
         spell_out(batch, spelled_texts)
         inputs = dict(batch.to(self.checkpoint.device, self.checkpoint.model.dtype))
@@ -328,9 +331,7 @@ class Chat:
             size, how = (processor.size["height"], processor.size["width"]), processor.resample
         else:
             return frame
-        pixels = torch.from_numpy(frame).permute(2, 0, 1)
-        shown: Picture = resize(pixels, list(size), how, antialias=True).permute(1, 2, 0).numpy()
-        return shown
+        return resized(frame, size, how)
 
     def _videos(self, sizes: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
         """What became of each video of the last call, of (frames, tokens). Newlines are never counted."""
@@ -385,6 +386,13 @@ def _step(clip: Clip) -> float:
     """Seconds from one sampled frame to the next, as processors have it of the metadata above."""
     told = _metadata(clip)
     return float(told["total_num_frames"] / told["fps"] / len(clip.frames))
+
+
+def resized(frame: Picture, size: Sequence[int], how: InterpolationMode = InterpolationMode.BICUBIC) -> Picture:
+    """A frame (height, width, 3) in another size."""
+    pixels = torch.from_numpy(frame).permute(2, 0, 1)
+    shown: Picture = resize(pixels, list(size), how, antialias=True).permute(1, 2, 0).numpy()
+    return shown
 
 
 def open_image(image: Any) -> Image.Image:

@@ -17,17 +17,18 @@ import urllib.error
 import urllib.request
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoProcessor
 
-from tango.inference.chat import Answer, Chat, open_image
+from tango.inference.chat import TIMES, Answer, Chat, open_image
 from tango.inference.checkpoints import Checkpoint, class_name
 from tango.inference.generation import generation_settings
 from tango.inference.prompt import Message, check_text
+from tango.inference.video import read_video, uniform_indices
 from tango.models import FAMILIES
 from tango.models.original import read_config
 from tango.pruners.base import Pruner
@@ -38,6 +39,7 @@ from tango.runs.settings import MethodSettings, SettingsError, check_served, fin
 # By class: whether positions in its prompts are those of the shorter prompt. The families of vllm-plugin/tango_vllm.
 GAPLESS = {
     "LlavaOnevisionForConditionalGeneration": True,
+    "InternVLForConditionalGeneration": True,
     "Qwen2_5_VLForConditionalGeneration": False,
     "Qwen3VLForConditionalGeneration": False,
     "Qwen3_5ForConditionalGeneration": False,
@@ -60,11 +62,6 @@ def why_not_served(pruner: Pruner | None, family: str | None, layers: int | None
         return None
     if family not in GAPLESS:
         return f"{family} is not served; these are: {', '.join(GAPLESS)}"
-    if not GAPLESS[family]:
-        return (
-            f"{family}: both frameworks choose sizes of its frames that a server is not told; "
-            "evaluate it in transformers (engine: transformers)"
-        )
     try:
         check_served(served(pruner), layers or 1, family_of_class(family).saliencies, gapless=GAPLESS[family])
     except SettingsError as error:
@@ -86,6 +83,12 @@ class ServedChat(Chat):
     """
 
     server: str = ""
+    _seen: tuple[Any, tuple[Sequence[int], Sequence[int]]] | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.times != TIMES[0]:
+            raise ArgumentError(f"times={self.times!r}: a server of vLLM has the real times of frames; leave it out")
 
     @contextlib.contextmanager
     def session(self) -> Iterator[ServedChat]:
@@ -162,13 +165,34 @@ class ServedChat(Chat):
                 "videos of which other parts are shown: a server takes one start and end for all of a prompt"
             )
         ((start, end),) = ends
-        frames = {"num_frames": self.max_frames, "video_backend": "tango"}
+        frames: dict[str, Any] = {"num_frames": self.max_frames, "video_backend": "tango"}
         frames |= {key: value for key, value in (("start", start), ("end", end)) if value is not None}
+        sizes: dict[str, Any] = {}
+        if self.limits is not None:
+            looks = [self._look(part) for part in parts.values()]
+            if any(look != looks[0] for look in looks):
+                raise ValueError("videos of unequal length or shape: a server takes one size for all of a prompt")
+            frames |= dict(zip(("indices", "size"), looks[0], strict=True)) if looks else {}
+            sizes = {"mm_processor_kwargs": {"videos_kwargs": {"do_resize": False}} | self.limits.of_images()}
         shown = [
             {"role": message["role"], "content": [_part(part, special) for part in message["content"]]}
             for message in messages
         ]
-        return {"messages": shown, "media_io_kwargs": {"video": frames}} if parts else {"messages": shown}
+        return {"messages": shown} | sizes | ({"media_io_kwargs": {"video": frames}} if parts else {})
+
+    def _look(self, part: Mapping[str, Any]) -> tuple[Sequence[int], Sequence[int]]:
+        """Which frames of a video, or of its part, are shown, and their height and width."""
+        wanted = (str(part["video"]), part.get("start"), part.get("end"))
+        if self._seen is None or self._seen[0] != wanted:
+            chosen: list[int] = []
+
+            def choose(total: int, seconds: float) -> Sequence[int]:
+                chosen[:] = self.sampling(total, seconds) if self.sampling else uniform_indices(total, self.max_frames)
+                return chosen
+
+            clip = read_video(wanted[0], choose, *wanted[1:], self._resized)
+            self._seen = (wanted, (chosen, list(clip.frames.shape[1:3])))
+        return self._seen[1]
 
     def _post(self, path: str, content: Mapping[str, Any]) -> Any:
         request = urllib.request.Request(

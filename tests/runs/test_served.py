@@ -1,6 +1,7 @@
 """A server in the place of a model: what it is asked, what is made of its replies, and what is refused."""
 
 import base64
+import dataclasses
 import json
 import threading
 from collections.abc import Iterator
@@ -11,12 +12,15 @@ from typing import Any
 import pytest
 from PIL import Image
 from stub_vllm import make_server
+from tiny import save_qwen, write_video
 
+from tango.inference.chat import PixelLimits
+from tango.inference.video import read_video, uniform_indices
 from tango.models import FAMILIES
 from tango.motionqa.shipped import DATA, MODEL, checkout
 from tango.pruners import REGISTRY, FastVID, Tango, Uniform
 from tango.runs.run import ArgumentError
-from tango.runs.served import ServedChat, outline, why_not_served
+from tango.runs.served import GAPLESS, ServedChat, outline, why_not_served
 from tango.runs.settings import MethodSettings, fingerprint, served
 
 ROOT = checkout()
@@ -77,6 +81,35 @@ def test_parts_of_videos_images_and_sampling(chat: ServedChat, tmp_path: Path) -
     assert "media_io_kwargs" not in last(tmp_path)
 
 
+def test_frames_and_sizes_that_the_client_chooses(url: str, tmp_path: Path) -> None:
+    """Qwen's: a server is told which frames of a video to show, and how large."""
+    save_qwen(tmp_path / "qwen", head=32)  # a token of 8 x 8 pixels
+    checkpoint, settings = outline(str(tmp_path / "qwen"), url, SETTINGS)
+    chat = ServedChat(checkpoint, settings.pruner, 4, server=url, limits=PixelLimits(64, 1700))
+    video, image = {"type": "video", "video": str(VIDEO)}, {"type": "image", "image": Image.new("RGB", (9, 9))}
+    (frames, height, width), total = read_video(VIDEO, 4).frames.shape[:3], read_video(VIDEO, 1).total_frames
+    assert height == width and 40 * 40 < 1700 < 48 * 48
+    for sampling, start, indices in [
+        (None, None, uniform_indices(total, frames)),
+        (lambda total, seconds: [0, 1, total - 1], None, [0, 1, total - 1]),
+        (None, 1.0, uniform_indices(read_video(VIDEO, 1, 1.0).total_frames, frames)),
+    ]:
+        chat.sampling, chat._seen = sampling, None
+        chat.generate(question(video | {"start": start}, image), {}, "a")
+        asked = last(tmp_path)
+        told = {"indices": indices, "size": [40, 40], "num_frames": 4, "video_backend": "tango"}
+        assert asked["media_io_kwargs"]["video"] == told | ({} if start is None else {"start": start})
+        assert asked["mm_processor_kwargs"] == {
+            "videos_kwargs": {"do_resize": False},
+            "images_kwargs": {"min_pixels": 64, "max_pixels": 1700},
+        }
+    write_video(tmp_path / "short.mp4", frames=3)
+    with pytest.raises(ValueError, match="a server takes one size for all of a prompt"):
+        chat.generate(question(video, {"type": "video", "video": str(tmp_path / "short.mp4")}), {}, "a")
+    with pytest.raises(ArgumentError, match="has the real times"):
+        dataclasses.replace(chat, times="published")
+
+
 def test_what_cannot_be_asked(chat: ServedChat, tmp_path: Path) -> None:
     video = {"type": "video", "video": str(VIDEO)}
     for messages, settings, said in [
@@ -114,5 +147,6 @@ def test_which_models_and_methods_are_served() -> None:
     assert refused == {"random", "fastv", "earlytom"}
     assert "keep_positions" in str(why_not_served(FastVID(), LLAVA, 4))
     assert why_not_served(None, LLAVA, 4) is None and why_not_served(None, None, None) is None
-    reasons = [str(why_not_served(None, name, 4)) for name in {*FAMILIES} - {LLAVA}]
-    assert all("in transformers" in reason or "is not served" in reason for reason in reasons)
+    reasons = {name: why_not_served(None, name, 4) for name in FAMILIES}
+    assert {name for name, reason in reasons.items() if reason is None} == {*GAPLESS}
+    assert all("is not served; these are" in reason for reason in reasons.values() if reason)

@@ -84,7 +84,7 @@ def kept():
 
 @contextmanager
 def given(decoder):
-    """Positions (3, N), or (N,), and embeddings (N, D) of each call of a decoder; vLLM's calls forward() itself, past hooks."""
+    """Positions (3, N) or (N,) and embeddings (N, D) of each call of a decoder; vLLM calls forward(), past hooks."""
     calls, forward = [], decoder.forward
 
     def noting(*args, **kwargs):

@@ -10,7 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny_families
 from engines import DATA, FRAMES, MODEL, ROOT, Reference, prompted
+from tiny import save_qwen
 from vllm_server import OPTIONS, serving
 
 from tango.inference.video import read_video
@@ -95,3 +97,34 @@ def test_sweep_with_servers_of_its_own(expected, tmp_path, framework):
     assert [record["response"] for record in summary["samples"]] == list(expected.values())
     tokens = [record["tokens"] for record in summary["samples"]]
     assert {(one["video_tokens_before"], one["video_tokens_after"]) for one in tokens} == {(512, 51)}
+
+
+@pytest.mark.parametrize("family, framework", [
+    ("qwen2_5_vl", "lmms-eval"), ("qwen3_vl", "VLMEvalKit"), ("internvl", "lmms-eval"),
+])  # fmt: skip
+def test_sweep_of_other_families(tmp_path, family, framework):
+    """A model of random weights: with a server the answers, and the tokens kept, of the same sweep without one.
+
+    Both frameworks choose sizes of Qwen's frames, and lmms-eval which frames; here other ones than vLLM would choose.
+    """
+    folder, replies, tokens = tmp_path / "models" / family, [], []
+    if family == "internvl":
+        tiny_families.save(family, folder, 32)
+    else:
+        vision = {"patch_size": 16} | ({"window_size": 64} if family == "qwen2_5_vl" else {})
+        save_qwen(folder, family == "qwen3_vl", head=32, scale=6, widths={"vision": vision})
+    for engine in ("transformers", "vllm\nvllm_options: [--enforce-eager, --max-model-len, '4096']"):
+        grid, out = tmp_path / "grid.yaml", tmp_path / engine[:4]
+        grid.write_text(
+            f"engine: {engine}\nmodels: {folder}\nmethods: [tango]\nratios: [0.25]\nframes: 6\ndtype: float32\n"
+            f"frameworks: [{framework}]\nlimit: {COUNT}\noutput: {out}\n"
+        )
+        run("-m", "tango.cli", "sweep", str(grid), "--cell", "2", TANGO_VLLM_PYTHON=sys.executable)
+        (file,) = out.glob(f"{family}/cells/*/run/*/*_efficiency.json")
+        summary = json.loads(file.read_text())
+        assert summary["n_failed"] == 0
+        replies.append([record["response"] for record in summary["samples"]])
+        told = ("video_tokens_before", "video_tokens_after")
+        tokens.append([[record["tokens"][name] for name in told] for record in summary["samples"]])
+    assert replies[0] == replies[1] and tokens[0] == tokens[1]
+    assert len({*replies[0]}) > 3, "answers all alike"

@@ -63,9 +63,9 @@ def test_every_other_method_is_served():
         settings.check(pruner, 4, LlavaOnevision.saliencies, gapless=True)
 
 
-@pytest.mark.parametrize("name", ["InternVLForConditionalGeneration", "VideoLlama3ForConditionalGeneration"])
+@pytest.mark.parametrize("name", ["InternVLChatModel", "VideoLlama3ForConditionalGeneration"])
 def test_other_models_are_refused_by_the_name_in_their_checkpoint(name):
-    """vLLM runs them with classes of other names, as InternS1ForConditionalGeneration."""
+    """Not by that of the class that vLLM runs them with, which may be another."""
     config = SimpleNamespace(hf_config=SimpleNamespace(architectures=[name]))
     with pytest.raises(ValueError, match=f"WRAPPER is set, but {name} cannot be pruned in vLLM; these can: Llava"):
         runner._refuse(SimpleNamespace(get_model=object, model_config=config))

@@ -17,6 +17,7 @@ from requests import RequestException
 from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY, MediaConnector
 from vllm.multimodal.video import VIDEO_LOADER_REGISTRY, VideoLoader
 
+from tango.inference.chat import resized
 from tango.inference.video import read_video
 
 
@@ -28,18 +29,34 @@ class TangoLoader(VideoLoader):
     def load_bytes(cls, data: bytes, num_frames: int = 32, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         """Frames (F, height, width, 3) and what is known of them.
 
-        start, end: of the part of the video that is shown, in seconds.
+        start, end: of the part of the video that is shown, in seconds. indices: of its frames, in place of num_frames
+        evenly spread ones. size: height and width to show them in.
 
         Raises:
-            ValueError: no video, one that no decoder knows, or one that is cut short.
+            ValueError: no video, one that no decoder knows, or one that is cut short; or frames that it does not have.
         """
+        indices, size = kwargs.get("indices"), kwargs.get("size")
         if num_frames < 1 or kwargs.get("fps", -1) > 0:
             raise ValueError("video_backend=tango samples evenly: give num_frames of at least 1, and no fps")
+        for name, numbers, least in (("indices", indices, 0), ("size", size, 1)):
+            whole = isinstance(numbers, list) and numbers and all(type(one) is int and one >= least for one in numbers)
+            if numbers is not None and not (whole and (name != "size" or len(numbers) == 2)):
+                raise ValueError(f"{name}={numbers!r}: give a list of whole numbers of at least {least}, of a size two")
+
+        def choose(total: int, seconds: float) -> list[int]:
+            if max(indices) >= total:
+                raise ValueError(f"indices reach frame {max(indices)} of a video that has {total}")
+            return indices
+
+        def resize(frames: int, frame: Any) -> Any:
+            return frame if size is None else resized(frame, size)
+
         with tempfile.NamedTemporaryFile(suffix=".video") as file:
             file.write(data)
             file.flush()
             try:
-                clip = read_video(file.name, num_frames, kwargs.get("start"), kwargs.get("end"))
+                wanted = num_frames if indices is None else choose
+                clip = read_video(file.name, wanted, kwargs.get("start"), kwargs.get("end"), resize)
             except (ValueError, OSError) as error:
                 raise ValueError(f"the video cannot be read: {str(error).replace(repr(file.name), 'it')}") from error
         rate = clip.total_frames / clip.duration if clip.duration > 0 else 1.0
