@@ -168,11 +168,12 @@ class ServedChat(Chat):
         frames: dict[str, Any] = {"num_frames": self.max_frames, "video_backend": "tango"}
         frames |= {key: value for key, value in (("start", start), ("end", end)) if value is not None}
         sizes: dict[str, Any] = {}
-        if self.limits is not None:
+        if self.limits is not None or self.sampling is not None:
             looks = [self._look(part) for part in parts.values()]
             if any(look != looks[0] for look in looks):
                 raise ValueError("videos of unequal length or shape: a server takes one size for all of a prompt")
             frames |= dict(zip(("indices", "size"), looks[0], strict=True)) if looks else {}
+        if self.limits is not None:
             sizes = {"mm_processor_kwargs": {"videos_kwargs": {"do_resize": False}} | self.limits.of_images()}
         shown = [
             {"role": message["role"], "content": [_part(part, special) for part in message["content"]]}

@@ -30,7 +30,7 @@ class InternVL(Reference):
 
     def inputs(self, prompt, clips=(), images=()):
         clips, images, found, frames = iter(clips), iter(images), [], []
-        for part in re.split(f"({VIDEO}|{IMAGE})", prompt):
+        for part in filter(None, re.split(f"({VIDEO}|{IMAGE})", prompt)):
             clip = next(clips) if part == VIDEO else None
             shown = ([clip], []) if clip else ([], [next(images)]) if part == IMAGE else ([], [])
             found.append(super().inputs(part, *shown))

@@ -38,7 +38,7 @@ class Info(InternS1ProcessingInfo):
 
     def get_mm_max_tokens_per_item(self, seq_len: int, mm_counts: Mapping[str, int]) -> Mapping[str, int]:
         """Of a video as many as a prompt may have: pruned ones fill it with more frames than vLLM's own count."""
-        return {"image": self.get_max_image_tokens() + 2, "video": seq_len}
+        return {"image": self.get_max_image_tokens(), "video": seq_len}
 
 
 def item_tokens(tokenizer: Any, counts: Sequence[int]) -> list[int]:
