@@ -29,7 +29,6 @@ LOG = "SERVER_LOG"
 PLACE = "{server}"
 WAIT_SECONDS = 1800.0  # a large checkpoint, from a cold file system
 FAILED_TO_START = 3
-BATCHED_TOKENS = 16384  # vLLM takes no video of more tokens: 64 frames of LLaVA-OneVision have 12,545
 
 
 def python(environ: Mapping[str, str] = os.environ) -> str:
@@ -55,7 +54,7 @@ def command_of(model: str, port: int, options: Sequence[str]) -> list[str]:
     return [
         python(), "-m", "vllm.entrypoints.openai.api_server", "--model", model,
         "--host", "127.0.0.1", "--port", str(port), "--trust-request-mm-kwargs", "--enable-prompt-tokens-details",
-        "--max-num-batched-tokens", str(BATCHED_TOKENS), *options,
+        *options,
     ]  # fmt: skip
 
 

@@ -7,7 +7,7 @@ tokens in their true order, text included.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -27,18 +27,11 @@ from tango.models.tower import joined, recorded
 from tango.pruners.base import Pruner
 from tango.pruners.video import VideoTokens
 from tango_vllm import settings
-from tango_vllm.processing import TIMES, Parser, PrunedVideos, VideoPlaceholders, with_videos
+from tango_vllm.processing import TIMES, PlainInfo, PrunedVideos, VideoPlaceholders, with_videos
 
 
-class Info(InternS1ProcessingInfo):
+class Info(PlainInfo, InternS1ProcessingInfo):
     """As vLLM's, with times of frames."""
-
-    def get_data_parser(self) -> Parser:
-        return Parser(expected_hidden_size=self._get_expected_hidden_size(), video_needs_metadata=True)
-
-    def get_mm_max_tokens_per_item(self, seq_len: int, mm_counts: Mapping[str, int]) -> Mapping[str, int]:
-        """Of a video as many as a prompt may have: pruned ones fill it with more frames than vLLM's own count."""
-        return {"image": self.get_max_image_tokens(), "video": seq_len}
 
 
 def item_tokens(tokenizer: Any, counts: Sequence[int]) -> list[int]:
@@ -121,7 +114,10 @@ class TangoInternVL(InternS1ForConditionalGeneration):
         return rows
 
     def _encoded(self, pixels: Tensor) -> dict[str, Tensor]:
-        """Features (T, L, D) and the parts of VideoTokens that the method needs, of tiles (T, C, H, H)."""
+        """Features (T, L, D) and the parts of VideoTokens that the method needs, of tiles (T, C, H, H).
+
+        Each rank has all heads: vLLM does not split this attention.
+        """
         attention = self.vision_tower.encoder.layer[-1].attention
         names = ("q_norm", "k_norm") if attention.qk_normalization else ("q_proj", "k_proj")
         modules = {name: attention.get_submodule(at) for name, at in zip(("queries", "keys"), names, strict=True)}

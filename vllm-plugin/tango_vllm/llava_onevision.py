@@ -24,14 +24,11 @@ from tango.pruners.base import Pruner, full_precision
 from tango.pruners.video import VideoTokens
 from tango_vllm import settings
 from tango_vllm.heads import all_heads
-from tango_vllm.processing import TIMES, Parser, PrunedVideos, VideoPlaceholders, with_videos
+from tango_vllm.processing import TIMES, PlainInfo, PrunedVideos, VideoPlaceholders, with_videos
 
 
-class Info(LlavaOnevisionProcessingInfo):
+class Info(PlainInfo, LlavaOnevisionProcessingInfo):
     """As vLLM's, with times of frames."""
-
-    def get_data_parser(self) -> Parser:
-        return Parser(expected_hidden_size=self._get_expected_hidden_size(), video_needs_metadata=True)
 
 
 class Processor(PrunedVideos, LlavaOnevisionMultiModalProcessor):

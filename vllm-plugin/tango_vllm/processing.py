@@ -61,6 +61,17 @@ class Parser(DefaultMetadata, MultiModalDataParser):
     """vLLM's parser with that."""
 
 
+class PlainInfo:
+    """Mixin of what vLLM must know of models that take frames of one size: times of frames, and how long a video is."""
+
+    def get_data_parser(self) -> Parser:
+        return Parser(expected_hidden_size=self._get_expected_hidden_size(), video_needs_metadata=True)  # type: ignore[attr-defined]
+
+    def get_mm_max_tokens_per_item(self, seq_len: int, mm_counts: Mapping[str, int]) -> Mapping[str, int]:
+        """A video may fill a prompt: vLLM's own count is that of few frames, and longer videos would be refused."""
+        return {"image": self.get_max_image_tokens(), "video": seq_len}  # type: ignore[attr-defined]
+
+
 def frame_times(metadata: Mapping[str, Any], frames: int) -> Tensor:
     """Seconds of each frame (F,), fp64: `timestamps` where a loader gives them, else index by rate; else empty.
 
