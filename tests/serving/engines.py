@@ -167,14 +167,14 @@ def published_layout(folder):
     return folder
 
 
-def questions(count, first=0):
+def questions(count, first=0, frames=FRAMES):
     """(prompt, clip) of questions of MotionQA, every seventh from the first on: all kinds, few of one video."""
     rows = read_questions(ROOT / DATA)
     rows = [rows[index * 7 % len(rows)] for index in range(first, first + count)]
     return [
         (
             prompted(["<video>\n", prompt(row["question"], row["options"])]),
-            read_video(ROOT / DATA / row["video"], FRAMES),
+            read_video(ROOT / DATA / row["video"], frames),
         )
         for row in rows
     ]

@@ -1,24 +1,9 @@
 """Engines with other options than the usual ones: each gives LLaVA-OneVision the answers that transformers gives."""
 
 import pytest
-from engines import (
-    DATA,
-    MODEL,
-    OURS,
-    ROOT,
-    Reference,
-    ask,
-    kept,
-    model_of,
-    opened,
-    prompted,
-    published_layout,
-    questions,
-    request,
-)  # fmt: skip
+from engines import MODEL, OURS, Reference, ask, kept, model_of, opened, prompted, published_layout, questions, request
 from PIL import Image
 
-from tango.inference.video import read_video
 from tango.pruners import Tango
 
 CHOSEN = OURS | {"tango": {"method": "tango", "retention_ratio": 0.2}}
@@ -46,9 +31,9 @@ def test_chunked_prefill_and_without_caches(asked, expected, options):
     assert [answer for (answer,) in answers] == expected
 
 
-def test_a_video_longer_than_a_step_of_the_engine(asked):
+def test_a_video_longer_than_a_step_of_the_engine():
     """Of 20 frames, where vLLM's own count of a video's tokens is that of 16."""
-    text, clip = asked[0][0], read_video(ROOT / DATA / "videos" / "3.mp4", 20)
+    ((text, clip),) = questions(1, frames=20)
     wanted, (indices,) = Reference(MODEL).answer(PRUNER, text, [clip])
     assert len(indices) == 256
     with opened(MODEL, CHOSEN, max_num_batched_tokens=48, max_num_seqs=4, max_model_len=1024) as llm:
