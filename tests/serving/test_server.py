@@ -8,9 +8,11 @@ import threading
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import openai
 import pytest
 from engines import DATA, FRAMES, MODEL, ROOT, Reference, prompted
+from PIL import Image
 from tango_vllm.loader import TangoLoader
 from vllm_server import free_port, serving
 
@@ -153,6 +155,23 @@ def test_a_part_of_a_video_is_read_where_a_request_names_its_ends():
     assert (frames == clip.frames).all() and told["timestamps"] == list(clip.timestamps)
 
 
+def test_frames_and_size_that_a_request_names():
+    video = ROOT / DATA / "videos" / "0.mp4"
+    whole = read_video(video, 10**6).frames
+    frames, told = TangoLoader.load_bytes(video.read_bytes(), 4, indices=[0, 2, len(whole) - 1], size=[40, 24])
+    for frame, index in zip(frames, (0, 2, len(whole) - 1), strict=True):
+        pillow = np.asarray(Image.fromarray(whole[index]).resize((24, 40), Image.Resampling.BICUBIC))
+        assert np.abs(frame.astype(int) - pillow.astype(int)).max() <= 1
+    assert frames.shape == (3, 40, 24, 3) and len(told["timestamps"]) == 3
+    for wrong, said in [
+        ({"indices": [0, len(whole)]}, f"indices reach frame {len(whole)} of a video that has {len(whole)}"),
+        ({"indices": [-1]}, "at least 0"), ({"indices": []}, "whole numbers"), ({"indices": [0.5]}, "whole numbers"),
+        ({"size": [0, 8]}, "at least 1"), ({"size": [8]}, "of a size two"), ({"size": 8}, "whole numbers"),
+    ]:  # fmt: skip
+        with pytest.raises(ValueError, match=said):
+            TangoLoader.load_bytes(video.read_bytes(), 4, **wrong)
+
+
 def test_records_and_metrics(client, url, log, rows, web):
     def counted():
         text = urllib.request.urlopen(f"{url}/metrics").read().decode()
@@ -168,8 +187,6 @@ def test_records_and_metrics(client, url, log, rows, web):
 
 def test_frames_as_images_are_warned_of_once(client, log, rows):
     from io import BytesIO
-
-    from PIL import Image
 
     clip = read_video(ROOT / DATA / rows[0]["video"], 3)
     images = []
