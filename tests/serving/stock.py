@@ -20,19 +20,23 @@ from tango.inference.video import read_video
 
 SIZES = (1, 0.5, 0.25)
 FRAMES = (2, 5, 16)
+MARKS = {
+    "llava_onevision": ("<image>\n", "<video>\n"),
+    "internvl": ("<IMG_CONTEXT>\n", "<video>\n"),
+    "qwen": ("<|vision_start|><|image_pad|><|vision_end|>", "<|vision_start|><|video_pad|><|vision_end|>"),
+}
 
 
 def requests(name):
     """Each as vLLM takes it; `name` of the folder says which family it is."""
     llava = name == "llava_onevision"
-    marks = "<{}>\n" if llava else "<|vision_start|><|{}_pad|><|vision_end|>"
-    image, video = marks.format("image"), marks.format("video")
+    image, video = MARKS.get(name, MARKS["qwen"])
     counts = (8, 8, 8) if llava else FRAMES  # vLLM's own LLaVA-OneVision has no batch of videos of unequal length
     clips = [read_video(ROOT / DATA / "videos" / f"{index}.mp4", count) for index, count in enumerate(counts)]
     whole = Image.fromarray(clips[2].frames[7])
     images = [whole.resize((int(whole.width * size), int(whole.height * size))) for size in SIZES]
     told = [(clip.frames, metadata(clip) | {"do_sample_frames": False}) for clip in clips]
-    videos = [frames for frames, _ in told] if llava else told
+    videos = [frames for frames, _ in told] if name in MARKS else told
     parts = [([image, "Which shape is in the middle?"], [one], []) for one in images]
     parts += [([image, "What is its colour?"], [images[1].crop((0, 0, images[1].width // 2, images[1].height))], [])]
     parts += [([video, "What moves, and where to?"], [], [one]) for one in videos]

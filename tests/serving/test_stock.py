@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny_families
 from engines import published_layout
 from tiny import save_qwen
 
@@ -20,6 +21,7 @@ def folders(tmp_path_factory):
     published_layout(root / "llava_onevision")
     save_qwen(root / "qwen2_5_vl", head=32, scale=6, pixels=40 * 40)
     save_qwen(root / "qwen3_vl", True, head=32, scale=6, pixels=40 * 40, video=16)
+    tiny_families.save("internvl", root / "internvl", 32)
     return sorted(root.iterdir())
 
 
