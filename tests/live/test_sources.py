@@ -143,12 +143,12 @@ def test_a_source_that_gives_nothing_ends_with_a_sentence(clip, tmp_path):
     with missing as address, pytest.raises(ValueError, match=r"gave nothing for 0.2 s"):
         list(Source(f"{address}/clip.ts", pace=False, patience=0.2))
     hang = threading.Event()
-    with served(lambda handler, number: hang.wait(20)) as address:
+    with served(lambda handler, number: hang.wait(300)) as address:
         begun = time.monotonic()
         with pytest.raises(ValueError, match=r"gave nothing for 0.1 s"):
             list(Source(f"{address}/clip.ts", pace=False, patience=0.1, timeout=0.5))
         hang.set()
-    assert time.monotonic() - begun < 15
+    assert time.monotonic() - begun < 120
 
 
 def test_what_is_no_source():
