@@ -318,7 +318,7 @@ def test_uploads_do_not_fill_the_disk(tmp_path):
         asked.append(scope)
         (tmp_path / f"{len(asked)}.mp4").write_bytes(b"x" * 100)
 
-    door, statuses = Door(app, str(tmp_path), largest=100), []
+    door, statuses = Door(app, str(tmp_path), largest=100, events={}), []
 
     async def send(message):
         statuses.append(message.get("status"))
