@@ -27,8 +27,7 @@ OPEN = re.compile(
 )
 CALLS = (f"{API}queue/join", f"{API}stream/")  # whose bodies are looked into: events, and pictures of a webcam
 # A file as the page sends it.
-FIELDS = dict.fromkeys(("path", "url", "orig_name", "mime_type"), (str, type(None)))
-FIELDS |= {"size": (int, type(None)), "is_stream": (bool, type(None))}
+FIELDS = {"path": str, "url": str, "orig_name": str, "mime_type": str, "size": int, "is_stream": bool}
 META = {"_type": "gradio.FileData"}
 ROOM = 30  # uploads of the largest size are kept at a time; Gradio removes them after an hour
 LARGEST_CALL = 1_000_000  # bytes of an event of the page, of which files are no part; and of what surrounds a file
@@ -140,8 +139,10 @@ def fits(part: Part, value: Any) -> bool:
     if kind == "slider":
         return type(value) in (int, float) and settings["minimum"] <= value <= settings["maximum"]
     if kind in ("video", "image") and value is not None:
-        file = isinstance(value, dict) and (kind == "image" or value.get("path")) and value.get("meta", META) == META
-        return file and all(type(value.get(name)) in kinds for name, kinds in FIELDS.items())
+        told = (
+            isinstance(value, dict) and value.get("meta", META) == META and (kind == "image" or bool(value.get("path")))
+        )
+        return told and all(type(value.get(name)) in (form, type(None)) for name, form in FIELDS.items())
     return kind != "textbox" or isinstance(value, str)
 
 
