@@ -5,6 +5,7 @@ import shutil
 import pytest
 
 CHROMIUM = shutil.which("chromium")
+WAIT = 120_000  # milliseconds, for machines that do other things; usually it takes less than one second
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here (Debian: apt-get install chromium)")
 
 

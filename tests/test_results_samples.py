@@ -112,3 +112,12 @@ def test_one_that_would_fill_the_disk_is_refused(tmp_path: Path, monkeypatch: py
     with pytest.raises(ResultsError, match=r"it holds more than 0\.0009\d* GB"):
         read_folders([tmp_path])
     assert LARGEST == 4 * 2**30
+
+
+def test_one_of_very_many_files_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Empty ones are within any limit of bytes, and unpacking them takes time all the same."""
+    (tmp_path / ARCHIVE).write_bytes(archive({f"cells/a/{number}": b"" for number in range(4)}))
+    for most, said in ((3, "it holds more than 3 files"), (4, "no finished cells below")):
+        monkeypatch.setattr("tango.results.samples.MOST", most)
+        with pytest.raises(ResultsError, match=said):
+            read_folders([tmp_path])

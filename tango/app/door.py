@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ OK = 200
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+Part = Mapping[str, Any]
 
 API = "/gradio_api/"
 OPEN = re.compile(
@@ -25,6 +26,9 @@ OPEN = re.compile(
     rf"{API}stream/\w+(/close)?"
 )
 CALLS = (f"{API}queue/join", f"{API}stream/")  # whose bodies are looked into: events, and pictures of a webcam
+# A file as the page sends it.
+FIELDS = {"path": str, "url": str, "orig_name": str, "mime_type": str, "size": int, "is_stream": bool}
+META = {"_type": "gradio.FileData"}
 ROOM = 30  # uploads of the largest size are kept at a time; Gradio removes them after an hour
 LARGEST_CALL = 1_000_000  # bytes of an event of the page, of which files are no part; and of what surrounds a file
 # Nothing but this server may be asked for anything. Gradio writes scripts and styles into its page.
@@ -46,10 +50,11 @@ class Door:
     Args:
         folder: where uploaded files are, and all that may be read of this machine.
         largest: bytes of a file; Gradio counts them as well, and reads on to the end of what is too long.
+        events: what the page sends with each of its events, see events_of().
     """
 
-    def __init__(self, app: Any, folder: str, largest: int) -> None:
-        self.app, self.folder, self.largest = app, folder, largest
+    def __init__(self, app: Any, folder: str, largest: int, events: Mapping[int, list[Part]]) -> None:
+        self.app, self.folder, self.largest, self.events = app, folder, largest, events
         self.coming = 0  # bytes of uploads that are under way
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -100,15 +105,45 @@ class Door:
         if len(body) > LARGEST_CALL:
             return 413, receive
         try:
-            inside = all(self.owns(file) for file in files(json.loads(body)))
+            call = json.loads(body)
+            inside = all(self.owns(file) for file in files(call))
         except (ValueError, RecursionError):
             return 400, receive
+        if inside and not path.endswith("/close") and not self.known(call):
+            return 400, receive
         return OK if inside else 403, first({"type": "http.request", "body": body, "more_body": False}, receive)
+
+    def known(self, call: Any) -> bool:
+        """Whether the page could send this: else Gradio fails on it, with a traceback in the owner's log."""
+        number, sent = (call.get("fn_index"), call.get("data")) if isinstance(call, dict) else (None, None)
+        parts = self.events.get(number) if isinstance(number, int) else None
+        return parts is not None and isinstance(sent, list) and len(sent) == len(parts) and all(map(fits, parts, sent))
 
     def owns(self, file: str) -> bool:
         """Whether a path is that of a file in the folder; a folder there Gradio would try to remove as a file."""
         inside = file.startswith(f"{self.folder}/") and ".." not in file.split("/") and "\0" not in file
         return inside and os.path.isfile(file)
+
+
+def events_of(page: Mapping[str, Any]) -> dict[int, list[Part]]:
+    """The parts of a page whose values are sent with each of its events, from Gradio's description of the page."""
+    parts = {part["id"]: part for part in page["components"]}
+    return {event["id"]: [parts[number] for number in event["inputs"]] for event in page["dependencies"]}
+
+
+def fits(part: Part, value: Any) -> bool:
+    """Whether a part of the page may have a value."""
+    kind, settings = part["type"], part["props"]
+    if kind in ("dropdown", "radio"):
+        return (value is None and settings["value"] is None) or value in [one for _, one in settings["choices"]]
+    if kind == "slider":
+        return type(value) in (int, float) and settings["minimum"] <= value <= settings["maximum"]
+    if kind in ("video", "image") and value is not None:
+        told = (
+            isinstance(value, dict) and value.get("meta", META) == META and (kind == "image" or bool(value.get("path")))
+        )
+        return told and all(type(value.get(name)) in (form, type(None)) for name, form in FIELDS.items())
+    return kind != "textbox" or isinstance(value, str)
 
 
 async def refuse(send: Send, status: int) -> None:

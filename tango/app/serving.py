@@ -11,7 +11,7 @@ from pathlib import Path
 import gradio as gr
 from starlette.middleware import Middleware
 
-from tango.app.door import Door
+from tango.app.door import Door, events_of
 from tango.app.page import CSS, build
 from tango.app.streams import Streams
 from tango.app.visitors import Limits, Visitors
@@ -55,13 +55,14 @@ def served(
         visitors = Visitors(checkpoint, frames, limits)
         streams = Streams(visitors, addresses)
         page = build(visitors, streams, title, Path(folder)).queue(max_size=WAITING)
+        events = events_of(page.get_config_file())
         try:
             _, local, public = page.launch(
                 server_name=host,
                 server_port=port,
                 share=share,
                 max_file_size=largest,
-                app_kwargs={"middleware": [Middleware(Door, folder=folder, largest=largest)]},
+                app_kwargs={"middleware": [Middleware(Door, folder=folder, largest=largest, events=events)]},
                 theme=gr.themes.Default(font=FONTS, font_mono=["monospace"]),
                 css=CSS,
                 footer_links=[],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any
@@ -13,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from tango.motionqa.shipped import FRAMES, MODEL, VIDEO
-from tango.runs.screen import Screen
+from tango.runs.screen import Screen, json_text
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 EXIT_CODES = {
@@ -119,9 +118,8 @@ def console() -> Screen:
 
 
 def print_json(content: Any) -> None:
-    """Print content as JSON; what JSON lacks becomes text, and half characters of names of files their escapes."""
-    text = json.dumps(content, indent=1, ensure_ascii=False, default=str)
-    print(text.encode(errors="backslashreplace").decode())
+    """Print content as JSON; what JSON lacks becomes text."""
+    print(json_text(content, indent=1, default=str))
 
 
 @contextlib.contextmanager

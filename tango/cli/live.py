@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 import threading
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from rich.table import Table
 from tango.cli import common
 from tango.cli.answering import check_fit, check_model, check_question, choose_pruners, input_errors, load
 from tango.cli.common import CommandFailed, InputError, stdout_for_json, steps
-from tango.runs.screen import Screen
+from tango.runs.screen import Screen, json_text
 from tango.runs.screen import note as say
 
 if TYPE_CHECKING:
@@ -29,6 +28,7 @@ EXAMPLES = (
     "ffmpeg -i clip.mkv -f mpegts - | tango live - --question 'What happens?' --every 10",
 )
 POLICIES = ("fade", "oldest", "even")
+SHORTEST = 0.001  # seconds between two rounds of questions
 
 
 def live(
@@ -101,6 +101,8 @@ def check_numbers(numbers: dict[str, float | None], budget: int, policy: str) ->
     for name, value in numbers.items():
         if value is not None and not 0 < value < float("inf"):
             raise InputError(f"--{name} {value:g}: give a number above 0")
+    if (every := numbers["every"]) is not None and every < SHORTEST:
+        raise InputError(f"--every {every:g}: give at least {SHORTEST:g} seconds")
     if budget < 16:
         raise InputError(f"--budget {budget}: give at least 16 tokens")
     if policy not in POLICIES:
@@ -206,7 +208,7 @@ def unattended(watching: Watching, questions: list[str], every: float, longest: 
 
 def print_line(line: dict[str, Any]) -> None:
     """JSON on a line, at once."""
-    print(json.dumps(line, ensure_ascii=False).encode(errors="backslashreplace").decode(), flush=True)
+    print(json_text(line), flush=True)
 
 
 def typed(watching: Watching, longest: int) -> None:

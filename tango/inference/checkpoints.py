@@ -124,7 +124,8 @@ def load(
             processor = AutoProcessor.from_pretrained(  # type: ignore[no-untyped-call]
                 pretrained, revision=revision, trust_remote_code=False
             )
-    checks.check_generation(model.generation_config.to_dict(), pretrained)
+    vocabulary = model.config.get_text_config().vocab_size
+    checks.check_generation(model.generation_config.to_dict(), vocabulary, pretrained)
     if chat_template is not None:
         file = Path(chat_template)
         processor.chat_template = file.read_text(encoding="utf-8") if file.is_file() else chat_template

@@ -34,7 +34,8 @@ MAPPINGS = ("generation_config", "processor_config", "preprocessor_config", "vid
 BEAMS = ("num_beams", "num_beam_groups", "num_return_sequences")
 NUMBERS = ("temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "length_penalty", "max_length",
            "min_length", "max_new_tokens", "min_new_tokens", "no_repeat_ngram_size", "guidance_scale")  # fmt: skip
-TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "suppress_tokens", "begin_suppress_tokens")
+TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "suppress_tokens", "begin_suppress_tokens",
+          "forced_bos_token_id", "forced_eos_token_id")  # fmt: skip
 TEMPLATE_SECONDS = 3.0  # for one message, of which a template needs some milliseconds
 
 
@@ -112,8 +113,10 @@ def check_size(model: Any, pretrained: str) -> None:
         )
 
 
-def check_generation(settings: Mapping[str, Any], pretrained: str) -> None:
-    """Turn away settings of a generation_config.json with which nothing could be generated.
+def check_generation(settings: Mapping[str, Any], vocabulary: int, pretrained: str) -> None:
+    """Turn away settings of a generation_config.json with which nothing could be generated, or nothing would end.
+
+    vocabulary: how many tokens the model has.
 
     Raises:
         CheckpointError: names the field, its value and what would be right.
@@ -133,6 +136,8 @@ def check_generation(settings: Mapping[str, Any], pretrained: str) -> None:
         every = value if isinstance(value, list) else [value]
         if field in TOKENS and not all(type(token) is int for token in every):
             right = "a token's number, or a list of them"
+        elif field in TOKENS and not all(0 <= token < vocabulary for token in every):
+            right = f"tokens of the model, which are numbered 0 to {vocabulary - 1}"
         if field == "bad_words_ids" and not (isinstance(value, list) and value):
             right = "a list of lists of tokens' numbers"
         if right is not None:

@@ -7,6 +7,8 @@ it cannot name another, and what comes from the network cannot name a file of th
 from __future__ import annotations
 
 import contextlib
+import os
+import select
 import sys
 import threading
 import time
@@ -172,6 +174,8 @@ class Source:
                             raise ValueError(f"{self.shown!r} holds no video frame that could be decoded")
                         return
             except (av.FFmpegError, OSError) as error:
+                if self.stopped.is_set():
+                    return
                 why = error.strerror or str(error)
                 if not self.live:
                     raise ValueError(f"{self.shown!r} cannot be read: {why}") from error
@@ -199,10 +203,26 @@ class Source:
             elif self.name == "-":
                 file = Unseekable(sys.stdin.buffer)
             else:  # FFmpeg does not see the name, which it may take for an address or a pattern of names
-                real = stack.enter_context(open(self.name, "rb", buffering=0))
+                opener = self._pipe if Path(self.name).is_fifo() else None
+                real = stack.enter_context(open(self.name, "rb", buffering=0, opener=opener))
                 file = stack.enter_context(open(real.fileno(), "rb", buffering=0, closefd=False))
             container = stack.enter_context(av.open(file, container_options=options, **settings))
             yield container, shown_stream(container, self.shown)
+
+    def _pipe(self, name: str, flags: int) -> int:
+        """Opens a named pipe once something is written to it, for which open() would wait for ever, without a word."""
+        pipe, late, told = os.open(name, flags | os.O_NONBLOCK), time.monotonic() + self.patience, False
+        awaited = select.poll()
+        awaited.register(pipe, select.POLLIN)
+        while not (awaited.poll(1000 * min(1.0, self.patience)) or self.stopped.is_set()):
+            if not told:
+                self.say(f"{self.shown!r} is a pipe that nobody writes to yet: waiting for {self.patience:g} s")
+            told = True
+            if time.monotonic() > late:
+                os.close(pipe)
+                raise ValueError(f"{self.shown!r} gave nothing for {self.patience:g} s: a pipe that nobody writes to")
+        os.set_blocking(pipe, True)
+        return pipe
 
     def _decoded(self, container: Any, stream: Any, clock: Clock, show: Pictures) -> Iterator[Timed]:
         """Pictures and times of one connection, at most `fps` a second; packets that cannot be decoded are left out."""

@@ -9,6 +9,9 @@ import contextlib
 import copy
 import difflib
 import importlib
+import inspect
+import warnings
+import weakref
 from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import Any
@@ -71,8 +74,7 @@ def check_transformers() -> None:
         )
 
 
-@contextlib.contextmanager
-def attach(model: nn.Module, pruner: Pruner) -> Iterator[Session]:
+def attach(model: nn.Module, pruner: Pruner) -> contextlib.AbstractContextManager[Session]:
     """Prune the videos of every prompt that `model` sees in `generate()` and `forward()` while the context is open.
 
     Yields a Session whose `videos` tells what the last call kept. The model is left as it was found, also when the
@@ -86,8 +88,23 @@ def attach(model: nn.Module, pruner: Pruner) -> Iterator[Session]:
 
     Raises ImportError for a version of transformers that was not tested, TypeError for a model of no known family,
     RuntimeError if a pruner is attached to the model already, ValueError or FileNotFoundError if something that the
-    pruner needs cannot be had.
+    pruner needs cannot be had; each when the context is entered. One that never is has done nothing, and warns of it.
     """
+    context = attached(model, pruner)
+    weakref.finalize(context, check_entered, context.gen, type(pruner).__name__).atexit = False
+    return context
+
+
+def check_entered(attached: Any, name: str) -> None:
+    """Warn of a context that is gone without having been entered, as Python does of coroutines."""
+    if inspect.getgeneratorstate(attached) == inspect.GEN_CREATED:
+        how = f"write: with {name}(..)(model): model.generate(..)"
+        warnings.warn(f"{name} was given a model and pruned nothing: {how}", RuntimeWarning, stacklevel=3)
+
+
+@contextlib.contextmanager
+def attached(model: nn.Module, pruner: Pruner) -> Iterator[Session]:
+    """The context that attach() gives."""
     check_transformers()
     model = unwrapped(model)
     module = family_of(model)

@@ -191,7 +191,7 @@ class Family(ABC):
         if inputs.get("pixel_values") is None:
             return out
         features = self.image_features(inputs).to(out)
-        if (places := int(images.sum())) != len(features):
+        if (places := images.sum()) != len(features):
             raise ValueError(f"the prompt holds {places} image placeholders for {len(features)} image features")
         return out.masked_scatter(images.unsqueeze(-1).to(out.device), features)
 

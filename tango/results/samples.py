@@ -21,6 +21,7 @@ ARCHIVE = "samples.tar.xz"
 KEPT = ("cell.json", "identity", "run/journal/*.jsonl", f"run/*/*{EFFICIENCY}", "run/*/*_results.json",
         "run/*/*_samples_*.jsonl", "run/*/*_score.xlsx")  # fmt: skip
 LARGEST = 4 * 2**30  # bytes that an archive may hold: many times what 100,000 samples are
+MOST = 20_000  # files that it may: those of thousands of cells; empty ones take time, too
 
 
 def pack(places: Iterable[Path], archive: Path) -> None:
@@ -72,12 +73,14 @@ def _unpack(archive: Path, folder: Path) -> Path:
     try:
         with tarfile.open(archive, "r:xz") as tar:
             size = 0
-            for member in tar:
+            for number, member in enumerate(tar):
                 parts = PurePosixPath(member.name).parts
                 if parts[:1] != ("cells",) or ".." in parts or not member.isfile():
                     raise ResultsError(f"{archive}: it holds {member.name!r}, and only files of cells/ belong there")
                 if (size := size + member.size) > LARGEST:
                     raise ResultsError(f"{archive}: it holds more than {LARGEST / 2**30:g} GB")
+                if number >= MOST:
+                    raise ResultsError(f"{archive}: it holds more than {MOST:,} files")
                 tar.extract(member, folder, filter="data")
     except (tarfile.TarError, lzma.LZMAError, EOFError, OSError) as error:
         raise ResultsError(f"{archive}: damaged ({error}); take it from where it is from again") from error

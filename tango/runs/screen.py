@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from typing import Any
@@ -16,6 +17,12 @@ COMMANDS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 def visible(text: str) -> str:
     """The same with what a terminal would obey as its escape."""
     return COMMANDS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def json_text(content: Any, **options: Any) -> str:
+    """JSON with JSON's own escapes of these, and of half characters in names of files: equal when it is read."""
+    text = json.dumps(content, ensure_ascii=False, **options)
+    return COMMANDS.sub(lambda found: f"\\u{ord(found[0]):04x}", text).encode(errors="backslashreplace").decode()
 
 
 def note(line: str) -> None:

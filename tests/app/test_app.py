@@ -123,8 +123,8 @@ def test_an_answer_appears_and_the_slider_runs_it_again(browser, at, checkpoint)
         slider = page.get_by_role("slider")
         box = slider.bounding_box()
         page.mouse.click(box["x"] + box["width"] * 0.5, box["y"] + box["height"] / 2)
-        page.wait_for_function("!document.querySelector('.numbers th:nth-child(3)')?.textContent.endsWith(' 0.1')")
-        answers(page)
+        page.locator(".numbers th").nth(2).filter(has_not_text=re.compile(r" 0\.1$")).wait_for()
+        answers(page)  # the table, both boxes and the frames come together
         again = numbers(page)
         ratio = float(again[0][2].removeprefix("tango "))
         assert 0.4 < ratio < 0.6
@@ -318,7 +318,7 @@ def test_uploads_do_not_fill_the_disk(tmp_path):
         asked.append(scope)
         (tmp_path / f"{len(asked)}.mp4").write_bytes(b"x" * 100)
 
-    door, statuses = Door(app, str(tmp_path), largest=100), []
+    door, statuses = Door(app, str(tmp_path), largest=100, events={}), []
 
     async def send(message):
         statuses.append(message.get("status"))
@@ -397,16 +397,25 @@ def test_a_video_is_a_file_that_was_uploaded(at, path):
     assert OUTGOING == []
 
 
-def test_calls_that_no_page_makes(at):
+def test_calls_that_no_page_makes(at, capfd):
     kind = {"Content-Type": "application/json"}
     assert call(at, "POST", "/gradio_api/queue/join", "x" * 1_000_002, kind)[0] == 413
     assert call(at, "POST", "/gradio_api/queue/join", "no JSON", kind)[0] == 400
     assert call(at, "POST", "/gradio_api/queue/join", "[" * 100_000, kind)[0] == 400
+    assert call(at, "POST", "/gradio_api/queue/join", "[]", kind)[0] == 400
     assert call(at, "POST", "/gradio_api/run/predict", "{}", kind)[0] == 404
     assert call(at, "POST", "/gradio_api/process_recording", "{}", kind)[0] == 404
-    for method, ratio in (("no_such_method", 0.1), ("tango", 7), ("tango", "much")):
-        said = run(at, 0, [None, "What?", method, ratio, None])
-        assert '"success":false' in said.replace(" ", "") and "Traceback" not in said and str(ROOT) not in said
+    right = [None, "What?", "tango", 0.1, None]
+    for place, value in (
+        (0, 7), (0, "x"), (0, {"a": 1}), (0, []), (1, None), (1, 7), (1, ["x"]), (2, "no_such_method"), (2, None),
+        (2, []), (3, 7), (3, "much"), (3, None), (3, True), (3, float("nan")), (3, 0),
+    ):  # fmt: skip
+        assert run(at, 0, [*right[:place], value, *right[place + 1 :]]) == "400 "
+    for function in (999, -1, None, "x", 0.5, [], {}):
+        assert run(at, function, right).startswith("400")
+    for data in (None, {}, [], right[1:], [*right, None]):
+        assert run(at, 0, data).startswith("400")
+    assert capfd.readouterr().err == ""  # no traceback in the owner's log
     assert "there is no video yet" in run(at, 0, [None, "What?", "tango", 0.1, None])
 
 
@@ -450,22 +459,26 @@ def test_names_in_tables_are_text():
 
 @pytest.mark.parametrize("words", [["-m", "tango.cli", "app"], ["examples/space/app.py"]], ids=["command", "space"])
 def test_it_starts_and_ends(words, environment):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    more = {"PYTHONUNBUFFERED": "1", "MODEL": "checkpoints/tango-tiny", "PORT": port}
+    more = {"PYTHONUNBUFFERED": "1", "MODEL": "checkpoints/tango-tiny"}
     more["PYTHONPATH"] = f"{ROOT}:{environment.get('PYTHONPATH', '')}"
-    command = [sys.executable, *words, *(["--port", port] if "-m" in words else [])]
-    process = subprocess.Popen(command, cwd=ROOT, env=environment | more, stdout=subprocess.PIPE, text=True)
+    for _ in range(5):  # a port that was free a moment ago may be somebody else's by now
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            more["PORT"] = port = str(free.getsockname()[1])
+        command = [sys.executable, *words, *(["--port", port] if "-m" in words else [])]
+        process = subprocess.Popen(command, cwd=ROOT, env=environment | more, stdout=subprocess.PIPE, text=True)
+        said = process.stdout.readline()
+        if said or process.wait() != 2:
+            break
     try:
-        assert f":{port}/" in process.stdout.readline()
+        assert f":{port}/" in said
         at = f"http://127.0.0.1:{port}/"
         folder = Path(sample_folder(at))
         assert call(at, "GET", "/")[0] == 200 and (folder / "sample0" / "0.mp4").is_file()
         if "-m" in words:
             assert main(["app", "--port", port]) == 2
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0 and "ended" in process.stdout.read()
+        assert process.wait(300) == 0 and "ended" in process.stdout.read()
         assert not folder.exists()
     finally:
         process.kill()

@@ -7,14 +7,15 @@ import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from browsing import CHROMIUM
+from browsing import CHROMIUM, WAIT
+from playwright.sync_api import expect
 
 ROOT = Path(__file__).parents[2]
 MOTIONQA = ROOT / "data" / "motionqa"
 DESK, PHONE = {"width": 1300, "height": 1000}, {"width": 390, "height": 800}
-WAIT = 120_000  # milliseconds, for machines that do other things; usually it takes less than one second
 MARKUP = "<script>window.hit=1</script><img src=x onerror='window.hit=1'> ${window.hit=1} {{7*7}} [a](javascript:hit)"
 GRADIOS = "Method not implemented."  # an error of its component for videos, where one is too large or cannot be played
+expect.set_options(timeout=WAIT)  # its own five seconds are for quiet machines
 
 
 def launched(kind, *options):

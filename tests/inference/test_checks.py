@@ -64,11 +64,11 @@ def test_what_runs_for_ever_is_ended() -> None:
     """Also within a function that calls no other; afterwards nothing is traced that was not before."""
 
     def spin() -> None:
-        ends = time.monotonic() + 20
+        ends = time.monotonic() + 300
         while time.monotonic() < ends:
             pass
 
     before, begun = sys.gettrace(), time.monotonic()
     with pytest.raises(TimeoutError, match=r"it did not end within 0.2 s"), limited(0.2):
         spin()
-    assert time.monotonic() - begun < 20 and sys.gettrace() is before
+    assert time.monotonic() - begun < 120 and sys.gettrace() is before

@@ -31,12 +31,12 @@ def test_a_hub_that_does_not_answer(silent: str, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_hub_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{port}")
-    with pytest.raises(CheckpointError, match=rf"hf download {NEVER}"):
-        check_pretrained(NEVER)
+    with socket.socket() as nobody:  # has a port, so that nobody else gets it, and does not listen
+        nobody.bind(("127.0.0.1", 0))
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{nobody.getsockname()[1]}")
+        with pytest.raises(CheckpointError, match=rf"hf download {NEVER}"):
+            check_pretrained(NEVER)
 
 
 def test_offline_nothing_is_asked(silent: str, monkeypatch: pytest.MonkeyPatch) -> None:

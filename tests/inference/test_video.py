@@ -7,11 +7,13 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+import av.logging
 import numpy as np
 import pytest
 from PIL import Image
 from tiny import SIZE, write_video
 
+from tango.inference.picture import Pictures
 from tango.inference.video import _is_cut, read_video, uniform_indices
 from tango.motionqa import scenes
 
@@ -128,6 +130,20 @@ def test_videos_that_are_not_what_they_seem(
 def test_colours_are_those_that_the_file_says() -> None:
     frame = read_video(ODD / "bt709.mp4", 1).frames[0].reshape(-1, 3).astype(int)
     assert (np.abs(frame - (220, 30, 30)).max(1) <= 3).sum() > 400  # a red square; read as BT.601: (201, 8, 30)
+
+
+def test_filters_are_told_the_colours_that_frames_have() -> None:
+    """Else they change with the first frame, which FFmpeg warns of: not all of its filters can do it."""
+    level = av.logging.get_level()
+    av.logging.set_level(av.logging.WARNING)
+    try:
+        with av.open(str(ODD / "bt709.mp4")) as container, av.logging.Capture() as said:
+            frame = next(container.decode(video=0))
+            assert int(frame.colorspace) == 1  # BT.709
+            Pictures()(frame)
+    finally:
+        av.logging.set_level(level)
+    assert said == []
 
 
 def test_one_frame_at_a_time_is_held_in_full_size(video: Path) -> None:

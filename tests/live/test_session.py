@@ -201,7 +201,7 @@ def test_two_questions_at_once_while_frames_come():
             thread.start()
         watch(video, pictures[1:], times[1:])
         for thread in threads:
-            thread.join(60)
+            thread.join()
         assert len(answers) == 8 and all(answers) and not video.problems
         assert sum(held.frames for held in video.history) == 32
 
@@ -211,10 +211,11 @@ def test_the_text_comes_in_pieces_and_an_answer_may_be_given_up():
         watch(video, clip(3).frames, clip(3).timestamps)
         whole = video.ask(asked({"question": QUESTION, "options": ["red", "green", "blue", "pink"]}), 8)
         assert "".join(whole) == whole.text() and whole.done
-        given_up = video.ask(QUESTION, 30_000)
-        given_up.cancel()
+        with video._seam.lock:  # nothing is written now
+            given_up = video.ask(QUESTION, 30_000)
+            given_up.cancel()
         given_up.text()
-        assert given_up.new_tokens <= 2
+        assert given_up.new_tokens == 1 < whole.new_tokens
 
 
 def test_a_question_follows_one_that_was_answered():

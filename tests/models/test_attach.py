@@ -1,5 +1,7 @@
 """Attaching and leaving: no trace, nothing shared, and with everything kept the same outputs to the bit."""
 
+import contextlib
+import gc
 import threading
 import tomllib
 from pathlib import Path
@@ -260,6 +262,29 @@ def test_attaching_twice(family):
     with make_pruner("random", 0.3)(model):
         pass
     assert "generate" not in vars(model)
+
+
+def test_what_is_never_entered_says_that_it_pruned_nothing(models):
+    model = models()
+    told = r"Uniform was given a model and pruned nothing: write: with Uniform\(..\)\(model\): model.generate\(..\)"
+    with pytest.warns(RuntimeWarning, match=told) as said:
+        Uniform()(model)
+    assert said[0].filename == __file__
+    context = attach(model, Uniform())
+    with pytest.warns(RuntimeWarning, match="Uniform"):
+        del context
+
+
+def test_what_is_entered_says_nothing(family, recwarn):
+    model = family.model()
+    with Uniform()(model):
+        pass
+    with contextlib.suppress(TypeError), Uniform()(nn.Linear(2, 2)):  # a model of no family
+        pass
+    with contextlib.suppress(RuntimeError), Uniform()(model), Uniform()(model):  # attached already
+        pass
+    gc.collect()
+    assert not [one for one in recwarn if "pruned nothing" in str(one.message)]
 
 
 def test_replacements_of_others_survive(family):

@@ -5,6 +5,7 @@ import torch
 from golden_cases import cases, read
 
 from tango.pruners import EarlyTom, VideoTokens
+from tango.pruners.earlytom import pairs
 
 CASES = cases("earlytom")
 
@@ -69,6 +70,18 @@ def test_a_budget_by_hand():
     ends, between = [7, 8, 9], [4, 9]
     assert kept == {0: ends, 1: between, 2: between, 3: [], 4: between, 5: ends, 6: ends, 7: between, 8: [], 9: ends}
     assert pruned.segment_sizes.tolist() == [6, 4]
+
+
+def test_what_a_group_puts_out_by_hand():
+    """Of two frames that are more alike than the next two, and than the first and the last: one, the more of the first
+    the more alike they are. The others as they are, but for the one before the last.
+    """
+    alike = torch.full((6, 6), 0.5)
+    for frame, cosine in enumerate((0.9, 0.8, 0.6, 0.7, 0.9)):
+        alike[frame, frame + 1] = cosine
+    (first, merged, alone, last) = pairs(alike, 0, 5)
+    assert (first, alone, last) == ((0, 0, 1.0), (3, 3, 1.0), (5, 5, 1.0))
+    assert merged[:2] == (1, 2) and merged[2] == pytest.approx(0.8 / (0.8 + 0.6))
 
 
 def test_layers_at_the_same_depth():

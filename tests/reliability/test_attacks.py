@@ -2,12 +2,15 @@
 
 import contextlib
 import io
+import json
 import os
 import shutil
 import subprocess
 import sys
 import tarfile
+import unicodedata
 from pathlib import Path
+from typing import Any
 
 import pytest
 from faults import ROOT, SHIPPED
@@ -41,6 +44,38 @@ def test_text_commands_no_terminal(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "What\\x1b[2J\\x1b]0;owned\\x07\\x9b31m\\u202egnp.\\x7f?" in said and "cell\\x1b[2J" in said
     plain = "Où? 何\t色\n🤷\u200d♀️ \xa0ok"
     assert visible(plain) == plain
+
+
+@pytest.mark.parametrize("mode", ["ask", "ask --json", "live"])
+def test_answers_command_no_terminal(
+    mode: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With all that terminals obey, C1 controls among them, for people and as JSON, which is equal when it is read."""
+    orders = ORDERS + "".join(map(chr, range(0x80, 0xA0))) + "\u2066 Où?"
+    monkeypatch.setattr("transformers.PreTrainedTokenizerBase.decode", lambda *_, **__: orders)
+    monkeypatch.setattr(
+        "transformers.PreTrainedTokenizerBase.batch_decode", lambda _, found, **__: [orders] * len(found)
+    )
+    words = ["live", str(SHIPPED), "--fast", "--question", "What?", *FEW[2:]] if mode == "live" else [
+        mode.split()[0], str(SHIPPED), "What?", *FEW, *mode.split()[1:]
+    ]  # fmt: skip
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    turns = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
+    controls = {
+        c for c in {*said} - {*"\n\t"} if unicodedata.category(c) == "Cc" or unicodedata.bidirectional(c) in turns
+    }
+    assert not controls and "Où?" in said
+    if mode == "ask":
+        assert r"\x85" in said and r"\x9b" in said
+    else:
+        assert orders in texts(json.loads(said.splitlines()[0] if mode == "live" else said))
+
+
+def texts(content: Any) -> list[str]:
+    """All texts in what JSON holds."""
+    inside = content.values() if isinstance(content, dict) else content if isinstance(content, list) else ()
+    return [content] if isinstance(content, str) else [text for one in inside for text in texts(one)]
 
 
 @pytest.mark.parametrize("question", ["", "  ", "\n"])

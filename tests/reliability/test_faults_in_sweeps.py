@@ -98,7 +98,7 @@ def command_line(folder: Path) -> None:
     os.dup2(os.open(folder / "stderr", os.O_WRONLY | os.O_CREAT), 2)
     os.dup2(os.open(folder / "stdout", os.O_WRONLY | os.O_CREAT), 1)
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
-    expanded = expand.Expanded({"m": [cell(folder / "grid/m", "a", 400, 0.05)]}, [], [])
+    expanded = expand.Expanded({"m": [cell(folder / "grid/m", "a", 4000, 0.05)]}, [], [])
     expand.expand = lambda grid: expanded  # in this process only
     status = main(["sweep", "--output", str(folder / "grid")])
     sys.stderr.flush()
@@ -140,13 +140,13 @@ def test_a_sweep_that_is_stopped(number: int, status: int, tmp_path: Path, seen:
 @pytest.mark.fault("two sweeps at once", "a second sweep in the folder of one that runs")
 def test_two_sweeps_at_once(tmp_path: Path, seen: Seen, capsys: pytest.CaptureFixture[str]) -> None:
     def run() -> None:
-        sweep_of(tmp_path, cell(tmp_path, "a", 400, 0.05)).run()
+        sweep_of(tmp_path, cell(tmp_path, "a", 4000, 0.05)).run()
 
     process = multiprocessing.get_context("fork").Process(target=run)
     process.start()
     wait_for(lambda: answers(tmp_path) >= 2)
     with pytest.raises(SweepError, match=f"another sweep .process {process.pid}. works in") as error:
-        sweep_of(tmp_path, cell(tmp_path, "a", 400)).run()
+        sweep_of(tmp_path, cell(tmp_path, "a", 4000)).run()
     before = answers(tmp_path)
     wait_for(lambda: answers(tmp_path) > before)  # the first one is not disturbed
     process.kill()

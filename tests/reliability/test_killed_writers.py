@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from made_up import made_up, write_sweep
-from test_faults_in_sweeps import answers, cell, read_only, room_for, sweep_of  # noqa: F401 (a fixture)
+from test_faults_in_sweeps import alive, answers, cell, read_only, room_for, sweep_of, wait_for  # noqa: F401 (a fixture)
 
 from tango.inference.files import write_whole
 from tango.results import report
@@ -238,7 +239,9 @@ def test_sweeps_that_are_killed(shared: Path, seen: Seen) -> None:
         finished = sum(answers(shared, name) for name in "abc")
         assert finished >= best  # nothing that was finished is gone
         best = finished
-    time.sleep(0.5)  # until cells have seen that their sweep is gone
+    logs = [log.read_text() for log in shared.glob("cells/*/log.txt")]
+    started = [int(pid) for log in logs for pid in re.findall(r"^pid (\d+)$", log, re.MULTILINE)]
+    wait_for(lambda: not any(map(alive, started)))  # cells see that their sweep is gone
     again = sweep_of(shared, *(cell(shared, name, 12) for name in "abc"))
     assert again.run() == {}
     for name in "abc":

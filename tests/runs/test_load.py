@@ -45,10 +45,14 @@ def test_waiting_is_the_time_that_a_thread_did_not_have() -> None:
 
 
 def test_a_thread_that_sleeps_does_not_wait() -> None:
-    noting = Load()
-    time.sleep(1.0)
-    noted = noting.noted()
-    assert noted["waited"] is None or noted["waited"] < 0.3
+    for _ in range(20):  # on a busy machine it may have to wait for its core when it wakes up
+        noting = Load()
+        time.sleep(1.0)
+        noted = noting.noted()
+        if noted["waited"] is None or noted["waited"] < 0.3:
+            break
+    else:
+        pytest.fail(f"{noted['waited']:.0%} of each second")
     assert noted["cores"] == len(os.sched_getaffinity(0)) and noted["start"] >= 0 and noted["end"] >= 0
 
 

@@ -10,7 +10,7 @@ import re
 import av
 import numpy as np
 import pytest
-from browsing import needs_browser, problems_of
+from browsing import WAIT, needs_browser, problems_of
 from made_up import made_up
 from made_up_runs import NASTY, example, write_runs
 
@@ -39,6 +39,7 @@ def opened(browser):
     def open_page(site, where="", viewport=DESK, scheme="light"):
         context = browser.new_context(color_scheme=scheme, viewport=viewport, offline=True)
         contexts.enter_context(contextlib.closing(context))
+        context.set_default_timeout(WAIT)
         page = context.new_page()
         problems.append(problems_of(page))
         page.goto((site / "index.html").as_uri() + where)
@@ -53,7 +54,8 @@ def opened(browser):
 def ready(page, where=None):
     """Wait until what the address says is shown."""
     page.wait_for_function(
-        "where => document.body.dataset.ready === (location.hash || '#') && (!where || location.hash.startsWith(where))",
+        "where => document.body.dataset.ready === (location.hash || '#')"
+        " && (!where || location.hash.startsWith(where))",
         arg=where,
     )
 

@@ -116,6 +116,6 @@ def test_the_command_ends_with_its_status_and_the_server_with_it(stub: Path, mon
     words = lines(stub / "starts")[0].split()
     with (
         pytest.raises(ConnectionRefusedError),
-        socket.create_connection(("127.0.0.1", int(words[words.index("--port") + 1])), 1),
+        socket.create_connection(("127.0.0.1", int(words[words.index("--port") + 1])), 60),
     ):
         pass

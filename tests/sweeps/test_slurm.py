@@ -4,6 +4,7 @@ Instead of SLURM's commands stand two that write down how they were called; the 
 """
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,9 +17,9 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "slurm.sh"
 # `python -m tango.cli sweep ..`: says how it was called, and ends as a sweep does that is stopped, a moment after it.
 SWEEP = """#!/bin/bash
+[ "$SECONDS_TO_RUN" = 0 ] || trap 'sleep 0.3; echo stopped >> "$CALLS"; kill $!; exit 130' TERM
 echo "$@ NPROC=$NPROC threads=$OMP_NUM_THREADS in $PWD" >> "$CALLS"
 [ "$SECONDS_TO_RUN" = 0 ] && exit "$STATUS"
-trap 'sleep 0.3; echo stopped >> "$CALLS"; kill $!; exit 130' TERM
 sleep "$SECONDS_TO_RUN" & wait
 """
 
@@ -50,16 +51,21 @@ def started() -> subprocess.Popen[str]:
     )
 
 
+def has_a_trap(pid: int) -> bool:
+    """Whether a process catches SIGTERM, as Linux says."""
+    (caught,) = re.findall(r"SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())
+    return bool(int(caught, 16) >> signal.SIGTERM - 1 & 1)
+
+
 def stop(cluster: Path) -> tuple[int, str, list[str]]:
     """Start a task, send it SIGTERM once its cell runs; returns its status, what it said, and the calls."""
     process = started()
-    deadline = time.monotonic() + 30
-    while not (cluster / "calls").exists():
+    deadline = time.monotonic() + 120
+    while not ((cluster / "calls").exists() and has_a_trap(process.pid)):
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    time.sleep(0.2)  # until it has set its trap
     process.send_signal(signal.SIGTERM)
-    said, _ = process.communicate(timeout=30)
+    said, _ = process.communicate(timeout=120)
     return process.returncode, said, (cluster / "calls").read_text().splitlines()
 
 
@@ -67,7 +73,7 @@ def test_one_cell_on_the_gpus_of_its_task(cluster: Path, monkeypatch: pytest.Mon
     for status in (0, 1, 2):
         monkeypatch.setenv("STATUS", str(status))
         process = started()
-        process.communicate(timeout=30)
+        process.communicate(timeout=120)
         assert process.returncode == status
     calls = (cluster / "calls").read_text().splitlines()
     assert set(calls) == {f"-m tango.cli sweep grid.yaml --limit 5 --cell 3 NPROC=2 threads=8 in {ROOT}"}
@@ -91,7 +97,7 @@ def test_cancelled_or_preempted(state: str, cluster: Path, monkeypatch: pytest.M
 def test_outside_of_an_array(cluster: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SLURM_ARRAY_TASK_ID")
     process = started()
-    said, _ = process.communicate(timeout=30)
+    said, _ = process.communicate(timeout=120)
     assert process.returncode == 2 and "sbatch --array=1-CELLS scripts/slurm.sh GRID.yaml" in said
     assert not (cluster / "calls").exists()
 

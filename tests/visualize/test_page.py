@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import small_picture
-from browsing import needs_browser, problems_of
+from browsing import WAIT, needs_browser, problems_of
 from small_picture import ALONE, CONTEXT, SALIENT, TOKENS
 
 from tango.visualize.page import page_data, write_page
@@ -51,6 +51,7 @@ def page(browser, tmp_path, request):
     with contextlib.closing(
         browser.new_context(color_scheme=request.param, viewport={"width": 1100, "height": 900}, offline=True)
     ) as context:
+        context.set_default_timeout(WAIT)
         page = context.new_page()
         problems = problems_of(page)
         page.goto((tmp_path / "page.html").as_uri())
