@@ -31,6 +31,7 @@ def test_it_ends_when_it_is_told_to(capsys):
 @pytest.mark.parametrize("words, message", [
     (["nothing.mp4"], "no source 'nothing.mp4'"), (["ftp://a/b"], "streams are read from"),
     ([VIDEO, "--budget", "3"], "--budget 3"), ([VIDEO, "--every", "0"], "--every 0"),
+    ([VIDEO, "--budget", "40000"], "--budget 40000: the language model has"),
     ([VIDEO, "--fps", "nan"], "--fps nan"), ([VIDEO, "--policy", "new"], "use one of fade"),
     ([VIDEO, "--method", "none"], "--method 'none'"),
     ([VIDEO, "--method", "fastv", "--ratio", "0.7"], "prunes inside the language model"),
