@@ -14,7 +14,10 @@ from tango.cli import main
 from tango.cli.common import EXIT_CODES
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ("ask", "app", "live", "profile", "visualize", "calibrate", "demo", "sweep", "results", "methods", "doctor")
+COMMANDS = (
+    *("ask", "app", "live", "profile", "visualize", "calibrate", "demo", "sweep", "results", "verify", "methods"),
+    "doctor",
+)
 
 
 @pytest.fixture(autouse=True)
