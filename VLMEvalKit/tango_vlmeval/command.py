@@ -87,10 +87,9 @@ def as_typed(message: str, settings: Mapping[str, str], before: str) -> str:
         if f"TANGO_ARGS: {field} " in message or f"has no field {field!r}" in message:
             message = message.replace(f"TANGO_ARGS: {field}", f"--{flag}").replace("TANGO_ARGS", f"--{flag}", 1)
     words = [f"--{flag} {settings[field]}" for field, flag in typed.items()]
-    words += [f"TANGO_ARGS={before!r}"] if before.strip() else []
-    return message.replace(f"TANGO_ARGS={os.environ['TANGO_ARGS']!r}", " ".join(words)).replace(
-        "pretrained=", "--model "
-    )
+    words += [f"TANGO_ARGS={before.strip()!r}"] if before.strip() else []
+    merged = os.environ.get("TANGO_ARGS", "").strip()
+    return message.replace(f"TANGO_ARGS={merged!r}", " ".join(words)).replace("pretrained=", "--model ")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
