@@ -80,6 +80,18 @@ def merge(settings: Mapping[str, str], environ: Mapping[str, str]) -> str:
     return ",".join([*others, *(f"{field}={value}" for field, value in settings.items())])
 
 
+def as_typed(message: str, settings: Mapping[str, str], before: str) -> str:
+    """A message about TANGO_ARGS or a model, with the flags that were typed; `before`: TANGO_ARGS without them."""
+    typed = {field: flag for flag, (field, _) in FIELDS.items() if field in settings}
+    for field, flag in typed.items():
+        if f"TANGO_ARGS: {field} " in message or f"has no field {field!r}" in message:
+            message = message.replace(f"TANGO_ARGS: {field}", f"--{flag}").replace("TANGO_ARGS", f"--{flag}", 1)
+    words = [f"--{flag} {settings[field]}" for field, flag in typed.items()]
+    words += [f"TANGO_ARGS={before.strip()!r}"] if before.strip() else []
+    merged = os.environ.get("TANGO_ARGS", "").strip()
+    return message.replace(f"TANGO_ARGS={merged!r}", " ".join(words)).replace("pretrained=", "--model ")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, 1 if anything failed, 2 for a mistake in settings."""
     mask_output()
@@ -88,12 +100,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if {"-h", "--help"} & set(words):
         show_help(own_parser())
     own, rest = parser.parse_known_args(words)
+    before = os.environ.get("TANGO_ARGS", "")
     try:
         os.environ["TANGO_ARGS"] = merge(vars(own), os.environ)
         from_environment()  # a mistake in the settings is found before VLMEvalKit is even imported
         return hand_over(rest)
     except (SettingsError, CheckpointError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {as_typed(str(error), vars(own), before)}", file=sys.stderr)
         return 2
 
 
@@ -107,6 +120,7 @@ def hand_over(words: Sequence[str]) -> int:
 
     shared = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     shared.add_argument("--model", nargs="+", default=[])
+    shared.add_argument("--data", nargs="+", default=[])
     shared.add_argument("--limit", type=int)
     shared.add_argument("--judge")
     shared.add_argument("--work-dir", default="./outputs")
@@ -118,12 +132,14 @@ def hand_over(words: Sequence[str]) -> int:
     if known.limit is not None and known.limit < 1:
         raise SettingsError(f"--limit {known.limit}: ask at least one question")
     datasets.register()
+    datasets.check(known.data)
     how = {name: getattr(known, name) for name in (name.replace("-", "_") for name in HOW) if name in known}
     served = known.api_mode or known.base_url is not None  # then names are a server's
     names = {name: name for name in known.model} if served else models.register(known.model, **how)
     # Upstream hands the group of its processes, and what it starts by name, to others by these words.
     words = [*rest, "--judge", known.judge or BY_RULE, "--work-dir", known.work_dir]
     words += ["--model", *(names[name] for name in known.model)] if known.model else []
+    words += ["--data", *known.data] if known.data else []
     words += ["--limit", str(known.limit)] if known.limit is not None else []
     words += ["--api-mode"] if known.api_mode else []
     words += ["--base-url", known.base_url] if known.base_url is not None else []
@@ -136,4 +152,4 @@ def hand_over(words: Sequence[str]) -> int:
         sys.argv = before
     for problem in hooks.RUN.problems:
         print(f"tango_vlmeval: {problem}", file=sys.stderr)
-    return 1 if hooks.RUN.problems else 0
+    return hooks.RUN.status()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ast
+import difflib
 import json
 import os
 import os.path as osp
 import shutil
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,7 @@ from vlmeval.smp.file import INFER_FAIL_MSG
 
 from tango.motionqa.questions import LETTERS, prompt
 from tango.runs.scoring import parse_choice
+from tango.runs.settings import SettingsError
 from tango.sweeps.frameworks import VLMEVALKIT
 
 MOTIONQA = Path(__file__).resolve().parents[2] / "data" / "motionqa"
@@ -266,3 +268,16 @@ def register() -> None:
     # By these upstream tells the files of one data set from those of another whose name starts alike.
     known = vlmeval.dataset.SUPPORTED_DATASETS
     known.extend(name for name in ("MotionQA", *supported_video_datasets) if name not in known)
+
+
+def check(names: Sequence[str]) -> None:
+    """Turn away names of --data that VLMEvalKit would pass over, before a model is loaded; SettingsError."""
+    from vlmeval.dataset import DATASET_CLASSES
+    from vlmeval.dataset.video_dataset_config import supported_video_datasets
+
+    known = {*supported_video_datasets, *(name for cls in DATASET_CLASSES for name in cls.supported_datasets())}
+    for name in names:
+        if name not in known and not osp.exists(osp.join(LMUDataRoot(), f"{name}.tsv")):  # a table of one's own
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise SettingsError(f"--data {name!r}: there is no such data set{hint}")

@@ -33,9 +33,11 @@ from vlmeval.dataset.video_dataset_config import supported_video_datasets
 from vlmeval.smp import dump, get_intermediate_file_path, load
 from vlmeval.smp.file import fetch_aux_files
 
+from tango.inference.checkpoints import CheckpointError
 from tango.runs.hooks import give_up, wrap
 from tango.runs.journal import write_json
-from tango.runs.settings import VANILLA, from_environment
+from tango.runs.run import ArgumentError
+from tango.runs.settings import VANILLA, SettingsError, from_environment
 from tango.runs.summary import report
 from tango_vlmeval.models import Prompt, TangoModel
 
@@ -49,10 +51,17 @@ class SamplesFailed(RuntimeError):
 
 @dataclass
 class Run:
-    """What this process's run of vlmeval is to do beyond upstream, and what makes its exit status 1."""
+    """What this process's run of vlmeval is to do beyond upstream, and what makes its exit status 1; 2 if all of it are
+    mistakes in settings, or checkpoints that cannot be.
+    """
 
     limit: int | None = None
     problems: list[str] = field(default_factory=list)
+    mistakes: int = 0
+
+    def status(self) -> int:
+        """The exit status."""
+        return 0 if not self.problems else 2 if self.mistakes == len(self.problems) else 1
 
 
 RUN = Run()
@@ -60,7 +69,7 @@ RUN = Run()
 
 def install(limit: int | None = None) -> None:
     """Put the wrappers in place, once for a process; `limit` as --limit."""
-    RUN.limit = limit
+    RUN.limit, RUN.mistakes = limit, 0
     RUN.problems.clear()
     for name, wrapper in (
         ("infer_data_job_video", _infer_video),
@@ -105,6 +114,7 @@ def _status(original: Any, *args: Any, **kwargs: Any) -> Any:
     if reason and reason not in HARMLESS:
         RUN.problems.append(f"{kwargs['model_name']} x {kwargs['dataset_name']}: {reason}")
         error = sys.exc_info()[1]
+        RUN.mistakes += isinstance(error, SettingsError | ArgumentError | CheckpointError)
         if dist.is_initialized() and error is not None and not isinstance(error, SamplesFailed):
             give_up(
                 "tango_vlmeval", RUN.problems
@@ -116,7 +126,7 @@ def _ours(model: Any, name: str) -> Any:
     """The model, made from its name if it is one.
 
     Raises:
-        ValueError: a pruning method was named and the model is none that it could be attached to.
+        SettingsError: a pruning method was named and the model is none that it could be attached to.
     """
     if isinstance(model, str):
         world = os.environ.pop("WORLD_SIZE", None)  # as upstream: transformers would shard the model
@@ -126,7 +136,7 @@ def _ours(model: Any, name: str) -> Any:
             if world is not None:
                 os.environ["WORLD_SIZE"] = world
     if not isinstance(model, TangoModel) and (method := from_environment().method) != VANILLA:
-        raise ValueError(f"WRAPPER={method!r}, but the model {name!r} is upstream's own and would not be pruned")
+        raise SettingsError(f"WRAPPER={method!r}, but the model {name!r} is upstream's own and would not be pruned")
     return model
 
 

@@ -24,7 +24,7 @@ from tango.models.llava_video import FRAMES
 from tango.runs.provenance import files_fingerprint
 from tango.runs.run import ArgumentError, EvaluationRun, check_model
 from tango.runs.served import ServedChat, outline
-from tango.runs.settings import from_environment
+from tango.runs.settings import VANILLA, SettingsError, from_environment
 
 GREEDY = {"do_sample": False}
 # Of this plugin, what answers follow from; data sets make prompts, which are told by themselves, and scores.
@@ -267,6 +267,7 @@ def register(names: Sequence[str] = (), **how: str) -> dict[str, str]:
 
     Raises:
         CheckpointError: one is neither, or is upstream's own and `how` is given, or there is no such dtype.
+        SettingsError: one is upstream's own and WRAPPER names a method.
     """
     import vlmeval.vlm
     from vlmeval.config import supported_VLM
@@ -279,8 +280,11 @@ def register(names: Sequence[str] = (), **how: str) -> dict[str, str]:
     called = {}
     for name in names:
         called[name] = name
-        if how and name in supported_VLM and name not in TAKEN_OVER:
-            raise CheckpointError(f"{name!r} is upstream's own model, which takes no {', '.join(how)}")
+        if name in supported_VLM and getattr(supported_VLM[name], "func", None) not in MODELS:
+            if how:
+                raise CheckpointError(f"{name!r} is upstream's own model, which takes no {', '.join(how)}")
+            if (method := from_environment().method) != VANILLA:
+                raise SettingsError(f"WRAPPER={method!r}, but {name!r} is upstream's own model and would not be pruned")
         if name not in supported_VLM:
             held = class_name(name, how.get("revision", "main"))
             cls = next((cls for cls in MODELS if held in cls.model_classes), None)

@@ -1,6 +1,7 @@
-"""The five places where lmms-eval has no extension point and this plugin needs one. Nothing on disk is touched.
+"""The six places where lmms-eval has no extension point and this plugin needs one. Nothing on disk is touched.
 
 - TaskManager also indexes this package's tasks, so that `--tasks motionqa` needs no --include_path.
+- A task or a model that is not there ends the run with status 2; lmms-eval itself would exit with 0.
 - Tasks whose data set asks for a hub token ask for the one that there is, or for none: public data need none.
 - EvaluationTracker tells where results go, and its results file gets a "tango" entry: method, settings, versions,
   tokens, failures.
@@ -8,15 +9,16 @@
 - lmms-eval reports errors and exits with status 0. When one of our models was run, the exit status is 1 if samples
   failed, or if the run ended before its results were saved.
 
-Only the first two apply to other models than ours, and that no secret is printed: lmms-eval logs HF_TOKEN.
+Only the first three apply to other models than ours, and that no secret is printed: lmms-eval logs HF_TOKEN.
 """
 
 from __future__ import annotations
 
 import atexit
+import difflib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -59,10 +61,13 @@ def install() -> None:
     from lmms_eval.api.task import ConfigurableTask
     from lmms_eval.caching.response_cache import ResponseCache
     from lmms_eval.loggers.evaluation_tracker import EvaluationTracker
+    from lmms_eval.models.registry_v2 import ModelRegistryV2
     from lmms_eval.tasks import TaskManager
 
     mask_output()
     wrap(TaskManager, "initialize_tasks", _initialize_tasks)
+    wrap(TaskManager, "match_tasks", _match_tasks)
+    wrap(ModelRegistryV2, "resolve", _resolve)
     wrap(ConfigurableTask, "download", _download)
     wrap(EvaluationTracker, "__init__", _remember_output_path)
     wrap(EvaluationTracker, "save_results_aggregated", _save_results)
@@ -76,6 +81,28 @@ def install() -> None:
 def _initialize_tasks(original: Any, self: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
     index = original(self, *args, **kwargs)
     return {**self._get_task_and_group(str(TASKS)), **index}  # a task of the same name in --include_path wins
+
+
+def _match_tasks(original: Any, self: Any, task_list: list[str]) -> list[str]:
+    found: list[str] = original(self, task_list)
+    for name in task_list:
+        if name not in found and "*" not in name and not os.path.isfile(name):
+            refuse(f"--tasks {name!r}: there is no such task; {_nearest(name, self.all_tasks)}")
+    return found
+
+
+def _resolve(original: Any, self: Any, model_name: str, *args: Any, **kwargs: Any) -> Any:
+    try:
+        return original(self, model_name, *args, **kwargs)
+    except ValueError:
+        if model_name in self.list_model_names() or "lmms_eval.__main__" not in sys.modules:
+            raise
+        refuse(f"--model {model_name!r}: there is no such model; {_nearest(model_name, self.list_model_names())}")
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, known, 1)
+    return f"did you mean {near[0]!r}?" if near else "`lmms-eval tasks` and `lmms-eval models` name them all"
 
 
 def _download(original: Any, self: Any, dataset_kwargs: dict[str, Any] | None = None) -> Any:

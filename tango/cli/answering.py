@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 UNPRUNED = "unpruned"
 TYPED = {
     "TANGO_ARGS: ": "--set ", "TANGO_ARGS": "--set", "TANGO_CONFIG=": "--config ", "pretrained=": "--model ",
-    "max_frames_num=": "--frames ", "device=": "--device ", "dtype=": "--dtype ",
+    "max_frames_num=": "--frames ", "device=": "--device ", "dtype=": "--dtype ", "budget=": "--budget ",
+    "pass chat_template=<file>": "put one there as chat_template.jinja",
 }  # fmt: skip
 
 
@@ -95,7 +97,7 @@ def input_errors() -> Iterator[None]:
 def as_typed(message: str) -> str:
     """A message in which arguments and the variables that frameworks are steered by are the options that were typed."""
     for name, option in TYPED.items():
-        message = message.replace(name, option)
+        message = re.sub(rf"(?<!\w){re.escape(name)}", option, message)
     return message
 
 

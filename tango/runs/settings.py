@@ -239,4 +239,5 @@ def _value(where: str, value: Any, source: str, name: Any, method: str, text: bo
     try:
         return checked(fields[name], value, where, strict=not text)
     except ValueError as error:
-        raise SettingsError(str(error)) from error
+        hint = "; 10 % is 0.1" if str(value).endswith("%") else ""
+        raise SettingsError(f"{error}{hint}") from error

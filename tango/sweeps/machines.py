@@ -107,7 +107,7 @@ class RayJob:
             status: int = self.ray.get(self.task)
         except self.ray.exceptions.RayError as error:  # its node or worker is gone, or could not start it
             cause = getattr(error, "cause", None) or error
-            return f"{type(cause).__name__}: {str(cause).strip().splitlines()[0]}"
+            return f"{type(cause).__name__}: {str(cause).strip().partition(chr(10))[0]}"
         return status
 
 

@@ -45,7 +45,8 @@ def missing(environ: Mapping[str, str] = os.environ) -> str | None:
     asked = [found, "-c", "import tango_vllm; tango_vllm.check_version()"]
     done = subprocess.run(asked, capture_output=True, text=True, check=False)
     if done.returncode:
-        return f"{found!r} cannot serve: {done.stderr.strip().splitlines()[-1]}; {how}"
+        said = done.stderr.strip().splitlines() or [f"it ended with status {done.returncode} and no word"]
+        return f"{found!r} cannot serve: {said[-1]}; {how}"
     return None
 
 

@@ -347,7 +347,7 @@ def _how_it_ended(status: int | str) -> str:
         return status
     if status >= 0:
         return f"exit status {status}"
-    name = signal.Signals(-status).name
+    name = signal.Signals(-status).name if -status in [*signal.Signals] else f"signal {-status}"
     return f"ended by {name}" + (", as the system does when memory runs out" if name == "SIGKILL" else "")
 
 

@@ -14,7 +14,10 @@ from tango.cli import main
 from tango.cli.common import EXIT_CODES
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ("ask", "app", "live", "profile", "visualize", "calibrate", "demo", "sweep", "results", "methods", "doctor")
+COMMANDS = (
+    *("ask", "app", "live", "profile", "visualize", "calibrate", "demo", "sweep", "results", "verify", "methods"),
+    "doctor",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -64,6 +67,10 @@ def bad(tmp_path: Path) -> Path:
     (tmp_path / "bert").mkdir()
     (tmp_path / "bert" / "config.json").write_text('{"architectures": ["BertModel"], "model_type": "bert"}')
     (tmp_path / "none").mkdir()
+    (tmp_path / "no_template").mkdir()
+    for file in (ROOT / "checkpoints/tango-tiny").iterdir():
+        if file.name != "chat_template.jinja":
+            (tmp_path / "no_template" / file.name).symlink_to(file)
     (tmp_path / "grid.yaml").write_text("ratio: [0.1]\n")
     (tmp_path / "text.yaml").write_text("ratios: many\n")
     (tmp_path / "zero.yaml").write_text("ratios: [0.1, 0]\n")
@@ -89,6 +96,7 @@ BAD_INPUT = [
     (["ask", "--set", "segmentation=by hand"], ["by hand", "holitom"]),
     (["ask", "--config", "{}/gone.yaml"], ["gone.yaml", "--config"]),
     (["ask", "--model", "{}/none"], ["none"]),
+    (["ask", "--model", "{}/no_template"], ["has no chat template; put one there as chat_template.jinja"]),
     (["ask", "--model", "{}/bert"], ["BertModel", "LlavaOnevisionForConditionalGeneration"]),
     (["ask", "--model", "{}/gone"], ["gone"]),
     (["ask", "--model", "./nomodel"], ["./nomodel", "no such folder"]),

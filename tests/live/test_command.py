@@ -32,6 +32,7 @@ def test_it_ends_when_it_is_told_to(capsys):
     (["nothing.mp4"], "no source 'nothing.mp4'"), (["ftp://a/b"], "streams are read from"),
     ([VIDEO, "--budget", "3"], "--budget 3"), ([VIDEO, "--every", "0"], "--every 0"),
     ([VIDEO, "--every", "5e-324"], "--every 4.94066e-324: give at least 0.001 seconds"),
+    ([VIDEO, "--budget", "40000"], "--budget 40000: the language model has"),
     ([VIDEO, "--fps", "nan"], "--fps nan"), ([VIDEO, "--policy", "new"], "use one of fade"),
     ([VIDEO, "--method", "none"], "--method 'none'"),
     ([VIDEO, "--method", "fastv", "--ratio", "0.7"], "prunes inside the language model"),

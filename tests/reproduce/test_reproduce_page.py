@@ -39,11 +39,12 @@ def commands(heading: str) -> str:
 
 @dataclass
 class Place:
-    """A copy of the repository, the environment of its shells, and where the page's large disk is."""
+    """A copy of the repository, the environment of its shells, where the page's large disk is, and the hub's salt."""
 
     root: Path
     disk: Path
     environment: dict[str, str]
+    salt: list[int]
 
     def bash(self, text: str, **more: str) -> tuple[str, list[str]]:
         """Paste commands into a shell: what they print, and those that ended with another status than 0."""
@@ -86,7 +87,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     disk.mkdir()
     unset = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_TOKEN", "HF_HOME", "WRAPPER", "TANGO_CONFIG", "TANGO_ARGS")
     environment = {name: value for name, value in os.environ.items() if name not in unset}
-    with serve(folder / "store") as (address, _):
+    with serve(folder / "store") as (address, salt):
         environment |= {
             "HF_ENDPOINT": address,
             "HOME": str(disk),  # nobody's token
@@ -95,7 +96,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
             "PATH": f"{Path(sys.executable).parent}:{environment['PATH']}",
             "PYTHONPATH": ":".join(map(str, (root, root / "lmms-eval", root / "VLMEvalKit"))),
         }
-        yield Place(root, disk, environment)
+        yield Place(root, disk, environment, salt)
 
 
 @pytest.fixture(scope="module")
@@ -200,3 +201,23 @@ def test_runs_by_hand_are_read(place: Place, accuracy: tuple[str, list[str]]) ->
     files = [pd.read_csv(file, comment="#") for file in place.root.glob("by_hand/*/benchmarks.csv")]
     found = pd.concat(files)[["framework", "benchmark", "questions"]].values.tolist()
     assert sorted(found) == [["VLMEvalKit", "MLVU", 7], ["lmms-eval", "Video-MME", 2]]
+
+
+def test_another_commit_of_a_checkpoint_is_asked_anew(place: Place, accuracy: tuple[str, list[str]]) -> None:
+    """Under the same hub id: no answer of the weights before is taken for one of these, and theirs are kept."""
+    name = "vlmeval-MLVU_MCQ_8frame-vanilla"
+    before = results(place.root / "VLMEvalKit/outputs")[name]
+    place.salt[0] = 1
+    try:
+        said, failed = place.bash(
+            "export HF_HOME=/data/hf LMUData=/data/lmu\nhf download Qwen/Qwen2.5-VL-7B-Instruct\n"
+            "bash run_eval_qwen.sh --cell 1"
+        )
+    finally:
+        place.salt[0] = 0
+    assert failed == [] and f"{name} has changed; its result is kept in" in said
+    after = results(place.root / "VLMEvalKit/outputs")[name]
+    revisions = {cell["provenance"]["model"]["revision"] for cell in (before, after)}
+    assert len(revisions) == 2 and after["provenance"]["n_resumed"] == 0 and len(after["samples"]) == 7
+    (kept,) = place.root.glob(f"VLMEvalKit/outputs/*/cells/{name}/earlier/*/cell.json")
+    assert json.loads(kept.read_text()) == before

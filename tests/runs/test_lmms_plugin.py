@@ -109,6 +109,33 @@ def test_mistakes_end_the_process_before_a_model_is_loaded(
     assert not hooks.RUN.active
 
 
+def test_a_task_that_is_not_there_is_a_mistake(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """lmms-eval itself would log it and exit with 0."""
+    hooks.install()
+    manager = TaskManager("ERROR", include_defaults=False)
+    (tmp_path / "mine.yaml").touch()
+    assert manager.match_tasks(["motionqa", "motion*", "nothing*", str(tmp_path / "mine.yaml")]) == ["motionqa"]
+    for name, hint in (
+        ("motionq", "did you mean 'motionqa'?"),
+        ("x", "`lmms-eval tasks` and `lmms-eval models` name them all"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            manager.match_tasks(["motionqa", name])
+        assert ended.value.code == 2
+        assert capsys.readouterr().err == f"error: --tasks '{name}': there is no such task; {hint}\n"
+
+
+def test_a_model_that_is_not_there_is_a_mistake(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ValueError, match="not found in available models"):  # as ever, without the command line
+        get_model("llava_onevison")
+    monkeypatch.setitem(sys.modules, "lmms_eval.__main__", sys)
+    with pytest.raises(SystemExit) as ended:
+        get_model("llava_onevison")
+    assert ended.value.code == 2 and "did you mean 'llava_onevision'?" in capsys.readouterr().err
+
+
 def test_the_published_commands_arguments_are_taken(checkpoint: Path) -> None:
     model = LlavaOnevision.create_from_arg_string(
         f"pretrained={checkpoint},conv_template=qwen_1_5,model_name=llava_qwen,attn_implementation=flash_attention_2",

@@ -67,6 +67,7 @@ def test_values_have_the_types_of_their_fields() -> None:
         ({"WRAPPER": "tango", "TANGO_ARGS": "retention_ratio"}, ["field=value"]),
         ({"WRAPPER": "tango", "TANGO_ARGS": "expansion=2,expansion=3"}, ["twice"]),
         ({"WRAPPER": "tango", "TANGO_ARGS": "retention_ratio=a tenth"}, ["'a tenth'", "a number"]),
+        ({"WRAPPER": "tango", "TANGO_ARGS": "retention_ratio=10%"}, ["'10%'", "a number", "10 % is 0.1"]),
         ({"WRAPPER": "tango", "TANGO_ARGS": "num_neighbors=2.5"}, ["'2.5'", "an integer"]),
         ({"WRAPPER": "tango", "TANGO_ARGS": "retention_ratio=1.5"}, ["retention_ratio", "1.5", "(0, 1]"]),
         ({"WRAPPER": "tango", "TANGO_CONFIG": "configs/none.yaml"}, ["no such file"]),

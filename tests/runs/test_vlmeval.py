@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ import vlmeval.dataset.mvbench
 import vlmeval.run
 from huggingface_hub.constants import HF_HUB_CACHE
 from PIL import Image
+from tango_lmms_eval.models import LlavaOnevision
 from tango_lmms_eval.tasks.motionqa import utils
 from tango_vlmeval import command, datasets, hooks, models
 from tango_vlmeval.datasets import LongVideoBenchFiles, MotionQA, MVBenchFiles, unpack, video_of_frames
@@ -62,9 +64,10 @@ def test_flags_are_fields_of_the_method_and_win() -> None:
     ("wrapper", "words", "said"),
     [
         ("tengo", [], "'tengo'.*vanilla.*tango"),
-        ("random", ["--alpha", "2"], "'random' has no field 'expansion'; its fields are"),
-        ("tango", ["--alpha", "much"], "expansion = 'much': expected a number"),
-        ("tango", ["--retain-ratio", "2"], "retention_ratio = 2.0: expected"),
+        ("random", ["--alpha", "2"], "error: --alpha: 'random' has no field 'expansion'; its fields are"),
+        ("tango", ["--alpha", "much"], "error: --alpha = 'much': expected a number$"),
+        ("tango", ["--retain-ratio", "10%"], "error: --retain-ratio = '10%': expected a number; 10 % is 0.1$"),
+        ("tango", ["--retain-ratio", "2"], "'tango' --retain-ratio 2: Tango.retention_ratio = 2.0: expected"),
         ("tango", ["--pre-retain-ratio", "0.2"], "pre_retention_ratio = 0.2.*without pruned_layer"),
         ("vanilla", ["--retain-ratio", "0.1"], "no method is attached"),
     ],
@@ -76,7 +79,40 @@ def test_mistakes_are_told_before_vlmevalkit_starts(
     monkeypatch.setattr(command, "hand_over", lambda words: pytest.fail("started"))
     assert command.main([*words, "--data", "MotionQA"]) == 2
     error = capsys.readouterr().err
-    assert re.search(said, error), error
+    assert re.search(said, error, re.MULTILINE), error
+    assert "TANGO_ARGS" not in error
+
+
+def test_flags_and_variables_are_told_apart(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WRAPPER", "tango")
+    for args, told in (("context_ratio=7", "--retain-ratio 0.2 TANGO_ARGS='context_ratio=7': Tango.context_ratio = 7"),
+                       ("context_ratio=x", "error: TANGO_ARGS: context_ratio = 'x': expected a number")):  # fmt: skip
+        monkeypatch.setenv("TANGO_ARGS", args)
+        assert command.main(["--retain-ratio", "0.2", "--data", "MotionQA"]) == 2
+        assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "model", "data", "told"),
+    [
+        ("tango", "./nowhere", "MotionQA_8frame", "error: --model './nowhere': no such folder"),
+        ("tango", "checkpoints/tango-tny", "MotionQA", "error: --model 'checkpoints/tango-tny': no such folder in"),
+        ("", "checkpoints/tango-tiny", "MotionQ_8frame", "error: --data 'MotionQ_8frame': there is no such data set; "
+         "did you mean 'MotionQA_8frame'?"),
+        ("tango", "llava_onevision_qwen2_7b_si", "MotionQA", "upstream's own model and would not be pruned"),
+    ],
+)  # fmt: skip
+def test_names_that_are_not_known_are_mistakes_as_well(
+    wrapper: str, model: str, data: str, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in lmms-eval, whose plugin ends with the same status."""
+    monkeypatch.setenv("WRAPPER", wrapper)
+    monkeypatch.chdir(Path(__file__).parents[2])
+    monkeypatch.setattr(vlmeval.run, "main", lambda: pytest.fail("started"))
+    assert command.main(["--data", data, "--model", model]) == 2
+    assert told in capsys.readouterr().err
 
 
 def test_the_share_before_the_language_model_given_directly() -> None:
@@ -376,11 +412,29 @@ def test_mvbench_asks_about_missing_clips_too(tmp_path: Path, monkeypatch: pytes
     assert not (tmp_path / "outside.mp4").exists()
 
 
-def test_what_upstream_only_logs_is_an_error(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert command.main(["--data", "NoSuchBenchmark", "--model", "llava_video_qwen2_7b", "--work-dir", str(tmp_path)])
-    assert "llava_video_qwen2_7b x NoSuchBenchmark: invalid_dataset" in capsys.readouterr().err
+def test_what_upstream_only_logs_is_an_error(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LMUData", str(tmp_path))
+    (tmp_path / "Mine.tsv").write_text("index\n1\n")  # a table of one's own, without questions
+    words = ["--data", "Mine", "--model", "llava_video_qwen2_7b", "--work-dir", str(tmp_path)]
+    assert command.main(words) == 1
+    assert "llava_video_qwen2_7b x Mine: invalid_dataset" in capsys.readouterr().err
     assert command.main(["--data", "MotionQA", "--limit", "0"]) == 2
     assert "ask at least one question" in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_is_a_mistake_as_in_lmms_eval(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(checkpoint, tmp_path / "torn")
+    (tmp_path / "torn/model.safetensors").write_bytes(b"\xff" * 100)
+    words = ["--model", str(tmp_path / "torn"), "--data", "MotionQA_8frame", "--limit", "1"]
+    assert command.main([*words, "--work-dir", str(tmp_path / "out")]) == 2
+    assert "its weights: Error while deserializing header" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        LlavaOnevision.create_from_arg_string(f"pretrained={tmp_path / 'torn'}", {"device": "cpu"})
+    assert ended.value.code == 2
 
 
 def test_a_model_can_be_asked_alone(checkpoint: Path, data: Path) -> None:

@@ -117,11 +117,17 @@ def script(name: str, environment: dict[str, str], *given: str, **variables: str
 
 @pytest.mark.parametrize(
     ("name", "frames", "benchmarks"),
-    [("VLMEvalKit/run_eval_qwen.sh", 64, 4), ("VLMEvalKit/run_eval_ov.sh", 32, 4), ("lmms-eval/run_profile.sh", 32, 1)],
+    [
+        ("run_eval_qwen.sh", 64, 4),
+        ("run_eval_video.sh", 64, 4),
+        ("VLMEvalKit/run_eval_ov.sh", 32, 4),
+        ("run_profile.sh", 32, 1),
+    ],
 )
 def test_scripts_print_their_commands_and_name_what_is_missing(
     name: str, frames: int, benchmarks: int, environment: dict[str, str]
 ) -> None:
+    """Those of the root hand over to the others."""
     dry = script(name, environment, "--dry-run", NPROC="2")
     assert dry.returncode == 2 and "the checkpoint is not on this machine" in dry.stderr, dry.stderr
     commands = dry.stdout.splitlines()

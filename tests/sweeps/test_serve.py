@@ -79,6 +79,9 @@ def test_what_cannot_be_served_is_told_before_anything_starts(
     monkeypatch.setenv(serve.PYTHON, sys.executable)
     assert main(words) == 2
     assert "cannot serve: ModuleNotFoundError: No module named 'tango_vllm'" in capsys.readouterr().err
+    monkeypatch.setenv(serve.PYTHON, "/bin/false")
+    assert main(words) == 2
+    assert "cannot serve: it ended with status 1 and no word" in capsys.readouterr().err
 
 
 def test_models_that_are_not_served_are_refused_by_name(stub: Path, capsys: Captured) -> None:

@@ -145,9 +145,10 @@ def test_samples_that_failed_are_left_out_and_tried_again(tmp_path: Path) -> Non
 def test_a_failure_stays_in_its_cell(tmp_path: Path) -> None:
     cells = [cell(tmp_path, "bad", status=3), cell(tmp_path, "good"), cell(tmp_path, "odd")]
     cells[2] = replace(cells[2], collect=lambda run: read_output(run / "elsewhere"))
+    cells.append(replace(cell(tmp_path, "real-time"), command=["bash", "-c", "kill -40 $$"]))  # a signal without a name
     sweep = Sweep(tmp_path, cells, console=quiet())
     failures = sweep.run()
-    assert set(failures) == {"bad", "odd"}
+    assert set(failures) == {"bad", "odd", "real-time"} and failures["real-time"].startswith("ended by signal 40; ")
     assert "exit status 1" in failures["bad"] and "it went wrong" in failures["bad"] and "log.txt" in failures["bad"]
     assert "no result.json" in failures["odd"]
     assert [r["method"] for r in sweep.results()] == ["good"]
