@@ -207,7 +207,8 @@ def main():
     ]
     lines += ["|  | " + " | ".join(row["frames a second of the stream"] + " fps" for row in table) + " |"]
     lines.append("|---|" + "---:|" * len(table))
-    lines += [f"| {name} | " + " | ".join(str(row[name]) for row in table) + " |" for name in list(table[0])[1:]]
+    names = [name for name in list(table[0])[1:] if any(row[name] != "" for row in table)]
+    lines += [f"| {name} | " + " | ".join(str(row[name]) for row in table) + " |" for name in names]
     (args.output / "stream.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 

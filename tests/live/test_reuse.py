@@ -9,7 +9,8 @@ from tiny import save_qwen
 
 from tango.inference.checkpoints import load
 from tango.models import attach, llava_onevision, qwen_vl, reuse
-from tango.pruners import Tango, Uniform
+from tango.pruners import EarlyTom, Tango, Uniform
+from tango.pruners.video import VideoTokens
 
 REUSING = {"retention_ratio": 0.5, "tower_reuse": "pixels", "tower_reuse_layers": 1.0}
 
@@ -29,12 +30,15 @@ def moving(frames, side=128, seed=0):
     return pictures
 
 
-def of_the_clip(checkpoint, pruner, pictures):
+def of_the_clip(checkpoint, pruner, pictures, computed=True):
     """What the tower says of the finished clip: features of its frames, and which share of them was computed."""
-    inputs = checkpoint.processor.video_processor(videos=[pictures], do_sample_frames=False, return_tensors="pt")
+    options = {} if checkpoint is shipped() else {"do_resize": False}  # Qwen's frames are of the right size
+    inputs = checkpoint.processor.video_processor(
+        videos=[pictures], do_sample_frames=False, return_tensors="pt", **options
+    )
     with torch.inference_mode(), attach(checkpoint.model, pruner):
         (parts,) = checkpoint.model.generate.seam.family.encode(inputs)
-    return parts["features"], parts["computed"]
+    return parts["features"], parts["computed"] if computed else None
 
 
 def check(found, units, wanted):
@@ -69,9 +73,9 @@ def test_qwen_also_where_a_question_saw_half_a_frame(monkeypatch, tmp_path, new)
     checkpoint, pictures = load(str(tmp_path)), moving(22)
     pruner = Uniform(**REUSING, tower_reuse_interval=3)
     wanted = of_the_clip(checkpoint, pruner, pictures)
-    patches = int(checkpoint.processor.video_processor(videos=[pictures], return_tensors="pt")["video_grid_thw"].prod())
+    patches = (128 // checkpoint.model.config.vision_config.patch_size) ** 2
     for module in (qwen_vl, reuse):  # from a clip the tower takes five frames at once
-        monkeypatch.setattr(module, "PATCHES_PER_CALL", 5 * patches // 11)
+        monkeypatch.setattr(module, "PATCHES_PER_CALL", 5 * patches)
     taken = of_the_clip(checkpoint, pruner, pictures)
     assert not torch.equal(taken[1], wanted[1]) and taken[1].min() < 0.7
     with live(checkpoint, pruner, budget=1 << 14) as video:
@@ -140,7 +144,28 @@ def test_what_is_held_of_the_tower_is_one_frame():
     assert video._reused is None
 
 
-def test_stc_is_refused():
+def test_settings_that_a_stream_cannot_have_are_refused(tmp_path):
+    """None of them is taken and then not done."""
     with pytest.raises(ValueError, match="tower_reuse='stc' is for clips"), live(pruner=Uniform(tower_reuse="stc")):
         pass
     assert not hasattr(shipped().model.generate, "seam")
+    save_qwen(tmp_path)
+    checkpoint = load(str(tmp_path))
+    with pytest.raises(ValueError, match="positions='transformers'"):
+        live(checkpoint, Uniform(positions="transformers")).__enter__()
+    assert not hasattr(checkpoint.model.generate, "seam")
+
+
+def test_earlytom_merges_behind_the_tower():
+    """The tower sees one frame at a time, so that nothing can be merged in it; docs/live.md says so."""
+    pruner, pictures = EarlyTom(retention_ratio=0.5), moving(6)
+    with live(pruner=pruner, budget=1 << 14) as video:
+        watch(video, pictures, range(6))
+        features = torch.cat([unit.parts["features"] for unit in video._open])
+        saliency = torch.cat([unit.parts["saliency"] for unit in video._open])
+        with video._seam.lock:
+            tail = video._tail_segment()
+    whole, _ = of_the_clip(shipped(), Uniform(retention_ratio=0.5), pictures, computed=False)
+    torch.testing.assert_close(features, whole, atol=2e-5, rtol=1e-4)
+    wanted = pruner.prune_tokens(VideoTokens(features=features, saliency=saliency, grid=(8, 8), key="0"))
+    assert torch.equal(64 * tail.kept.frames + tail.kept.places, wanted.indices)
