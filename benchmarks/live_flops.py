@@ -1,6 +1,6 @@
 """FLOPs of 7B models on a live stream: of each of its frames, and of a question until its first token.
 
-    python benchmarks/live_flops.py --output results/live/flops.md           # an hour at 1 fps, about ten minutes
+    python benchmarks/live_flops.py --output results/live/flops.md           # an hour at 1 fps, about fifteen minutes
     python benchmarks/live_flops.py --seconds 40 --families qwen2_5_vl        # to try it
 
 A stream of MotionQA's scenes goes through tango.live with a model of the true token grid and narrow widths: which
@@ -165,7 +165,8 @@ class Costs:
 
 
 def tera(value: float) -> str:
-    return f"{value / 1e12:.3g}"
+    """10**12 of it, to three digits."""
+    return f"{float(f'{value / 1e12:.3g}'):,.10g}"
 
 
 def rows(seen: Seen, cost: Costs, text: float, fps: float) -> Iterator[list[str]]:
