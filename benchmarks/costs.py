@@ -141,12 +141,15 @@ def mean_query(config: Any, frames: int, height: int, width: int) -> int:
     return frames * matmul(1, config.hidden_size, height * width // config.spatial_merge_size**2)
 
 
-def decoder(config: Any, tokens: int, prompts: int = 1) -> int:
-    """Prefill of prompts of so many tokens (text configuration), causal attention as half; logits of the last token."""
+def decoder(config: Any, tokens: int, prompts: int = 1, cached: int = 0) -> int:
+    """Prefill of prompts of so many tokens (text configuration), causal attention as half; logits of the last token.
+
+    cached: tokens before them whose keys and values are there already.
+    """
     heads, own, head = config.num_attention_heads, config.hidden_size, head_width(config)
     projections = 2 * heads * head + 2 * config.num_key_value_heads * head
     layer = matmul(tokens, own, projections + 3 * config.intermediate_size)
-    layer += attention(tokens, tokens, heads * head) // 2
+    layer += attention(tokens, tokens, heads * head) // 2 + attention(tokens, cached, heads * head)
     return prompts * (config.num_hidden_layers * layer + matmul(1, own, config.vocab_size))
 
 

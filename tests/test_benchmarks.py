@@ -14,6 +14,7 @@ sys.path.append(str(BENCHMARKS))
 
 import clips  # noqa: E402
 import costs  # noqa: E402
+import live_flops  # noqa: E402
 import long_videos  # noqa: E402
 import measure  # noqa: E402
 import pruning  # noqa: E402
@@ -73,6 +74,45 @@ def test_flops_are_those_that_torch_counts(toy):
     assert costs.decoder(text, width) + masked + rotation == sum(
         counts[name] for name in (f"{root}.model.language_model", f"{root}.lm_head")
     )
+
+
+@torch.no_grad()
+def test_flops_after_a_cache(toy):
+    """Ten tokens after thirty, of which each sees all thirty, and half of the ten in the mean."""
+    _, model, _, _ = toy
+    language, text = model.model.language_model, model.config.text_config
+    embeds = torch.randn(1, 40, text.hidden_size)
+    model.set_attn_implementation("eager")
+    cache = language(inputs_embeds=embeds[:, :30], use_cache=True).past_key_values
+    with FlopCounterMode(display=False, depth=None) as counter:
+        language(inputs_embeds=embeds[:, 30:], past_key_values=cache, use_cache=True)
+    model.set_attn_implementation("sdpa")
+    counts = {name: sum(flops.values()) for name, flops in counter.get_flop_counts().items()}
+    rotation = sum(count for name, count in counts.items() if name.endswith(".rotary_emb"))
+    masked = text.num_hidden_layers * costs.attention(10, 10, text.num_attention_heads * costs.head_width(text)) // 2
+    logits = costs.matmul(1, text.hidden_size, text.vocab_size)
+    assert costs.decoder(text, 10, cached=30) - logits + masked + rotation == counts["Global"]
+
+
+@pytest.mark.parametrize("family", live_flops.FAMILIES)
+def test_flops_of_a_stream(family, tmp_path, monkeypatch):
+    """A hit's prefill is two operations a weight and token; of a clip attention counts too. Towers as by hand."""
+    file = tmp_path / "flops.md"
+    arguments = ["--toy", "--seconds", 61, "--families", family, "--output", file]
+    monkeypatch.setattr(sys, "argv", ["live_flops.py", *map(str, arguments)])
+    live_flops.main()
+    header, row = table(file)
+    cells = dict(zip(header, row, strict=True))
+    assert (cells["stream, minutes"], cells["frames"]) == ("0 to 1", "60")
+    assert int(cells["hits"]) + int(cells["misses"]) == 6
+    layers, width, inner = 28, 3584, 18944
+    weights = layers * (2 * width * width + 2 * width * 512 + 3 * width * inner)
+    assert float(cells["TFLOP of a hit"]) == pytest.approx(2e-12 * weights * int(cells["of it new"]), rel=0.1)
+    each = float(file.read_text().split(": tower ")[1].split(",")[0])
+    count, tokens, tower = (60, 196, 0.642) if family == "llava_onevision" else (30, 252, 1.33)
+    assert each == pytest.approx(tower, abs=0.005)
+    prefill = 2e-12 * weights * count * tokens + 2e-12 * layers * width * (count * tokens) ** 2
+    assert float(cells["generate(), unpruned"]) == pytest.approx(count * each + prefill, rel=0.05)
 
 
 @torch.no_grad()

@@ -211,4 +211,6 @@ def layout_of(family: Any, model: Any, processor: Any) -> Layout:
             "keep_positions=True: positions of a stream would grow for ever in a family that numbers tokens; use "
             "keep_positions=False"
         )
+    if family.title == "Qwen2.5-VL" and not family.trained:
+        raise ValueError("positions='transformers': a stream has Qwen2.5-VL's own, real seconds; leave 'trained'")
     return LAYOUTS[family.title](model, processor)

@@ -8,6 +8,7 @@ queue, and read what was published: `history`, `status`, `problems`.
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import math
 import queue
@@ -131,6 +132,7 @@ class Live:
         self._context.enter_context(attach(self.model, self.pruner))
         try:
             self._seam = self.model.generate.seam
+            self._reused = getattr(self._seam.family, "rule", None)  # with tower_reuse
             self._layout: Layout = layout_of(self._seam.family, self.model, self.processor)
             self._writer = Writer(self.model, decoder, self._layout, self.processor.tokenizer)
             most = self._layout.most_positions
@@ -163,7 +165,7 @@ class Live:
         self._thread.join()
         self._context.close()
         self._writer.forget()
-        self._open, self._segments, self._pending = [], [], []
+        self._open, self._segments, self._pending, self._reused = [], [], [], None
 
     # -- what callers do -------------------------------------------------------------------------------------------
 
@@ -271,7 +273,8 @@ class Live:
             self._pending.append((picture, time - self._start))
             if len(self._pending) == self._layout.samples:
                 pending, self._pending = self._pending, []
-                self._place(self._encode(pending))
+                unit, self._reused = self._encode(pending)
+                self._place(unit)
         except Exception as error:  # whatever a processor, a tower or a method has against one frame
             failed, self._pending = True, []
             if self._cuts is not None and self._cuts.frames != len(self._open):
@@ -285,8 +288,11 @@ class Live:
                 self._waiting -= 1
                 self._room.notify_all()
 
-    def _encode(self, frames: list[tuple[Tensor, float]]) -> Unit:
-        """One frame of the tower from its sampled ones, of which the last is repeated where some are missing."""
+    def _encode(self, frames: list[tuple[Tensor, float]]) -> tuple[Unit, Any]:
+        """One frame of the tower from its sampled ones, of which the last is repeated where some are missing.
+
+        Also returns what the next frame may reuse of it, for the caller to hold where the stream goes on from it.
+        """
         pictures = [self._sized(picture) for picture, _ in frames]
         times = [time for _, time in frames]
         missing = self._layout.samples - len(frames)
@@ -300,15 +306,16 @@ class Live:
             for name, value in batch.items()
             if isinstance(value, Tensor)
         }
-        with self._seam.lock:
-            (parts,) = self._seam.family.encode(inputs)
+        reused, family = copy.copy(self._reused), self._seam.family
+        with self._seam.lock, contextlib.nullcontext() if reused is None else family.following(reused):
+            (parts,) = family.encode(inputs)
         grid = tuple(parts.pop("grid"))
         if self._grid is None:
             self._grid = grid
             self._plan(len(parts["features"][0]))
         parts.pop("timestamps", None)
         mean = (sum(times) + missing * times[-1]) / self._layout.samples
-        return Unit(parts, times[0], mean, times[-1])
+        return Unit(parts, times[0], mean, times[-1]), reused
 
     def _sized(self, picture: Tensor) -> Tensor:
         """A sampled frame (3, H, W) as large as the model is to see all of them, by the first one's shape."""
@@ -395,7 +402,7 @@ class Live:
 
     def _tail_segment(self) -> Segment | None:
         """The open frames, with sampled ones that are no frame of the tower yet, pruned for one question."""
-        units = [*self._open, *([self._encode(self._pending)] if self._pending else [])]
+        units = [*self._open, *([self._encode(self._pending)[0]] if self._pending else [])]
         if not units:
             return None
         video, extra = self._video(units)
@@ -417,6 +424,8 @@ def check_pruner(pruner: Any, decoder: Any) -> None:
             f"{pruner.name} as it is set prunes inside the language model, for one question at a time, and a stream's "
             "cache serves all questions; use a method that prunes before it, or unset pruned_layer"
         )
+    if isinstance(pruner, Pruner) and pruner.tower_reuse == "stc":
+        raise ValueError("tower_reuse='stc' is for clips, and a stream's frames come one at a time; use 'pixels'")
     if "sliding_attention" in (getattr(decoder.config, "layer_types", None) or ()):
         raise ValueError("no live video with a language model of sliding windows; unset use_sliding_window")
 

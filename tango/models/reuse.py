@@ -1,6 +1,6 @@
 """The vision tower computes what changes: patches whose pixels hardly changed take over the states of earlier frames.
 
-What is computed is decided once for a video, from its pixels (`sources`). In the tower's first layers only those
+What is computed is decided once for a video, from its pixels (`Rule`). In the tower's first layers only those
 patches go through the layer; a frame's other keys, values and states are those of the frames that they come from. Later
 layers compute every patch, because there still patches carry what moves elsewhere in their frame.
 
@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tango.models.family import Family
-from tango.models.llava_onevision import LlavaOnevision
-from tango.models.qwen_vl import QwenVL
+from tango.models.llava_onevision import FRAMES_PER_CALL, LlavaOnevision
+from tango.models.qwen_vl import PATCHES_PER_CALL, QwenVL
 from tango.pruners.base import Pruner
 
 CUT = 0.5  # a frame of which a greater share has changed is computed whole
@@ -30,27 +30,48 @@ LAYERS = {"pixels": 1 / 3, "stc": 1.0}  # share of them; a third costs little ac
 INTERVAL = {"pixels": 16, "stc": 2}
 
 
-def sources(patches: Tensor, threshold: float, interval: int) -> Tensor:
-    """The frame (F, P) int64 from which each patch takes its states; its own where it is computed.
+@dataclass
+class Rule:
+    """Which patches of a frame are computed, as frames come one after another.
 
     A patch is computed if its pixels differ from those that its states came from by more than a threshold (root mean
     square); so are all of frame 0, of each frame at a multiple of `interval`, of a frame of which more than half
     changed, and of a frame with, or after one with, a value that is not finite, so that it spreads no further.
 
+    frame: the next one's number. pixels: of each patch (P, X), those that its states came from. states: where frames
+    come to the tower one at a time, all that layers which reuse patches asked for in the newest (Plan.spread()).
+    """
+
+    threshold: float
+    interval: int
+    frame: int = 0
+    pixels: Tensor | None = None
+    broken: Tensor | None = None  # whether the frame before had a value that is not finite
+    states: list[Tensor] = field(default_factory=list)
+
+    def changed(self, patches: Tensor) -> Tensor:
+        """Which of the next frame's patches (P, X) are computed (P,); nothing here waits for a GPU."""
+        patches = patches.float()
+        before, self.broken = self.broken, ~patches.isfinite().all()
+        found = torch.ones(len(patches), dtype=torch.bool, device=patches.device)
+        if self.pixels is not None and before is not None and self.frame % self.interval:
+            found = ~((patches - self.pixels).square().mean(-1).sqrt() <= self.threshold)
+            found |= self.broken | before | (found.float().mean() > CUT)
+            patches = torch.where(found[:, None], patches, self.pixels)
+        self.pixels, self.frame = patches, self.frame + 1
+        return found
+
+
+def sources(patches: Tensor, threshold: float, interval: int) -> Tensor:
+    """The frame (F, P) int64 from which each patch takes its states, by the rule; its own where it is computed.
+
     Args:
         patches: (F, P, X) pixels of each patch.
     """
-    patches = patches.float()
+    rule = Rule(threshold, interval)
     source = torch.zeros(patches.shape[:2], dtype=torch.int64, device=patches.device)
-    broken = ~patches.isfinite().flatten(1).all(1)
-    after_broken = F.pad(broken[:-1], (1, 0))
-    whole = broken | after_broken | (torch.arange(len(patches), device=patches.device) % interval == 0)
-    held = patches[0]
-    for frame in range(1, len(patches)):  # nothing here waits for a GPU
-        changed = ~((patches[frame] - held).square().mean(-1).sqrt() <= threshold)
-        changed |= whole[frame] | (changed.float().mean() > CUT)
-        held = torch.where(changed[:, None], patches[frame], held)
-        source[frame] = torch.where(changed, frame, source[frame - 1])
+    for frame, own in enumerate(patches):
+        source[frame] = torch.where(rule.changed(own), frame, source[frame - 1])
     return source
 
 
@@ -59,10 +80,14 @@ class Plan:
     """Which of a video's P patches, frame after frame, are computed, for all layers in which patches are reused.
 
     rows: (N,) flat indices of the computed ones, ascending. slot: (P,) the row, 0 .. N - 1, whose states a patch has.
+    Of a frame of a stream, rows are those of the frame before, what spread() gave there, `before`, and then its own;
+    `states` takes what it gives here.
     """
 
     rows: Tensor
     slot: Tensor
+    before: Iterator[Tensor] | None = None
+    states: list[Tensor] | None = None
     _groups: dict[tuple[int, ...], list[tuple[Tensor, Tensor, Tensor]]] = field(default_factory=dict)
 
     @classmethod
@@ -73,13 +98,28 @@ class Plan:
         rows = (flat == torch.arange(frames * patches, device=source.device)).nonzero()[:, 0]
         return cls(rows, torch.searchsorted(rows, flat))
 
+    @classmethod
+    def following(cls, stream: Rule, changed: Tensor) -> "Plan":
+        """Of the next frame of a stream, by which patches (P,) changed, in the order in which the tower has them."""
+        before, stream.states = stream.states, []
+        own = changed.cumsum(0) - 1 + (len(changed) if before else 0)
+        slot = torch.where(changed, own, torch.arange(len(changed), device=changed.device))
+        return cls(changed.nonzero()[:, 0], slot, iter(before) if before else None, stream.states)
+
+    def spread(self, own: Tensor) -> Tensor:
+        """What each patch has (P, ..), from that of the computed ones (N, ..)."""
+        whole = (own if self.before is None else torch.cat((next(self.before), own)))[self.slot]
+        if self.states is not None:
+            self.states.append(whole)
+        return whole
+
     def attend(self, query: Tensor, key: Tensor, value: Tensor, bounds: Sequence[int], scale: float) -> Tensor:
         """Attention (N, heads, d) of the computed patches' queries, each within its segment.
 
         query, key, value: (N, heads, d) of the computed patches; the segments' other keys and values are those that
         they reuse. bounds: where segments (frames or windows) begin, and the end of the last.
         """
-        key, value, out = key[self.slot], value[self.slot], torch.empty_like(query)
+        key, value, out = self.spread(key), self.spread(value), torch.empty_like(query)
         for asked, real, seen in self._groups_of(bounds):
             q, k, v = (x.transpose(1, 2) for x in (query[asked], key[seen], value[seen]))
             out[asked[real]] = F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2)[real]
@@ -117,7 +157,7 @@ def siglip_layer(layer: Any, plan: Plan, hidden: Tensor) -> Tensor:
     bounds = range(0, frames * patches + 1, patches)
     own = own + attention.out_proj(plan.attend(query, key, value, bounds, attention.scale).flatten(1))
     out: Tensor = own + layer.mlp(layer.layer_norm2(own))
-    return out[plan.slot].view(hidden.shape)
+    return plan.spread(out).view(hidden.shape)
 
 
 def qwen_block(block: Any, plan: Plan, hidden: Tensor, cu_seqlens: Tensor, position_embeddings: Any) -> Tensor:
@@ -132,7 +172,7 @@ def qwen_block(block: Any, plan: Plan, hidden: Tensor, cu_seqlens: Tensor, posit
     mixed = plan.attend(query, key, value, cu_seqlens.tolist(), attention.scaling)
     own = own + attention.proj(mixed.flatten(1))
     out: Tensor = own + block.mlp(block.norm2(own))
-    return out[plan.slot]
+    return plan.spread(out)
 
 
 def stc_layer(
@@ -214,12 +254,13 @@ class Reusing(Family):
     """
 
     parts_of_layer: tuple[str, ...]  # what a layer must have to be taken apart
+    stream: Rule | None = None  # the one whose next frame is encoded
 
     def __init__(self, model: Any, pruner: Pruner) -> None:
         super().__init__(model, pruner)
         self.in_one_call = False  # nothing here is the model's own to the bit, and a video's frames know no other video
         self.method, self.settings = str(pruner.tower_reuse), pruner
-        self.interval = pruner.tower_reuse_interval or INTERVAL[self.method]
+        self.rule = Rule(pruner.tower_reuse_threshold, pruner.tower_reuse_interval or INTERVAL[self.method])
         self.layers: list[Any] = list(self.tower_layers())
         for layer in self.layers:
             if lacking := [part for part in self.parts_of_layer if not hasattr(layer, part)]:
@@ -240,6 +281,29 @@ class Reusing(Family):
     def tower_layers(self) -> Iterable[Any]:
         """The layers of the tower, first to last."""
 
+    @contextlib.contextmanager
+    def following(self, stream: Rule) -> Iterator[None]:
+        """While open, the frame that encode() gets is a stream's next, and takes from it what it would in a clip."""
+        self.stream = stream
+        try:
+            yield
+        finally:
+            self.stream = None
+
+    def plan(self, patches: Tensor, call: int, order: Tensor | None = None) -> tuple[Plan, Tensor]:
+        """What is computed of frames' pixels (F, P, X), and which share of each (F,).
+
+        call: frames that the tower sees at once, of which the first is computed whole. order (P,): of the tower's
+        patches, where it is another.
+        """
+        places = slice(None) if order is None else order.to(patches.device)
+        if self.stream is None:
+            source = sources(patches, self.rule.threshold, self.rule.interval)
+            return Plan.of(source[:, places]), computed(source)
+        self.stream.frame %= call
+        changed = self.stream.changed(patches[0])
+        return Plan.following(self.stream, changed[places]), changed.float().mean()[None]
+
     def work(self, share: Tensor) -> Tensor:
         """Share of its work that the whole tower does for each frame (F,), from that of layers that reuse patches."""
         return 1 - (1 - share.float()) * len(self.reusing) / len(self.layers)
@@ -258,7 +322,7 @@ class ReusingSiglip(Reusing, LlavaOnevision):
         patches = pixels.unfold(2, size, size).unfold(3, size, size).permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
         layers: dict[Any, Callable[..., Tensor]] = {}
         if self.method == "stc":
-            reference = stc_references(len(pixels), self.interval).to(pixels.device)
+            reference = stc_references(len(pixels), self.rule.interval).to(pixels.device)
             count = max(1, int(patches.shape[1] * self.settings.tower_reuse_ratio))
             for layer in self.reusing:
                 settings = reference, count, layer is self.layers[-1]
@@ -270,8 +334,7 @@ class ReusingSiglip(Reusing, LlavaOnevision):
                 keys + (all_of_it - keys) * count / total
             ) / all_of_it
         else:
-            source = sources(patches, self.settings.tower_reuse_threshold, self.interval)
-            plan, share = Plan.of(source), computed(source)
+            plan, share = self.plan(patches, FRAMES_PER_CALL)
             for layer in self.reusing:
                 layers[layer] = lambda hidden, *_, own=layer, **__: siglip_layer(own, plan, hidden)
         with replaced(layers):
@@ -293,12 +356,11 @@ class ReusingQwen(Reusing, QwenVL):
 
     def _encode_chunk(self, pixels: Tensor, grids: Tensor) -> list[dict[str, Tensor]]:
         ((frames, height, width),) = grids.tolist()
-        source = sources(pixels.view(frames, height * width, -1), self.settings.tower_reuse_threshold, self.interval)
-        share, order = computed(source), self._order(height // self.merge, width // self.merge)
-        if order is not None:
-            group = self.merge**2  # patches of a token lie together
-            source = source[:, (order[:, None] * group + torch.arange(group)).flatten().to(source.device)]
-        plan = Plan.of(source)
+        order, group = self._order(height // self.merge, width // self.merge), self.merge**2
+        if order is not None:  # patches of a token lie together
+            order = (order[:, None] * group + torch.arange(group)).flatten()
+        call = max(1, PATCHES_PER_CALL // (height * width))
+        plan, share = self.plan(pixels.view(frames, height * width, -1), call, order)
 
         def forward(block: Any) -> Callable[..., Tensor]:
             return lambda hidden, cu_seqlens, position_embeddings, **_: qwen_block(
