@@ -231,7 +231,8 @@ def settings_of(args: argparse.Namespace) -> list[tuple[str, Pruner]]:
         raise SystemExit(f"--vary {sorted(unknown)}: there are {list(VARIATIONS)}")
     for ratio in args.ratios:
         for positions in kept:
-            asked_for = [("", method, fields) for method in methods]
+            changed = ", ".join(f"{field} {value}" for field, value in fields.items())
+            asked_for = [(changed, method, fields) for method in methods]
             asked_for += [(name, "tango", changes) for name, changes in VARIATIONS.items() if wanted & {name, "all"}]
             chosen += [
                 (name, REGISTRY[method](retention_ratio=ratio, **{**positions, **changes}))
