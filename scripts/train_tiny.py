@@ -15,7 +15,7 @@ With --start the model is a deeper one, grown from a smaller one that is trained
 Its tower learns to see what the smaller one sees; projector and language model go on from the smaller one's, for
 --language-steps, on videos of up to --frames frames.
 
-With --start and --qwen it is a Qwen3-VL of the same size, which starts from the smaller model's weights (tiny_mrope.py):
+With --start and --qwen it is a Qwen3-VL of the same size, which starts from the smaller one's weights (tiny_mrope.py):
 
     python scripts/train_tiny.py --start checkpoints/tango-tiny --qwen --tower-steps 250 --tower-batch 16 \
         --tower-rate 1e-3 --warmup 20 --videos 700 --validation-videos 30 --language-steps 500 --language-rate 1e-3 \
@@ -40,8 +40,8 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from tiny_data import CHAT_TEMPLATE, GRID, IMAGE, VIDEO, make_tokenizer
 from tiny_language import train_language
-from tiny_optimise import workers
 from tiny_mrope import extend, make_processor, qwen, teach_language, teach_tower
+from tiny_optimise import workers
 from tiny_tower import grow_tower, train_tower
 from transformers import (
     AutoTokenizer,
