@@ -217,7 +217,8 @@ def main() -> None:
                 unpruned(results, "held", 8),
                 fronts(held, sibling),
             ]
-    for frames in sorted({one.frames for one in results} - {8}):
+    whole = {one.frames for one in results if one.half == "both" and one.frames == 8}  # has the tables above
+    for frames in sorted({one.frames for one in results} - whole):
         for positions in (PUBLISHED, KEPT):
             held = pick(results, "held", frames, positions, usual=False)
             if len(held) > 5:
