@@ -8,7 +8,7 @@ Answers are kept in --work, a file a setting, and not computed again: files of s
 settings may be tried, the others the held one. A video's tokens are encoded once for each kind of saliency, pruned once
 a setting, and prefilled once; then its questions go on from there, greedily, in a batch with other videos'. --check
 asks single questions in the ordinary way too, and says how many answers are the same. With pruning inside the language
-model, and of other models than LLaVA's, they are asked in the ordinary way alone.
+model, and of other models than LLaVA's and tango-tiny-qwen, they are asked in the ordinary way alone.
 """
 
 from __future__ import annotations
@@ -108,6 +108,11 @@ def prepared(checkpoint: Checkpoint, folder: Path, rows: Sequence[dict[str, Any]
         yield Video(name, asked, prompts)
 
 
+def axes(positions: Tensor) -> Tensor:
+    """(B, n) as it is; (B, n, 3) as models with M-RoPE take it, (3, B, n)."""
+    return positions.permute(2, 0, 1) if positions.dim() == 3 else positions
+
+
 @torch.inference_mode()
 def asked(checkpoint: Checkpoint, videos: Sequence[Video], seam: Any) -> tuple[list[str], Tensor, list[float]]:
     """Answers to the questions about some videos, one after another, log-probabilities (Q, vocabulary) of their first
@@ -119,17 +124,18 @@ def asked(checkpoint: Checkpoint, videos: Sequence[Video], seam: Any) -> tuple[l
     for video in videos:
         first = seam.prune(video.prompts[0], "left")
         kept.append(seam.session.videos[0].tokens_after / seam.session.videos[0].tokens_before)
-        end = int(first.spans[0].ge(0).nonzero()[-1]) + 1
+        last = int((video.prompts[0]["input_ids"][0] == model.config.video_token_id).nonzero()[-1])
+        end = int((first.source[0] <= last).sum())  # what stands between frames of the video belongs to it
         prefixes.append(first.inputs_embeds[0, :end])
-        numbers = torch.arange(end + 1) if first.position_ids is None else first.position_ids[0]
-        places.append((numbers[:end], int(numbers[end])))
-        texts.append([inputs["input_ids"][0, int(first.source[0, end]) :] for inputs in video.prompts])
+        numbers = torch.arange(end + 1) if first.position_ids is None else first.position_ids[..., 0, :]
+        places.append((numbers[..., :end].movedim(-1, 0), int(numbers[..., end].max())))
+        texts.append([inputs["input_ids"][0, last + 1 :] for inputs in video.prompts])
 
     # Videos are padded on the right and texts on the left, so that one column is the last of all.
     pad = torch.nn.utils.rnn.pad_sequence
     of_video = pad([torch.ones(len(one), dtype=torch.long) for one in prefixes], batch_first=True)
     out = forward(model, inputs_embeds=pad(prefixes, batch_first=True), attention_mask=of_video, use_cache=True,
-                  position_ids=pad([own for own, _ in places], batch_first=True), logits_to_keep=1)  # fmt: skip
+                  position_ids=axes(pad([own for own, _ in places], batch_first=True)), logits_to_keep=1)  # fmt: skip
     (count,) = {len(of) for of in texts}
     cache = out.past_key_values
     cache.batch_repeat_interleave(count)
@@ -138,6 +144,7 @@ def asked(checkpoint: Checkpoint, videos: Sequence[Video], seam: Any) -> tuple[l
     own = pad([torch.ones_like(text) for text, _ in rows], batch_first=True, padding_side="left")
     positions = pad([start + torch.arange(len(text)) for text, start in rows], batch_first=True, padding_side="left")
     mask = torch.cat((of_video.repeat_interleave(count, 0), own), 1)
+    positions = positions.expand(3, *positions.shape) if places[0][0].dim() == 2 else positions
 
     stops = model.generation_config.eos_token_id
     stops = {stops} if isinstance(stops, int) else set(stops)
@@ -154,7 +161,7 @@ def asked(checkpoint: Checkpoint, videos: Sequence[Video], seam: Any) -> tuple[l
             text = tokenizer.decode(new[row], skip_special_tokens=True)
             if new[row][-1] in stops or "\n" in text or len(new[row]) == NEW_TOKENS:
                 going.remove(row)
-        embeds, positions = embed(chosen)[:, None], positions[:, -1:] + 1
+        embeds, positions = embed(chosen)[:, None], positions[..., -1:] + 1
         mask = torch.cat((mask, mask.new_ones(len(rows), 1)), 1)
     said = [str(tokenizer.decode(ids, skip_special_tokens=True)).split("\n")[0].strip() for ids in new]
     return said, first_tokens, kept
@@ -210,9 +217,11 @@ def ordinary(
 
 
 def together(model: Any, pruner: Pruner) -> bool:
-    """Whether questions can go on from their video: in a LLaVA, with nothing pruned inside the language model."""
-    layers = model.config.get_text_config().num_hidden_layers
-    return "Llava" in type(model).__name__ and pruner.in_llm(layers) is None
+    """Whether questions can go on from their video: in a LLaVA, and in a Qwen3-VL whose tower hands nothing over but
+    tokens, with nothing pruned inside the language model."""
+    layers, name = model.config.get_text_config().num_hidden_layers, type(model).__name__
+    qwen = name.startswith("Qwen3VL") and not model.config.vision_config.deepstack_visual_indexes
+    return ("Llava" in name or qwen) and pruner.in_llm(layers) is None
 
 
 def name_of(pruner: Pruner, half: str) -> str:
@@ -231,7 +240,8 @@ def settings_of(args: argparse.Namespace) -> list[tuple[str, Pruner]]:
         raise SystemExit(f"--vary {sorted(unknown)}: there are {list(VARIATIONS)}")
     for ratio in args.ratios:
         for positions in kept:
-            asked_for = [("", method, fields) for method in methods]
+            changed = ", ".join(f"{field} {value}" for field, value in fields.items())
+            asked_for = [(changed, method, fields) for method in methods]
             asked_for += [(name, "tango", changes) for name, changes in VARIATIONS.items() if wanted & {name, "all"}]
             chosen += [
                 (name, REGISTRY[method](retention_ratio=ratio, **{**positions, **changes}))

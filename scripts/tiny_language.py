@@ -136,20 +136,21 @@ def pick_frames(rng: np.random.Generator, most: int) -> tuple[np.ndarray, Sequen
 
 @torch.no_grad()
 def validate(
-    model: Any, tokenizer: Qwen2Tokenizer, amount: int, show: Callable[[int, Spec], tuple[Tensor, np.ndarray]]
+    model: Any, tokenizer: Qwen2Tokenizer, amount: int, show: Callable[[int, Spec], tuple[Any, ...]]
 ) -> dict[str, float]:
     """Share of greedy answers that are right, by kind: one question of each kind a video, each asked alone.
 
-    show: gives the tokens (1, tokens, D) and the times of the frames of a validation video.
+    show: gives the tokens (1, tokens, D) and the times of the frames of a validation video, and a Sheet's places.
     """
     model.eval()
     right: dict[str, list[bool]] = {kind: [] for kind in KINDS}
     for v in range(amount):
         spec = sample_spec(VALIDATION_SEED + v)
-        video, times = show(v, spec)
+        video, times, *places = show(v, spec)
         asked = questions(spec, times, np.random.default_rng([4, v]))
         one_each = [q for kind in KINDS for q in [q for q in asked if q.kind == kind][:1]]
         given = sheet(tokenizer, [[(q.prompt(), q.options[q.answer]) for q in one_each]])
+        given.places = places[0] if places else None
         hidden = hidden_states(model, given, video)[0]
         length = given.groups[0][1]
         for n, q in enumerate(one_each):

@@ -31,6 +31,7 @@ class Sheet:
     ids: Tensor  # (B, T) of all questions
     labels: Tensor  # (B, T), -100 but for answers
     groups: list[tuple[int, int]]
+    places: Tensor | None = None  # positions (3, n) of prompt and video, where they are no count of tokens
 
 
 def sheet(tokenizer: Qwen2Tokenizer, asked: list[list[tuple[str, str]]]) -> Sheet:
@@ -97,8 +98,11 @@ def hidden_states(model: Any, given: Sheet, video: Tensor) -> Tensor:
     prompt = embed(given.prompt.to(video.device)).expand(len(video), -1, -1)
     hidden = torch.cat([prompt, video, embed(given.ids.to(video.device))], 1)
     start = prompt.shape[1] + video.shape[1]
-    after = [torch.arange(start, start + length).repeat(amount) for amount, length in given.groups]
-    positions = torch.cat([torch.arange(start), *after]).to(hidden.device)[None]
+    places = torch.arange(start)[None] if given.places is None else given.places
+    first = int(places.max()) + 1
+    after = [(first + torch.arange(length)).repeat(amount).expand(len(places), -1) for amount, length in given.groups]
+    positions = torch.cat([places, *after], 1).to(hidden.device)
+    positions = positions if given.places is None else positions[:, None]
     rotary = language.rotary_emb(hidden, positions)
     ALL_ATTENTION_FUNCTIONS.register("side_by_side", SideBySide(start, given.groups))
     kind = language.config._attn_implementation

@@ -181,14 +181,20 @@ def learn_tower(
 # --- what the frozen tower sees ---
 @torch.no_grad()
 def encode_videos(
-    tower: nn.Module, first_seed: int, amount: int, seed: int, path: Path, label: str
+    tower: nn.Module,
+    first_seed: int,
+    amount: int,
+    seed: int,
+    path: Path,
+    label: str,
+    each: tuple[int, int] = (GRID * GRID, WIDTH),
 ) -> tuple[np.ndarray, np.ndarray]:
     """Tower features (V, CANDIDATES, patches, WIDTH) fp16 and times (V, CANDIDATES); kept on disk, resumable.
 
     Of several processes each encodes its part; all return when everything is there.
     """
     rank, world = workers()
-    shape = (amount, CANDIDATES, GRID * GRID, WIDTH)
+    shape = (amount, CANDIDATES, *each)
     rng = np.random.default_rng([2, seed, first_seed])
     times = np.arange(CANDIDATES) * (scenes.DURATION / CANDIDATES) + rng.uniform(0, 0.48, (amount, 1))
     if rank == 0 and not path.exists():

@@ -15,6 +15,12 @@ With --start the model is a deeper one, grown from a smaller one that is trained
 Its tower learns to see what the smaller one sees; projector and language model go on from the smaller one's, for
 --language-steps, on videos of up to --frames frames.
 
+With --start and --qwen it is a Qwen3-VL of the same size, which starts from the smaller one's weights (tiny_mrope.py):
+
+    python scripts/train_tiny.py --start checkpoints/tango-tiny --qwen --tower-steps 250 --tower-batch 16 \
+        --tower-rate 1e-3 --warmup 20 --videos 700 --validation-videos 30 --language-steps 500 --language-rate 1e-3 \
+        --output checkpoints/tango-tiny-qwen --work build/tango-tiny-qwen
+
 Every batch follows from --seed and its step, and --work holds the state, so a run that was stopped goes on where it
 was. Needs no network and no GPU. One process works as well; two share the second stage's batches, which on a CPU is
 quicker than two threads of one.
@@ -34,9 +40,11 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from tiny_data import CHAT_TEMPLATE, GRID, IMAGE, VIDEO, make_tokenizer
 from tiny_language import train_language
+from tiny_mrope import extend, make_processor, qwen, teach_language, teach_tower
 from tiny_optimise import workers
 from tiny_tower import grow_tower, train_tower
 from transformers import (
+    AutoTokenizer,
     LlavaOnevisionForConditionalGeneration,
     LlavaOnevisionImageProcessor,
     LlavaOnevisionProcessor,
@@ -88,6 +96,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         "--compile", action="store_true", help="compile the tower (a third faster; needs a C++ compiler)"
     )
     parser.add_argument("--start", type=Path, help="folder of a smaller model, from which a deeper one is grown")
+    parser.add_argument("--qwen", action="store_true", help="make a Qwen3-VL of the model of --start")
     parser.add_argument("--tower-layers", type=int, default=3, help="with --start a multiple of the smaller model's")
     parser.add_argument("--warmup", type=int, default=100, help="steps in which the rate rises, of each stage")
     parser.add_argument("--frames", type=int, default=11, help="most frames of a video, at most 16")
@@ -104,20 +113,38 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--language-rate", type=float, default=2.5e-3)
     parser.add_argument("--save-every", type=int, default=200, help="steps between saved states and validations")
     parser.add_argument("--options", type=int, default=3, help="questions with options about each video of a batch")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.qwen and not args.start:
+        parser.error("--qwen makes a Qwen3-VL of a smaller model: name its folder with --start")
+    return args
+
+
+def train_qwen(args: argparse.Namespace, small: Any) -> tuple[dict[str, float], dict[str, float]]:
+    """A Qwen3-VL from the smaller model, written to --output; seconds and scores."""
+    tokenizer = extend(AutoTokenizer.from_pretrained(args.start))
+    torch.manual_seed(args.seed)
+    model = qwen(tokenizer, small)
+    seconds = {"tower": teach_tower(args, model, small)}
+    parts, scores = teach_language(args, tokenizer, model)
+    make_processor(tokenizer).save_pretrained(args.output)
+    model.half().save_pretrained(args.output)
+    return seconds | parts, scores
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     torch.set_num_threads(args.threads)
     args.work.mkdir(parents=True, exist_ok=True)
+    small = LlavaOnevisionForConditionalGeneration.from_pretrained(args.start) if args.start else None
+    if args.qwen:
+        record(args, *train_qwen(args, small))
+        return
     tokenizer = make_tokenizer()
     if "WORLD_SIZE" in os.environ:
         dist.init_process_group("gloo", timeout=datetime.timedelta(hours=12))
     rank, world = workers()
     if rank > 0:
         dist.barrier()  # the first process trains the tower; the others read what it wrote
-    small = LlavaOnevisionForConditionalGeneration.from_pretrained(args.start) if args.start else None
     if small is None:
         tower, tower_seconds = train_tower(args, tokenizer)
     else:
@@ -129,14 +156,19 @@ def main(argv: list[str] | None = None) -> None:
     if rank > 0:
         return
     save_checkpoint(args.output, tokenizer, tower.cpu(), model.cpu())
-    record = {
+    record(args, {"tower": tower_seconds, **seconds}, scores)
+
+
+def record(args: argparse.Namespace, seconds: dict[str, float], scores: dict[str, float]) -> None:
+    """How the checkpoint was made, beside it."""
+    made = {
         "arguments": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
-        "seconds": {part: round(value) for part, value in {"tower": tower_seconds, **seconds}.items()},
+        "seconds": {part: round(value) for part, value in seconds.items()},
         "validation_accuracy": scores,
         "torch": torch.__version__,
     }
-    (args.output / "training.json").write_text(json.dumps(record, indent=1) + "\n")
-    print(json.dumps(record, indent=1))
+    (args.output / "training.json").write_text(json.dumps(made, indent=1) + "\n")
+    print(json.dumps(made, indent=1))
 
 
 if __name__ == "__main__":

@@ -8,12 +8,18 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoProcessor, AutoTokenizer, LlavaOnevisionForConditionalGeneration
+from transformers import (
+    AutoProcessor,
+    AutoTokenizer,
+    LlavaOnevisionForConditionalGeneration,
+    Qwen3VLForConditionalGeneration,
+)
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
 import tiny_data
 import tiny_language
+import tiny_mrope
 import tiny_sheet
 import tiny_tower
 import train_tiny
@@ -116,6 +122,75 @@ def test_a_deeper_model_is_grown_from_a_smaller_one(whole, tmp_path, monkeypatch
     assert all(torch.equal(*pair) for pair in zip(*(head.values() for head in heads), strict=True))
     model = LlavaOnevisionForConditionalGeneration.from_pretrained(tmp_path / "out")
     assert len(model.model.vision_tower.encoder.layers) == 6
+
+
+def test_a_qwen_is_made_of_a_smaller_model(whole, tmp_path, monkeypatch):
+    """It goes on where it was stopped; what it learned from stands as its processor and the model itself have it."""
+    arguments = [*FEW, "--start", str(whole), "--qwen", "--warmup", "2", "--output", str(tmp_path / "out")]
+    with pytest.raises(SystemExit):
+        train_tiny.main([*FEW, "--qwen"])
+    for stage, module, name in (("tower", tiny_mrope, "frame_batch"), ("language", tiny_mrope, "pick_frames")):
+        with monkeypatch.context() as patched:
+            patched.setattr(module, name, stop_after(3, getattr(module, name)))
+            with pytest.raises(Stopped):
+                train_tiny.main([*arguments, "--work", str(tmp_path / "work")])
+        assert torch.load(tmp_path / "work" / f"{stage}.pt", weights_only=False)["step"] == 2
+    train_tiny.main([*arguments, "--work", str(tmp_path / "work")])
+    first = load_file(tmp_path / "out" / "model.safetensors")
+    train_tiny.main([*arguments, "--work", str(tmp_path / "again")])
+    again = load_file(tmp_path / "out" / "model.safetensors")
+    assert all(torch.equal(first[name], again[name]) for name in again)
+
+    model = Qwen3VLForConditionalGeneration.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
+    processor = AutoProcessor.from_pretrained(tmp_path / "out")
+    content = [{"type": "video"}, {"type": "text", "text": "Which letter flashes up?"}]
+    text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    clip = np.random.default_rng(0).integers(0, 256, (4, SIZE, SIZE, 3), dtype=np.uint8)
+    told = {"total_num_frames": 40, "fps": 4.0, "duration": 10.0, "frames_indices": [0, 10, 20, 38]}
+    inputs = processor(text=text, videos=[clip], video_metadata=[told], do_sample_frames=False, return_tensors="pt")
+    packed = tiny_mrope.patches_of(tiny_data.as_pixels(clip))
+    torch.testing.assert_close(packed, inputs["pixel_values_videos"])
+    ids, places = inputs["input_ids"][0], inputs["input_ids"][0] == model.config.video_token_id
+    with torch.no_grad():
+        features = model.model.visual(packed, tiny_mrope.grids_of(4)).pooler_output.view(1, 4, 64, -1)
+        times = np.array([[0.7, 3.2, 5.7, 10.2]])
+        video, positions = tiny_mrope.embed_videos(model, processor.tokenizer, features, times)
+        embedded = model.get_input_embeddings()(ids)
+        embedded[places] = features.flatten(0, 2)
+        before = positions.shape[1] - video.shape[1]
+        torch.testing.assert_close(embedded[before : positions.shape[1]], video[0])
+        types = {name: inputs[name] for name in ("mm_token_type_ids", "video_grid_thw")}
+        whole_prompt, _ = model.model.get_rope_index(inputs["input_ids"], **types)
+        assert torch.equal(whole_prompt[:, 0, : positions.shape[1]], positions)
+        given = tiny_sheet.sheet(processor.tokenizer, [[("Which letter flashes up?", "K")]])
+        given.places = positions
+        after = ids[positions.shape[1] :]
+        assert torch.equal(given.ids[0, : len(after)], after)
+        hidden = tiny_sheet.hidden_states(model, given, video)[0, : len(after)]
+        alone = model.model(**inputs).last_hidden_state[0, positions.shape[1] :]
+        torch.testing.assert_close(hidden, alone, rtol=1e-4, atol=1e-4)
+        with Tango(retention_ratio=0.25)(model) as session:
+            model.generate(**inputs, max_new_tokens=2)
+    (kept,) = session.videos
+    assert kept.tokens_before == 4 * 64 and 0 < kept.tokens_after <= 4 * 64 * 0.25 + 8
+
+
+@torch.no_grad()
+def test_a_qwen_starts_as_the_smaller_model_is():
+    """Queries and keys meet as before where nothing is turned; text, where positions count, is read nearly the same."""
+    generator = torch.Generator().manual_seed(0)
+    queries, keys = (torch.randn(24, 97, generator=generator) for _ in range(2))
+    turned = tiny_mrope._quiet(queries, keys)
+    torch.testing.assert_close(turned[0].T @ turned[1], queries.T @ keys, rtol=1e-4, atol=1e-3)
+    energy = turned[0].square().sum(1).view(4, 6)  # of both halves of the pairs, by rows and by columns
+    assert (energy.sum(0).diff() > 0).all(), "what turns faster has more to say"
+    folder = Path(__file__).parents[1] / "checkpoints/tango-tiny"
+    small = LlavaOnevisionForConditionalGeneration.from_pretrained(folder).eval()
+    tokenizer = tiny_mrope.extend(AutoTokenizer.from_pretrained(folder))
+    model = tiny_mrope.qwen(tokenizer, small).eval()
+    ids = tokenizer("<|im_start|>user What colour is the ring?<|im_end|>\n", return_tensors="pt").input_ids
+    one, other = small(input_ids=ids).logits, model(input_ids=ids).logits[..., : len(tokenizer) - len(tiny_mrope.MARKS)]
+    assert (one - other).square().mean() < 0.02 * one.var()
 
 
 @torch.no_grad()

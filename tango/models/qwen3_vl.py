@@ -57,7 +57,7 @@ class Qwen3VL(QwenVL):
         beams or samples, and tokens generated so far may follow the prompt, where there is no cache.
         """
         extra, self._waiting = self._waiting, None
-        if extra is None:
+        if extra is None or not extra.shape[-1]:  # a tower may hand over none
             return None
         batch, width = kwargs["inputs_embeds"].shape[:2]
         extra = extra.repeat_interleave(batch // len(extra), dim=0)
