@@ -8,7 +8,8 @@ Random weights and a made-up video (benchmarks/clips.py). Before anything is tim
 1 the logits are those of the unattached model to the bit, with exact_budget as many tokens stay as budgeted, and the
 saliency is that of the formula written out slowly. Then unpruned and pruned prompts take turns on the same model, so
 that all see the same state of the machine. Unpruned is the model as it comes, but for Qwen's tower, which has the fewer
-attentions of tango/models/segments.py there, too. Each row is written as soon as it is measured.
+attentions of tango/models/segments.py there, too; --compile adds it with every layer made by torch.compile. Each row is
+written as soon as it is measured.
 """
 
 from __future__ import annotations
@@ -17,8 +18,7 @@ import argparse
 import contextlib
 import gc
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ from tango.models.pooling_head import load_pooling_head  # noqa: E402
 from tango.models.segments import segments_together  # noqa: E402
 
 CHECKED_FRAMES = 4
+UNPRUNED, COMPILED = "unpruned", "unpruned, torch.compile"
 COLUMNS = (
     "frames", "method", "tokens", "segments", "static", "of the tower", "ViT, ms", "x floor", "other, ms",
     "prefill, ms", "x floor", "TTFT, ms", "x vanilla", "decode, ms/token", "x floor", "peak, GiB",
@@ -172,33 +173,46 @@ def floors(shape: Shape, model: Any, frames: int, prompt: int, new: int, top: co
     }
 
 
-def named(method: Tango | None) -> str:
-    if method is None:
-        return "unpruned"
+def named(method: Tango | str) -> str:
+    if isinstance(method, str):
+        return method
     reuse = f", tower_reuse={method.tower_reuse}" if method.tower_reuse else ""
     return f"Tango, {method.retention_ratio:g}{reuse}"
 
 
-def fast_tower(shape: Shape, model: Any) -> AbstractContextManager[None]:
-    """While open, the unattached model has the vision tower of the attached one."""
-    return contextlib.nullcontext() if shape.llava else segments_together(model.model.visual)
+@contextlib.contextmanager
+def unattached(shape: Shape, model: Any, method: str) -> Iterator[None]:
+    """While open, the model has the vision tower of the attached one, and runs eagerly or COMPILED."""
+    tower = contextlib.nullcontext() if shape.llava else segments_together(model.model.visual)
+    with tower, torch.compiler.set_stance("default" if method == COMPILED else "force_eager"):
+        yield
+
+
+def compile_layers(model: Any) -> None:
+    """Has torch.compile() make every layer of tower and language model when it is first called; attached none is."""
+    family = family_of(model)
+    for part in (*family.vision_modules(model), family.language_model(model)):
+        for layers in (child for child in part.modules() if isinstance(child, torch.nn.ModuleList)):
+            for layer in layers:
+                layer.compile()
 
 
 def measure(shape: Shape, model: Any, frames: int, args: argparse.Namespace, top: costs.Ceilings, table: Table) -> None:
     dtype = next(model.parameters()).dtype
     inputs, tokens = shape.prompt(model.config, frames, dtype)
     inputs = {name: value.to(model.device) for name, value in inputs.items()}
-    methods = [None, *(Tango(retention_ratio=ratio) for ratio in args.ratio)]
+    methods: list[Tango | str] = [UNPRUNED, *([COMPILED] if args.compile else [])]
+    methods += [Tango(retention_ratio=ratio) for ratio in args.ratio]
     methods += [Tango(retention_ratio=args.ratio[0], tower_reuse=reuse) for reuse in args.tower_reuse]
     results: list[list[dict[str, float]]] = [[] for _ in methods]
     facts: list[tuple[int, str, str, str]] = [(tokens, "", "", "100 %")] * len(methods)
     for turn in range(args.repeats + 1):  # all methods once, over and over; the first turn does not count
         for index, method in enumerate(methods):
-            with method(model) if method else fast_tower(shape, model):
+            with method(model) if isinstance(method, Tango) else unattached(shape, model, method):
                 result = generation(model, inputs, args.new_tokens)()
             if turn:
                 results[index].append(result)
-            elif method:
+            elif isinstance(method, Tango):
                 witness = Witness(method)
                 with attach(model, witness) as session:
                     model(**inputs, logits_to_keep=1)
@@ -231,6 +245,7 @@ def main() -> None:
     parser.add_argument(
         "--tower-reuse", nargs="+", choices=("pixels", "stc"), default=[], help="rows at the first ratio"
     )
+    parser.add_argument("--compile", action="store_true", help="a row of the unpruned model, its layers compiled")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--repeats", type=int, default=7, help="timed turns, after one that does not count")
     parser.add_argument("--new-tokens", type=int, default=32, help="tokens of each answer, at least 2")
@@ -247,6 +262,8 @@ def main() -> None:
     shape = SHAPES[args.family]
     model = build(shape, device, dtype, args.layers, args.toy)
     checked = check(shape, model, dtype)
+    if args.compile:
+        compile_layers(model)
     top = costs.ceilings(device, dtype, 512 if args.toy else None)
     layers = model.config.text_config.num_hidden_layers
     sizes = "toy widths, numbers mean nothing" if args.toy else f"true widths, {layers} layers of the language model"
