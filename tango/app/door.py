@@ -143,7 +143,7 @@ def fits(part: Part, value: Any) -> bool:
             isinstance(value, dict) and value.get("meta", META) == META and (kind == "image" or bool(value.get("path")))
         )
         return told and all(type(value.get(name)) in (form, type(None)) for name, form in FIELDS.items())
-    return kind != "textbox" or isinstance(value, str)
+    return kind != "textbox" or value is None or isinstance(value, str)  # one that is hidden is None
 
 
 async def refuse(send: Send, status: int) -> None:

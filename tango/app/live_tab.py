@@ -55,14 +55,14 @@ def build_live(streams: Streams, samples: dict[str, tuple[str, str]], preferred:
             problem = gr.HTML()
 
     def watch(
-        source: str, video: str | None, address: str, method: str, ratio: float, request: gr.Request
+        source: str, video: str | None, address: str | None, method: str, ratio: float, request: gr.Request
     ) -> Iterator[str]:
         """How it stands, twice a second until it ends; the session ends with the page that shows it."""
         visitor = str(request.session_hash)
         pruner = REGISTRY[method](retention_ratio=ratio)
         try:
             if source == "Address":
-                watched = streams.start(visitor, pruner, address=address.strip())
+                watched = streams.start(visitor, pruner, address=(address or "").strip())
             else:
                 watched = streams.start(visitor, pruner, video=(video or "") if source == "Video" else None)
         except Refused as error:
@@ -85,11 +85,11 @@ def build_live(streams: Streams, samples: dict[str, tuple[str, str]], preferred:
             image = inline(small, "the newest frame of the stream")
         return f'{image}<p class="held">{html.escape(watched.state())}</p>'
 
-    def answer_now(text: str, request: gr.Request) -> Iterator[tuple[str, str]]:
+    def answer_now(text: str | None, request: gr.Request) -> Iterator[tuple[str, str]]:
         """The answer, piece by piece."""
         said = ""
         try:
-            streams.visitors.check_question(text)
+            streams.visitors.check_question(text := text or "")
             watched = streams.of(str(request.session_hash))
             if not watched.asking.acquire(blocking=False):
                 raise Refused("one question at a time: the one before is not answered yet")

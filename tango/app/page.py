@@ -71,10 +71,10 @@ def build(visitors: Visitors, streams: Streams, title: str, folder: Path) -> gr.
             outputs = [unpruned, pruned, numbers, frames, last]
 
             def answers(
-                video: str | None, question: str, method: str, ratio: float, last: Any
+                video: str | None, question: str | None, method: str, ratio: float, last: Any
             ) -> Iterator[tuple[str, str, str, str, Any]]:
                 """The unpruned answer, then both with numbers and frames; `last`: the last question and its first."""
-                asked = (video, question)
+                asked = (video, question := question or "")
                 try:
                     visitors.check(video, question)
                     if last is None or last[0] != asked:

@@ -319,7 +319,9 @@ def test_calls_that_no_page_makes(at, capfd):
     assert call(at, "POST", "/gradio_api/stream/ab12", none, kind)[0] == 404  # no such event
     assert call(at, "POST", "/gradio_api/stream/ab12", json.dumps({"data": []}), kind)[0] == 400
     assert "nothing is watched" in run(at, ASK, ["What?"])
-    for source, address in (("Address", "http://127.0.0.1/"), ("Address", "/etc/passwd"), (None, ""), ("Video", None)):
+    assert "there is no question yet" in run(at, ASK, [None])
+    assert "there is no video yet" in run(at, WATCH, ["Video", None, None, "tango", 0.1])
+    for source, address in (("Address", "http://127.0.0.1/"), ("Address", "/etc/passwd"), (None, "")):
         assert run(at, WATCH, [source, None, address, "tango", 0.1]) == "400 "
     for sent in (7, "x", [], {"path": 7}, {"path": None, "meta": 7}, {"url": 7}):
         assert run(at, FRAME, [sent]) == "400 "
