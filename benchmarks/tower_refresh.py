@@ -294,7 +294,7 @@ def write(folder: Path) -> None:
 INTRODUCTION = """# Cheaper ways to refresh still patches
 
 Made by `python benchmarks/tower_refresh.py --write results/tower/refresh` of the answers beside it; the script says
-what each way does. Every second video of MotionQA. Differences are paired, in points, with 95 % intervals: to the same
+what each way does. Every second video of MotionQA, as far as they were asked about (all: 360 questions). Differences are paired, in points, with 95 % intervals: to the same
 method with the whole tower, and to today's `tower_reuse="pixels"`. `computed`: share of the tower's products of
 matrices, by arithmetic; `7B`: the same of a tower of SigLIP-so400m's width with 729 patches a frame, and FLOPs of
 LLaVA-OneVision-7B to its first token with it (32 frames). Nothing here is a measured time.
