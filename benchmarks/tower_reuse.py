@@ -3,6 +3,8 @@
     python benchmarks/tower_reuse.py --answers results/tower/tango_tiny_8.json
     python benchmarks/tower_reuse.py --model checkpoints/tango-tiny-deep --methods unpruned "Tango 10 %" --few \
         --answers results/tower/tango_tiny_deep_8.json
+    python benchmarks/tower_reuse.py --model checkpoints/tango-tiny-deep --methods unpruned "Tango 10 %" --frames 16 \
+        --reuse whole "pixels, first 3 of 9 layers" --answers results/tower/tango_tiny_deep_16.json
     python benchmarks/tower_reuse.py --write results/tower      # the table and the plot, of all answers there
 
 One row is a method with settings of tower_reuse. Every question of the benchmark is asked; the six about a video go
@@ -143,6 +145,7 @@ def run(args: argparse.Namespace) -> None:
         for method in METHODS
         for reuse, settings in reuses(layers).items()
         if method in args.methods and not (args.few and settings.get("tower_reuse_interval"))
+        if not args.reuse or reuse in args.reuse
     ]
     questions = list(clips(model, processor, args.data, args.frames))[: args.videos]
     kinds = [question["kind"] for _, asked in questions for question in asked]
@@ -168,8 +171,8 @@ def first_token_7b(computed: float, kept: float) -> float:
 
 def write(folder: Path) -> None:
     """The table README.md and the plot accuracy.png, of all files of answers in a folder."""
-    lines, figure = [], Figure(figsize=(11, 4.5), layout="constrained")
     files = sorted(folder.glob("*.json"))
+    lines, figure = [], Figure(figsize=(5 * len(files), 4.5), layout="constrained")
     whole_7b = first_token_7b(1.0, 1.0)
     for panel, file in enumerate(files, 1):
         stored = json.loads(file.read_text())
@@ -179,7 +182,8 @@ def write(folder: Path) -> None:
         title = f"{stored['model']}, {stored['layers']} tower layers, {stored['frames']} frames, {done} questions"
         lines += [f"## {title}", "", "| method | tower | computed | accuracy | difference | " + " | ".join(KINDS)
                   + " | 7B, TFLOP | 7B, faster |", "|---|---|" + "---:|" * (5 + len(KINDS))]  # fmt: skip
-        axes = figure.add_subplot(1, len(files), panel, title=title.replace(", ", "\n", 1))
+        axes = figure.add_subplot(1, len(files), panel)
+        axes.set_title(title.replace(", ", "\n", 1), fontsize=10)
         for method in METHODS:
             own = [n for n, row in enumerate(rows) if row.method == method]
             points = []
@@ -199,9 +203,10 @@ def write(folder: Path) -> None:
                 if xs := [(x, y) for x, y, kind in points if kind == marker]:
                     colour = f"C{list(METHODS).index(method)}"
                     axes.scatter(*zip(*xs, strict=True), marker=marker, color=colour, label=f"{method}, {what}")
-        axes.set(xlabel="LLaVA-OneVision-7B to the first token, times faster (FLOPs)", ylabel="MotionQA (%)")
+        axes.set_ylabel("MotionQA (%)")
         axes.legend(fontsize=6)
         lines.append("")
+    figure.supxlabel("LLaVA-OneVision-7B to the first token, times faster (FLOPs)", fontsize=10)
     figure.savefig(folder / "accuracy.png", dpi=130)
     (folder / "README.md").write_text(INTRODUCTION + "\n".join(lines).rstrip() + "\n")
 
@@ -228,6 +233,7 @@ def main() -> None:
     parser.add_argument("--videos", type=int, help="only the first so many")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--few", action="store_true", help="without the rows that differ in how often frames are whole")
+    parser.add_argument("--reuse", nargs="+", help="only the rows of these settings of reuse, by what they are called")
     parser.add_argument("--answers", type=Path, help="file of the answers, which is gone on with")
     parser.add_argument("--write", type=Path, help="folder of answers whose table and plot are written")
     args = parser.parse_args()

@@ -18,6 +18,7 @@ import live_flops  # noqa: E402
 import long_videos  # noqa: E402
 import measure  # noqa: E402
 import pruning  # noqa: E402
+import reading  # noqa: E402
 import scaling  # noqa: E402
 import shapes  # noqa: E402
 import tower_reuse  # noqa: E402
@@ -334,3 +335,30 @@ def test_a_tower_that_reuses(tmp_path, monkeypatch):
     assert (tmp_path / "accuracy.png").stat().st_size > 1000
     whole, half = (tower_reuse.first_token_7b(computed, 0.1) for computed in (1.0, 0.5))
     assert 20 < 2 * (whole - half) < 21 and 111 < tower_reuse.first_token_7b(1.0, 1.0) < 112
+
+
+def test_reading_a_clip(tmp_path, monkeypatch):
+    """A row a way of decoding; other frames than the first way's are refused; shares follow from the GPU's table."""
+    clip = BENCHMARKS.parent / "tests" / "data" / "video" / "bt709.mp4"
+    output = tmp_path / "reading.md"
+    arguments = ["reading.py", str(clip), "--as-is", "--frames", "3", "32", "--repeats", "1", "--output", str(output)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    reading.main()
+    header, *rows = table(output)
+    assert [(row[2], row[3]) for row in rows] == [(frames, way) for frames in ("3", "32") for way in reading.WAYS]
+    total = header.index("sum, ms")
+    for row in rows:
+        parts, whole = [float(cell) for cell in row[4:total]], float(row[total])
+        assert all(part > 0 for part in parts) and abs(sum(parts) - whole) < 0.2
+        shares = [whole / (whole + 1e3 * reading.gpu_seconds()[32, name]) for name in reading.GPU_ROWS]
+        assert float(row[total + 1]) > 0
+        if row[2] == "32":
+            assert [float(text.split()[0]) for text in row[total + 2 :]] == pytest.approx(
+                [100 * x for x in shares], abs=1
+            )
+        else:
+            assert row[total + 2 :] == ["", ""]
+    frames = iter(range(9))
+    monkeypatch.setattr(reading, "read", lambda *_: ({}, next(frames)))
+    with pytest.raises(SystemExit, match="other frames"):
+        reading.main()

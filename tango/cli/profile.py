@@ -27,6 +27,8 @@ EXAMPLES = (
 )
 QUESTION = "What happens in this video?"
 MEMORY = "peak_memory_gib"
+# Before the model: read_s taken apart.
+READING = {"video_s": "reading the file", "resize_s": "resizing", "processor_s": "processor"}
 PARTS = {key: text for key, text in STAGES.items() if key != "decode_s"} | {"first_token_s": "time to first token"}
 
 
@@ -100,8 +102,11 @@ def run(
         answer = chat.generate(conversation(video, question), length, video)
         whole = time.perf_counter() - began
         timing = answer.timing or {}
-    found = {"read_s": whole - timing["generate_s"]} | {key: timing[key] for key in STAGES}
+        reading, resizing = chat.seconds["read_s"], chat.seconds.get("resize_s", 0.0)
+    found = {"read_s": whole - timing["generate_s"], "video_s": reading - resizing, "resize_s": resizing}
+    found |= {"processor_s": found["read_s"] - reading} | {key: timing[key] for key in STAGES}
     found |= {"first_token_s": timing["vit_s"] + timing["other_s"] + timing["prefill_s"], "whole_s": whole}
+    found |= {"answering_s": found["read_s"] + found["first_token_s"]}
     return found | ({MEMORY: peak_since_reset()} if counted else {}), answer.tokens
 
 
@@ -153,12 +158,16 @@ def table(series: dict[str, dict[str, list[float]]], tokens: dict[str, dict[str,
         texts = [f"{tokens[first][key]:.0f}"]
         texts += [text for name in others for text in (f"{tokens[name][key]:.0f}", "")]
         shown.add_row(text, *texts, end_section=key.endswith("after"))
-    rows = {"read_s": "reading, resizing"} | STAGES | {"first_token_s": "time to first token", "whole_s": "all of it"}
+    rows = READING | STAGES | {"first_token_s": "time to first token", "answering_s": "from the file to it"}
+    rows |= {"whole_s": "all of it"}
     for key, text in rows.items():
         texts = [milliseconds(series[first][key])]
         for name in others:
             texts += [milliseconds(series[name][key]), faster(series, name, key)]
         shown.add_row(f"{text} (ms)", *texts, end_section=key in ("decode_s", "whole_s"))
+    texts = [f"{share(series[first], *READING):.0f} %"]
+    texts += [text for name in others for text in (f"{share(series[name], *READING):.0f} %", "")]
+    shown.add_row("from the file to it, before the model", *texts, end_section=True)
     if MEMORY in series[first]:
         texts = [f"{max(series[first][MEMORY]):.2f}"]
         texts += [text for name in others for text in (f"{max(series[name][MEMORY]):.2f}", "")]
@@ -199,6 +208,17 @@ def page(
     for name, one in series.items():
         texts = [f"{tokens[name]['video_tokens_average']:.0f}", *(milliseconds(one[key]) for key in PARTS)]
         lines.append(f"| {' | '.join([name, *texts, faster(series, name)])} |")
+    parts = READING | {key: text for key, text in PARTS.items() if key != "first_token_s"}
+    lines += [
+        "",
+        "From the file to the first token, and the share of each part in percent (of medians):",
+        "",
+        f"| method | all of it | {' | '.join(parts.values())} |",
+        "|---|" + "---:|" * (len(parts) + 1),
+    ]
+    for name, one in series.items():
+        texts = [milliseconds(one["answering_s"]), *(f"{share(one, key):.1f}" for key in parts)]
+        lines.append(f"| {' | '.join([name, *texts])} |")
     return "\n".join(lines) + "\n"
 
 
@@ -208,6 +228,11 @@ def faster(series: dict[str, dict[str, list[float]]], name: str, key: str = "fir
     if name == first:
         return ""
     return f"{statistics.median(series[first][key]) / statistics.median(series[name][key]):.2f}"
+
+
+def share(one: dict[str, list[float]], *keys: str) -> float:
+    """Percent that parts take of what is between the file and the first token, by medians."""
+    return 100 * sum(statistics.median(one[key]) for key in keys) / statistics.median(one["answering_s"])
 
 
 def milliseconds(values: list[float]) -> str:

@@ -27,7 +27,7 @@ from tango.inference.checkpoints import Checkpoint
 from tango.inference.generation import FirstLogits, check_logits, generation_settings
 from tango.inference.picture import Picture
 from tango.inference.prompt import Message, check_length, check_text, least_seen, spell_out, spelled, written
-from tango.inference.timing import GenerationTimer, StopAt
+from tango.inference.timing import GenerationTimer, StopAt, added
 from tango.inference.video import Clip, Sampling, read_video
 from tango.models import attach, family_of
 from tango.pruners.base import Pruner
@@ -128,6 +128,7 @@ class Chat:
     times: str = "processor"
     sampling: Sampling | None = None
     limits: PixelLimits | None = None
+    seconds: dict[str, float] = field(default_factory=dict, init=False, repr=False)  # read_s, and resize_s in it
     _timer: GenerationTimer | None = field(default=None, init=False, repr=False)
     _pruned: Any = field(default=None, init=False, repr=False)
     _clip: tuple[Any, Clip] | None = field(default=None, init=False, repr=False)
@@ -267,9 +268,7 @@ class Chat:
                     parts.append({"type": "text", "text": sentence + "\n"})
             shown.append({"role": message["role"], "content": parts})
         text, spelled_texts = written(shown, self.checkpoint.processor)
-        media: dict[str, Any] = {}
-        if images:
-            media["images"] = images
+        media: dict[str, Any] = {"images": images} if images else {}
         if clips:
             media["videos"] = [torch.from_numpy(clip.frames).permute(0, 3, 1, 2) for clip in clips]
             media["video_metadata"] = [_metadata(clip) for clip in clips]
@@ -314,7 +313,9 @@ class Chat:
         """A video's frames; the last video is remembered, since benchmarks ask several questions in a row about one."""
         wanted = (str(part["video"]), part.get("start"), part.get("end"))
         if self._clip is None or self._clip[0] != wanted:
-            self._clip = (wanted, read_video(wanted[0], self.sampling or self.max_frames, *wanted[1:], self._resized))
+            sampling = self.sampling or self.max_frames
+            with added(self.seconds, "read_s"):
+                self._clip = (wanted, read_video(wanted[0], sampling, *wanted[1:], self._resized))
         return self._clip[1]
 
     def _resized(self, frames: int, frame: Picture) -> Picture:
@@ -331,7 +332,8 @@ class Chat:
             size, how = (processor.size["height"], processor.size["width"]), processor.resample
         else:
             return frame
-        return resized(frame, size, how)
+        with added(self.seconds, "resize_s"):
+            return resized(frame, size, how)
 
     def _videos(self, sizes: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
         """What became of each video of the last call, of (frames, tokens). Newlines are never counted."""

@@ -12,10 +12,11 @@ perf_counter.
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -39,6 +40,14 @@ class Timing:
     def to_dict(self) -> dict[str, Any]:
         """The fields by name, as records have them."""
         return asdict(self)
+
+
+@contextlib.contextmanager
+def added(seconds: dict[str, float], name: str) -> Iterator[None]:
+    """Add what is done while this is open to `seconds`, under a name."""
+    began = time.perf_counter()
+    yield
+    seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - began
 
 
 class Clock:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import av
+import av.logging
 import numpy as np
 from av.format import Flags
 from av.stream import Disposition
@@ -39,6 +40,9 @@ FORMATS = (
     "jpeg_pipe,png_pipe,webp_pipe,bmp_pipe,tiff_pipe,jpegxl_pipe,jpegxl_anim,"
     "mp3,wav,aac,flac"  # hold sound alone, and are refused by that name
 )
+# Decoders whose threads take a frame each. What cannot be decoded is an error then and never made up for, which would
+# be by what other threads have done so far. Not while PyAV logs: threads that have something to say wait for the GIL.
+TOGETHER = ("h264", "hevc")
 JUMP = 10  # seconds between two frames from which on the clock of a transport stream was set anew, as ffmpeg has it
 _warned: set[tuple[str, str]] = set()  # files and what is wrong with them
 
@@ -122,6 +126,8 @@ def _read(
     show = Pictures(None if resize is None else functools.partial(resize, len(wanted)))
     with _opened(path) as (container, stream):
         if seeking:
+            if stream.codec_context.name in TOGETHER and av.logging.get_level() is None:
+                stream.thread_type, stream.codec_context.options = "AUTO", {"err_detect": "explode"}
             pictures = _by_index(container, stream, times, keys, wanted, show)
         else:
             pictures, damaged = _in_order(container, stream, wanted, show)

@@ -126,6 +126,9 @@ def test_profile_measures_every_stage_of_every_run(capsys: Captured) -> None:
             assert len(one["all"]) == 3 and one["min"] == min(one["all"]) and one["median"] == sorted(one["all"])[1]
         parts = [way[name]["all"] for name in ("read_s", "vit_s", "other_s", "prefill_s", "decode_s")]
         assert all(sum(run) <= whole for *run, whole in zip(*parts, way["whole_s"]["all"], strict=True))
+        before = [way[name]["all"] for name in profile.READING]
+        for *run, read in zip(*before, way["read_s"]["all"], strict=True):
+            assert min(run) > 0 and sum(run) == pytest.approx(read)
         assert way["peak_memory_gib"]["min"] > 0.1 if "peak_memory_gib" in way else not profile.reset_peak()
     after = [way["tokens"]["video_tokens_after"] for way in found["ways"]]
     assert after[0] == 512 > after[1]
@@ -134,7 +137,8 @@ def test_profile_measures_every_stage_of_every_run(capsys: Captured) -> None:
 def test_profile_for_people(capsys: Captured) -> None:
     assert main(["profile", "--repeats", "1", "--warmup", "0", "--new-tokens", "2"]) == 0
     said = capsys.readouterr().out
-    for row in ("reading, resizing", "vision tower", "prefill", "time to first token", "peak memory", "times faster"):
+    rows = *profile.READING.values(), "vision tower", "prefill", "time to first token", "peak memory", "times faster"
+    for row in (*rows, "before the model", "all of it"):
         assert row in said
 
 
@@ -147,7 +151,12 @@ def test_profile_of_several_ways(capsys: Captured, tmp_path: Path, monkeypatch: 
     assert "random 0.1" in said and "…" not in said and "written:" in said
     lines = output.read_text().splitlines()
     assert any(line.startswith("- made by:") for line in lines) and any("commit" in line for line in lines)
-    header, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line[:1] == "|"]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line[:1] == "|"]
+    (header, _, *rows), (parts, _, *shares) = cells[:5], cells[5:]
+    assert parts[2:] == [*profile.READING.values(), *header[2:-2]] and [row[0] for row in shares] == [
+        row[0] for row in rows
+    ]
+    assert all(sum(map(float, row[2:])) == pytest.approx(100, abs=25) for row in shares)  # medians of two runs
     assert [row[0] for row in rows] == ["unpruned", "topk 0.1", "random 0.1"]
     assert header[-2:] == ["time to first token", "times faster"] and rows[0][1] == "512" and rows[1][1] == "52"
     assert main([*words, "--output", str(tmp_path)]) == main([*words, "--output", f"{output}/under/a/file.md"]) == 2

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import StoppingCriteriaList
 
 from tango.inference.checkpoints import load
-from tango.inference.timing import Clock, GenerationTimer, StopAt, peak_memory
+from tango.inference.timing import Clock, GenerationTimer, StopAt, added, peak_memory
 from tango.models import family_of
 
 
@@ -102,3 +102,13 @@ def test_stop_at_cuts_where_a_string_begins() -> None:
     assert stop(torch.tensor([[7, 7, 0], [7, 7, 2]])).tolist() == [False, False]
     assert stop(torch.tensor([[7, 7, 0, 1], [7, 7, 2, 3]])).tolist() == [False, True]
     assert stop.cut("abcdab") == "ab" and stop.cut("ab") == "ab" and stop.cut("a\nbcd") == "a"
+
+
+def test_seconds_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = iter([0.0, 1.0, 5.0, 7.5])
+    monkeypatch.setattr(time, "perf_counter", lambda: next(ticks))
+    seconds = {"resize_s": 1.0}
+    for _ in range(2):
+        with added(seconds, "read_s"):
+            pass
+    assert seconds == {"resize_s": 1.0, "read_s": 3.5}

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tango.inference import video
 from tango.inference.video import read_video, uniform_indices
 
 pytestmark = pytest.mark.skipif(not shutil.which("ffmpeg"), reason="ffmpeg's program is not installed")
@@ -168,6 +169,33 @@ def test_damage_is_passed_over_as_the_program_does(
     assert len(counts) == 1
     (warning,) = {record.getMessage() for record in caplog.records}
     assert "holes.mp4 is damaged: " in warning and len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("encoder", ["libx264", "libx265 -x265-params log-level=none"])
+def test_damage_looks_alike_whatever_the_number_of_threads(
+    encoder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each thread decodes a frame of an intact file, and none of them decides what a damaged one shows."""
+    ffmpeg(SOURCE + f"-c:v {encoder} -pix_fmt yuv420p -g 10 ", path := tmp_path / "whole.mp4")
+    whole, real = path.read_bytes(), video.shown_stream
+    rng = np.random.default_rng(0)
+    for number in range(9):  # the first is intact
+        content = np.frombuffer(whole, np.uint8).copy()
+        at = rng.integers(len(content) // 10, 3 * len(content) // 4, 3 if number else 0)
+        content[at] ^= 1 << rng.integers(0, 8, len(at)).astype(np.uint8)
+        path.write_bytes(content.tobytes())
+        clips = []
+        for threads in (1, 2, 5, 5):
+
+            def stream(*of: object, threads: int = threads) -> object:
+                found = real(*of)
+                found.thread_count = threads
+                return found
+
+            monkeypatch.setattr(video, "shown_stream", stream)
+            clips.append(read_video(path, 7))
+        for clip in clips[1:]:
+            assert np.array_equal(clip.frames, clips[0].frames) and clip.timestamps == clips[0].timestamps
 
 
 @pytest.mark.parametrize(
