@@ -200,6 +200,9 @@ def main() -> None:
         f"Made by: {shlex.join(['python', *sys.argv])}, of what benchmarks/front.py answered (its head says how). "
         "Cells: accuracy in percent with its 95 % interval, and in parentheses the share of the tokens that was kept.",
     ]
+    if "qwen" in args.work.name:
+        text.append("Kept tokens of a Qwen have the M-RoPE positions that they had, in every table here.")
+    whole = {one.frames for one in results if one.half == "both" and one.frames == 8}  # has tables of its own
     for positions in (PUBLISHED, KEPT):
         chosen = pick(results, "both", 8, positions, usual=True)
         if chosen:
@@ -211,13 +214,12 @@ def main() -> None:
             ]
     for positions in (PUBLISHED, KEPT):
         held = pick(results, "held", 8, positions, usual=False)
-        if sibling is not None and any(one.label == sibling for one in held):
+        if whole and sibling is not None and any(one.label == sibling for one in held):
             text += [
                 f"## The held half: Tango with {args.sibling}, positions {positions}",
                 unpruned(results, "held", 8),
                 fronts(held, sibling),
             ]
-    whole = {one.frames for one in results if one.half == "both" and one.frames == 8}  # has the tables above
     for frames in sorted({one.frames for one in results} - whole):
         for positions in (PUBLISHED, KEPT):
             held = pick(results, "held", frames, positions, usual=False)
