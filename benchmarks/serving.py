@@ -223,9 +223,11 @@ def write(asked, rows):
         "Load",
     )
     lines = [
+        f"Made by: python benchmarks/serving.py {' '.join(sys.argv[1:])}".rstrip(),
+        "",
         f"vLLM {vllm} on {about['processor']}, {named(asked)}, {asked.dtype}, {asked.frames} frames, retention ratio "
         f"{asked.ratio:g}, "
-        f"{asked.requests} requests of {asked.tokens} tokens each; made by `benchmarks/serving.py`. "
+        f"{asked.requests} requests of {asked.tokens} tokens each. "
         f"Load: the machine's average of a minute before and after, on {cores()} cores, and the share of the time "
         "that the client, which does little, had to wait for a core; the server's own threads count in both.",
         "",
