@@ -36,6 +36,7 @@ NUMBERS = ("temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_pe
            "min_length", "max_new_tokens", "min_new_tokens", "no_repeat_ngram_size", "guidance_scale")  # fmt: skip
 TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "suppress_tokens", "begin_suppress_tokens",
           "forced_bos_token_id", "forced_eos_token_id")  # fmt: skip
+ENDS = set(TOKENS) - {"bos_token_id"}  # which nothing that has a prompt asks for
 TEMPLATE_SECONDS = 3.0  # for one message, of which a template needs some milliseconds
 
 
@@ -136,7 +137,7 @@ def check_generation(settings: Mapping[str, Any], vocabulary: int, pretrained: s
         every = value if isinstance(value, list) else [value]
         if field in TOKENS and not all(type(token) is int for token in every):
             right = "a token's number, or a list of them"
-        elif field in TOKENS and not all(0 <= token < vocabulary for token in every):
+        elif field in ENDS and not all(0 <= token < vocabulary for token in every):
             right = f"tokens of the model, which are numbered 0 to {vocabulary - 1}"
         if field == "bad_words_ids" and not (isinstance(value, list) and value):
             right = "a list of lists of tokens' numbers"
