@@ -202,8 +202,10 @@ def check_pip(rest: list[str]) -> None:
     parser.add_argument("--no-deps", action="store_true")
     parser.add_argument("-r", action="append", default=[], type=Path)
     parser.add_argument("-e", action="append", default=[], type=Path)
-    asked = parser.parse_args(rest)
-    assert asked.r or asked.e
+    parser.add_argument("--target")
+    parser.add_argument("package", nargs="*")
+    asked = parser.parse_intermixed_args(rest)
+    assert asked.r or asked.e or (asked.target and asked.package)  # nothing unpinned into the environment itself
     assert all(file.is_file() for file in asked.r) and all((folder / "pyproject.toml").is_file() for folder in asked.e)
 
 
