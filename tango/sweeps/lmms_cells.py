@@ -25,6 +25,8 @@ from tango.sweeps.cells import (
 from tango.sweeps.frameworks import LMMS_EVAL
 from tango.sweeps.sweep import Cell, CellError
 
+# What lmms-eval calls the number of frames, by how a model's name begins; of LLaVA's it is max_frames_num.
+FRAMES = {"qwen": "max_num_frames", "internvl": "num_frames", "videollama": "max_num_frames"}
 TASKS = (".py", ".yaml", ".yml", ".json", ".jsonl", "")  # files of tasks
 
 
@@ -72,7 +74,7 @@ def lmms_cell(
         wandb_args: lmms-eval's own, to which the cell's name is added where they give none; a result does not follow
             from them.
     """
-    frames = "max_num_frames" if model.startswith("qwen") else "max_frames_num"
+    frames = next((name for start, name in FRAMES.items() if model.startswith(start)), "max_frames_num")
     how = {"pretrained": evaluation.source, frames: max_frames, **evaluation.options}
     own = Path(include_path) if include_path is not None else None
     found = [] if own is None else [file for file in own.rglob("*") if file.is_file() and file.suffix in TASKS]

@@ -1,5 +1,6 @@
 """The lmms-eval plugin in this process: whose models win, what arguments mean, prompts, failures, and the task."""
 
+import inspect
 import json
 import shutil
 import sys
@@ -25,6 +26,9 @@ from tango.pruners import REGISTRY
 from tango.runs.run import ArgumentError, identity
 from tango.runs.settings import SettingsError
 from tango.runs.summary import report
+from tango.sweeps import expand
+from tango.sweeps.cells import Evaluation
+from tango.sweeps.lmms_cells import lmms_cell
 
 TEXT = {"type": "text", "text": "What?"}
 
@@ -37,6 +41,15 @@ def test_our_models_win_over_upstreams(force_simple: bool) -> None:
     assert get_model("llava_onevision", force_simple) is LlavaOnevision
     assert get_model("llava_vid", force_simple) is LlavaVid
     assert get_model("llava_hf", force_simple) is (LlavaOnevision if force_simple else LlavaOnevisionChat)
+
+
+@pytest.mark.parametrize("name", sorted({*expand.LMMS_MODELS.values(), *expand.PUBLISHED.values()}))
+def test_a_cell_of_a_sweep_names_the_frames_as_the_model_does(name: str, tmp_path: Path, checkpoint: Path) -> None:
+    """A name that the model's class does not take is swallowed by its **others, or given to PrunedModel twice."""
+    cell = lmms_cell(tmp_path, Evaluation(str(checkpoint), data=[], samples=1), task="t", max_frames=17, model=name)
+    arguments = dict(one.split("=", 1) for one in cell.command[cell.command.index("--model_args") + 1].split(","))
+    (frames,) = (argument for argument, value in arguments.items() if value == "17")
+    assert frames in inspect.signature(get_model(name, False).__init__).parameters
 
 
 def test_a_plugin_that_does_not_fit_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,11 +112,12 @@ def test_sweep_of_other_families(tmp_path, family, framework):
         tiny_families.save(family, folder, 32)
     else:
         vision = {"patch_size": 16} | ({"window_size": 64} if family == "qwen2_5_vl" else {})
-        save_qwen(folder, family == "qwen3_vl", head=32, scale=6, widths={"vision": vision})
+        new = family == "qwen3_vl"
+        save_qwen(folder, new, head=32, scale=6, pixels=96 * 96, video=12 if new else 1, widths={"vision": vision})
     for engine in ("transformers", "vllm\nvllm_options: [--enforce-eager, --max-model-len, '4096']"):
         grid, out = tmp_path / "grid.yaml", tmp_path / engine[:4]
         grid.write_text(
-            f"engine: {engine}\nmodels: {folder}\nmethods: [tango]\nratios: [0.25]\nframes: 6\ndtype: float32\n"
+            f"engine: {engine}\nmodels: {folder}\nmethods: [tango]\nratios: [0.25]\nframes: 8\ndtype: float32\n"
             f"frameworks: [{framework}]\nlimit: {COUNT}\noutput: {out}\n"
         )
         run("-m", "tango.cli", "sweep", str(grid), "--cell", "2", TANGO_VLLM_PYTHON=sys.executable)
