@@ -131,6 +131,6 @@ def test_sweep_of_other_families(tmp_path, family, framework):
         told = ("video_tokens_before", "video_tokens_after")
         tokens.append([[record["tokens"][name] for name in told] for record in summary["samples"]])
     assert tokens[0] == tokens[1]
-    # Of Qwen2.5-VL's 18 replies of random weights one was empty from the server when this was written; why is not known.
+    # Of Qwen2.5-VL's 18 replies of random weights one was empty from the server; why is not known.
     assert sum(one == other for one, other in zip(*replies, strict=True)) >= COUNT - 1
     assert len({*replies[0]}) > 3, "answers all alike"
