@@ -124,4 +124,4 @@ def _beside(file: Path, value: Any) -> Any:
     if isinstance(value, list):
         return [_beside(file, one) for one in value]
     there = file.parent / value if isinstance(value, str) and value else None
-    return os.path.normpath(there) if there is not None and there.exists() else value
+    return os.path.normpath(there) if there is not None and os.path.exists(there) else value
