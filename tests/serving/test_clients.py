@@ -126,11 +126,10 @@ def test_sweep_of_other_families(tmp_path, family, framework):
         (file,) = out.glob(f"{family}/cells/*/run/*/*_efficiency.json")
         summary = json.loads(file.read_text())
         assert summary["n_failed"] == 0
-        # A token of half a letter at a reply's end is U+FFFD in transformers and nothing in vLLM.
-        replies.append([record["response"].rstrip("\ufffd") for record in summary["samples"]])
+        replies.append([record["response"] for record in summary["samples"]])
         told = ("video_tokens_before", "video_tokens_after")
         tokens.append([[record["tokens"][name] for name in told] for record in summary["samples"]])
     assert tokens[0] == tokens[1]
-    # Of Qwen2.5-VL's 18 replies of random weights one was empty from the server; why is not known.
-    assert sum(one == other for one, other in zip(*replies, strict=True)) >= COUNT - 1
+    # vLLM holds back half letters at a reply's end (U+FFFD), so that space before them is at its end, and is cut off.
+    assert [reply.rstrip("\ufffd").strip() for reply in replies[0]] == replies[1]
     assert len({*replies[0]}) > 3, "answers all alike"
