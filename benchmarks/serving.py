@@ -14,6 +14,7 @@ import asyncio
 import json
 import platform
 import re
+import signal
 import statistics
 import sys
 import tempfile
@@ -54,6 +55,8 @@ def main():
         sys.exit(
             "vLLM is not installed here, so nothing was measured: make vllm, then build/vllm/bin/python " + __file__
         )
+    # As Ctrl-C does: the server that runs is stopped, too.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     with tempfile.TemporaryDirectory() as folder:
         model = made_qwen(Path(folder) / QWEN, asked.layers) if asked.model == QWEN else asked.model
         ours = ["--media-io-kwargs", media(asked, video_backend="tango")]

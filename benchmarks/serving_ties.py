@@ -91,9 +91,8 @@ def main():
             videos += 1
             apart = max(apart, float(((own - other).norm(dim=1) / other.norm(dim=1)).max()))
             for (where, near, peaks, scores), (same_where, _, chosen, wanted) in zip(ours, theirs, strict=True):
-                assert torch.equal(where, same_where), (
-                    f"video {number}: windows or static tokens differ, not only peaks"
-                )
+                if not torch.equal(where, same_where):
+                    raise SystemExit(f"video {number}: windows or static tokens differ, not only peaks")
                 if len(peaks) == len(scores):
                     continue
                 finite = wanted.isfinite() & scores.isfinite() & (wanted > 0)

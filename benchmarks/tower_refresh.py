@@ -34,7 +34,7 @@ from transformers import AutoProcessor, LlavaOnevisionForConditionalGeneration
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tower_reuse import METHODS, Row, clips, first_token_7b, once_a_video  # noqa: E402
+from tower_reuse import METHODS, Row, clips, first_token_7b, marks  # noqa: E402
 
 from tango.models import reuse  # noqa: E402
 from tango.models.llava_onevision import LlavaOnevision  # noqa: E402
@@ -43,7 +43,6 @@ from tango.motionqa.questions import KINDS  # noqa: E402
 from tango.pruners import REGISTRY  # noqa: E402
 from tango.pruners import tango as method_file  # noqa: E402
 from tango.results.statistics import bootstrap, wilson  # noqa: E402
-from tango.runs.scoring import parse_choice  # noqa: E402
 
 CELL = 2  # patches along a side of a cell of the coarse grid, one of which is always computed
 
@@ -226,14 +225,8 @@ def answer(model: Any, processor: Any, rows: list[Tried], questions: list[Any], 
             method, ratio = METHODS[row.method]
             with going(names.get(row.reuse, row.reuse), row.reuse in names) as way:
                 pruner = REGISTRY[method](retention_ratio=ratio, tower_reuse="pixels")
-                with pruner(model) as session:
-                    once_a_video(model.generate.seam.family)
-                    sequences = model.generate(**inputs, max_new_tokens=10, do_sample=False)
-                    record = session.videos[0]
-            said = processor.batch_decode(sequences[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-            row.right += "".join(
-                str(int(parse_choice(text, q["options"]) == q["answer"])) for text, q in zip(said, asked, strict=True)
-            )
+                right, record = marks(model, processor, pruner, inputs, asked)
+            row.right += right
             row.computed.append(round(way.computed, 4))
             row.large.append(round(way.large, 4))
             row.kept.append(round(record.tokens_after / record.tokens_before, 4))

@@ -43,9 +43,11 @@ import costs  # noqa: E402
 from shapes import QWEN2_7B  # noqa: E402
 
 from tango.models.original import SO400M_CONFIG  # noqa: E402
+from tango.models.prompt import VideoRecord  # noqa: E402
 from tango.motionqa import scenes  # noqa: E402
 from tango.motionqa.questions import KINDS, prompt, read_questions  # noqa: E402
 from tango.pruners import REGISTRY  # noqa: E402
+from tango.pruners.base import Pruner  # noqa: E402
 from tango.results.statistics import bootstrap, wilson  # noqa: E402
 from tango.runs.scoring import parse_choice  # noqa: E402
 
@@ -114,20 +116,25 @@ def once_a_video(family: Any) -> None:
     family.encode = shared
 
 
+def marks(model: Any, processor: Any, pruner: Pruner, inputs: Any, asked: list[Any]) -> tuple[str, VideoRecord]:
+    """Of each question about one video "1" if the answer is right, else "0"; and what became of the video."""
+    with pruner(model) as session:
+        once_a_video(model.generate.seam.family)
+        sequences = model.generate(**inputs, max_new_tokens=10, do_sample=False)
+    said = processor.batch_decode(sequences[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    right = (parse_choice(text, q["options"]) == q["answer"] for text, q in zip(said, asked, strict=True))
+    return "".join(str(int(one)) for one in right), session.videos[0]
+
+
 @torch.inference_mode()
 def answer(model: Any, processor: Any, rows: list[Row], questions: list[Any], save: Any) -> None:
     """Fill in what the rows lack, video after video, every video with every row."""
     for inputs, asked in questions:
         for row in rows:
             method, ratio = METHODS[row.method]
-            with REGISTRY[method](retention_ratio=ratio, **row.settings)(model) as session:
-                once_a_video(model.generate.seam.family)
-                sequences = model.generate(**inputs, max_new_tokens=10, do_sample=False)
-                record = session.videos[0]
-            said = processor.batch_decode(sequences[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-            row.right += "".join(
-                str(int(parse_choice(text, q["options"]) == q["answer"])) for text, q in zip(said, asked, strict=True)
-            )
+            pruner = REGISTRY[method](retention_ratio=ratio, **row.settings)
+            right, record = marks(model, processor, pruner, inputs, asked)
+            row.right += right
             row.computed.append(round(record.tower_computed, 4))
             row.kept.append(round(record.tokens_after / record.tokens_before, 4))
         save()

@@ -270,6 +270,22 @@ def fit_projector(args: argparse.Namespace, model: Any, symbols: nn.Linear, feat
             progress.update(task, advance=1)
 
 
+def pick_questions(
+    args: argparse.Namespace, times: np.ndarray, frames: np.ndarray, starts: int, kinds: Any, seed: list[int]
+) -> tuple[int, np.ndarray, list[tuple[str, str]]]:
+    """A training video's number, which of its frames are shown, and pairs of question and answer about them.
+
+    times: (videos, candidates) seconds. frames, starts, kinds: of pick_frames().
+    """
+    rng = np.random.default_rng(seed)
+    pairs: list[tuple[str, str]] = []
+    while not pairs:
+        video = int(rng.integers(args.videos))
+        seen = frames + int(rng.integers(starts))
+        pairs = ask(sample_spec(TRAIN_SEED + video), times[video, seen], rng, args.options, kinds)
+    return video, seen, pairs
+
+
 def train_language(
     args: argparse.Namespace, tokenizer: Qwen2Tokenizer, tower: SiglipModel, small: Any = None
 ) -> tuple[Any, dict[str, float], dict[str, float]]:
@@ -299,12 +315,7 @@ def train_language(
         rows = args.language_batch * FRAMES // min(FRAMES, len(frames))
         shown, asked = [], []
         for row in range(rank, rows, world):
-            rng = np.random.default_rng([6, args.seed, step, row])
-            pairs: list[tuple[str, str]] = []
-            while not pairs:
-                v = int(rng.integers(args.videos))
-                seen = frames + int(rng.integers(starts))
-                pairs = ask(sample_spec(TRAIN_SEED + v), train_t[v, seen], rng, args.options, kinds)
+            v, seen, pairs = pick_questions(args, train_t, frames, starts, kinds, [6, args.seed, step, row])
             shown.append(train_x[v, seen])
             asked.append(pairs)
         features = torch.from_numpy(np.stack(shown)).float().to(args.device)

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from tiny_data import CHAT_TEMPLATE, GRID, PATCH, TRAIN_SEED, TURN, VALIDATION_SEED, VIDEO, ask, frame_batch
-from tiny_language import learn, pick_frames, validate
+from tiny_data import CHAT_TEMPLATE, GRID, PATCH, TRAIN_SEED, TURN, VALIDATION_SEED, VIDEO, frame_batch
+from tiny_language import learn, pick_frames, pick_questions, validate
 from tiny_optimise import workers
 from tiny_sheet import Sheet, sheet
 from tiny_tower import CANDIDATES, encode_videos, learn_tower
@@ -32,7 +32,7 @@ from transformers import (
 )
 
 from tango.motionqa import scenes
-from tango.motionqa.scenes import Spec, sample_spec
+from tango.motionqa.scenes import Spec
 
 SIDE = GRID // 2  # tokens along a side of a frame
 MARKS = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
@@ -276,12 +276,7 @@ def teach_language(
         rows = args.language_batch * 8 // min(8, len(frames))
         shown, asked, times = [], [], []
         for row in range(rank, rows, world):
-            rng = np.random.default_rng([6, args.seed, step, row])
-            pairs: list[tuple[str, str]] = []
-            while not pairs:
-                v = int(rng.integers(args.videos))
-                seen = frames + int(rng.integers(starts))
-                pairs = ask(sample_spec(TRAIN_SEED + v), train_t[v, seen], rng, args.options, kinds)
+            v, seen, pairs = pick_questions(args, train_t, frames, starts, kinds, [6, args.seed, step, row])
             shown.append(train_x[v, seen])
             times.append(train_t[v, seen])
             asked.append(pairs)

@@ -62,6 +62,18 @@ def test_packing_is_repeatable_and_leaves_out_what_is_unfinished(tables: Path, t
     assert (tmp_path / "again").read_bytes() == (tables / ARCHIVE).read_bytes()
 
 
+def test_what_could_not_be_read_again_is_not_packed(
+    tables: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = list((tmp_path / "sweep" / "cells").iterdir())
+    for limit, said in (("MOST", r"cells have \d+ files"), ("LARGEST", r"cells have [\d,]+ bytes")):
+        with monkeypatch.context() as patched:
+            patched.setattr(f"tango.results.samples.{limit}", 1)
+            with pytest.raises(ResultsError, match=said):
+                pack(cells, tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+
+
 def test_tables_are_held_against_the_samples_beside_them(tables: Path, tmp_path: Path) -> None:
     found = verify([tables])
     assert found.differ == [] and found.agree > 100

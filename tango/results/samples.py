@@ -28,16 +28,22 @@ def pack(places: Iterable[Path], archive: Path) -> None:
     """Write the finished cells in some folders <sweep>/cells/<name> into an archive, the same bytes for the same files.
 
     Raises:
+        ResultsError: they are more than an archive may hold.
         OSError: a file cannot be read or written.
     """
+    finished = sorted(place for place in places if (place / "cell.json").is_file())
+    files = [(place, file) for place in finished
+             for file in sorted({file for pattern in KEPT for file in regular(place, pattern)})]  # fmt: skip
+    if len(files) > MOST or (size := sum(file.stat().st_size for _, file in files)) > LARGEST:
+        what = f"{len(files):,} files" if len(files) > MOST else f"{size:,} bytes"
+        raise ResultsError(f"{archive}: {len(finished):,} cells have {what}, more than reading it again would take")
     content = BytesIO()
     with tarfile.open(fileobj=content, mode="w:xz", preset=9) as tar:
-        for place in sorted(place for place in places if (place / "cell.json").is_file()):
-            for file in sorted({file for pattern in KEPT for file in regular(place, pattern)}):
-                member = tarfile.TarInfo(f"cells/{place.name}/{file.relative_to(place).as_posix()}")
-                data = file.read_bytes()
-                member.size = len(data)
-                tar.addfile(member, BytesIO(data))
+        for place, file in files:
+            member = tarfile.TarInfo(f"cells/{place.name}/{file.relative_to(place).as_posix()}")
+            data = file.read_bytes()
+            member.size = len(data)
+            tar.addfile(member, BytesIO(data))
     write_whole(archive, content.getvalue())
 
 

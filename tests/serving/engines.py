@@ -178,3 +178,20 @@ def questions(count, first=0, frames=FRAMES):
         )
         for row in rows
     ]
+
+
+def check_orders(engine, reference, orders, pruner):
+    """Prompts (text, clips, images) asked cold, warm, alone and together have the answers and kept tokens of
+    transformers; the answers cold.
+    """
+    requests = [request(*one) for one in orders]
+    with kept() as found:
+        cold = ask(engine, requests)
+    indices = [one.indices.tolist() for one in found]
+    for (answer,), one in zip(cold, orders, strict=True):
+        expected, wanted = reference.answer(pruner if one[1] else None, *one)
+        assert answer == expected, one[0]
+        assert all(kept_there in indices for kept_there in wanted)
+    assert ask(engine, requests) == cold
+    assert [ask(engine, [one])[0] for one in reversed(requests)] == cold[::-1]
+    return cold

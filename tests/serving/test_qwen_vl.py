@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from engines import DATA, ROOT, Reference, ask, given, kept, model_of, opened, request, set_method
+from engines import DATA, ROOT, Reference, ask, check_orders, given, kept, model_of, opened, request, set_method
 from PIL import Image
 from tiny import save_qwen
 
@@ -60,17 +60,7 @@ def orders(clips):
 
 @pytest.mark.parametrize("ratio", [0.1, 0.2, 0.5, 1.0])
 def test_any_order_cold_warm_alone_and_together(engine, reference, orders, ratio):
-    pruner = set_method(engine, Tango(retention_ratio=ratio))
-    requests = [request(*one) for one in orders]
-    with kept() as found:
-        cold = ask(engine, requests)
-    indices = [one.indices.tolist() for one in found]
-    for (answer,), one in zip(cold, orders, strict=True):
-        expected, wanted = reference.answer(pruner if one[1] else None, *one)
-        assert answer == expected, one[0]
-        assert all(kept_there in indices for kept_there in wanted)
-    assert ask(engine, requests) == cold
-    assert [ask(engine, [one])[0] for one in reversed(requests)] == cold[::-1]
+    check_orders(engine, reference, orders, set_method(engine, Tango(retention_ratio=ratio)))
 
 
 @pytest.mark.parametrize("method", METHODS)
