@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import atexit
 import difflib
+import fnmatch
 import os
 import sys
 from collections.abc import Callable, Iterable
@@ -86,7 +87,8 @@ def _initialize_tasks(original: Any, self: Any, *args: Any, **kwargs: Any) -> di
 def _match_tasks(original: Any, self: Any, task_list: list[str]) -> list[str]:
     found: list[str] = original(self, task_list)
     for name in task_list:
-        if name not in found and "*" not in name and not os.path.isfile(name):
+        matched = fnmatch.filter(found, name) if "*" in name else name in found  # lmms-eval knows no other patterns
+        if not matched and not os.path.isfile(name):
             refuse(f"--tasks {name!r}: there is no such task; {_nearest(name, self.all_tasks)}")
     return found
 
