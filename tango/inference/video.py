@@ -40,8 +40,9 @@ FORMATS = (
     "jpeg_pipe,png_pipe,webp_pipe,bmp_pipe,tiff_pipe,jpegxl_pipe,jpegxl_anim,"
     "mp3,wav,aac,flac"  # hold sound alone, and are refused by that name
 )
-# Decoders whose threads take a frame each. What cannot be decoded is an error then and never made up for, which would
-# be by what other threads have done so far. Not while PyAV logs: threads that have something to say wait for the GIL.
+# Decoders whose threads take a frame each, 1.5 to 2.1 times as fast on two cores (results/performance/reading_cpu.md).
+# What cannot be decoded is an error then and never made up for, which would be by what other threads have done so far.
+# Not while PyAV logs: threads that have something to say wait for the GIL.
 TOGETHER = ("h264", "hevc")
 JUMP = 10  # seconds between two frames from which on the clock of a transport stream was set anew, as ffmpeg has it
 _warned: set[tuple[str, str]] = set()  # files and what is wrong with them
