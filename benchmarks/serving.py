@@ -259,7 +259,7 @@ def write(asked, rows):
 def named(asked):
     if asked.model != QWEN:
         return Path(asked.model).name
-    return f"a Qwen2.5-VL of {asked.layers} layers and random weights at the widths of 7B"
+    return f"a Qwen2.5-VL of random weights at the widths of 7B (layers of tower and language model: {asked.layers})"
 
 
 def short(load):
