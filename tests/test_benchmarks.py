@@ -21,6 +21,7 @@ import pruning  # noqa: E402
 import reading  # noqa: E402
 import scaling  # noqa: E402
 import shapes  # noqa: E402
+import tower_clips  # noqa: E402
 import tower_reuse  # noqa: E402
 import ttft  # noqa: E402
 import vision  # noqa: E402
@@ -222,6 +223,24 @@ def test_long_videos_and_vision(monkeypatch, tmp_path):
     for column in ("tower as it comes, ms", "tower, ms"):
         assert all(float(row[header.index(column)]) > 0 for row in rows)
     assert [row[header.index("equal")] for row in rows] == ["yes", ""]
+
+
+def test_towers_of_clips():
+    """A tenth of the noise is new in each frame, so of nine frames a fifth is computed in one of three layers."""
+    pixels = tower_clips.frames_of(tower_clips.NOISE, 9, 196, 196, 14)
+    cells = pixels.unfold(2, 14, 14).unfold(3, 14, 14).transpose(1, 3)
+    new = (cells[1:] != cells[:-1]).flatten(3).any(3).float().mean()
+    assert new == pytest.approx(0.1, abs=0.02)
+    for family, tower in tower_clips.TOWERS.items():
+        shape = shapes.SHAPES[family]
+        model = shapes.build(shape, CPU, torch.float32, layers=3, toy=True)
+        named, source, frames, work, *_, mean, low, kept = tower_clips.compared(
+            tower, shape, model, tower_clips.NOISE, 9
+        )
+        assert (named, source, frames) == (tower, tower_clips.NOISE, "9")
+        if shape.llava:
+            assert float(work) == pytest.approx(1 - (1 - 0.2) / 3, abs=0.01)
+        assert float(work) < 1 and -1 <= float(low) < float(mean) < 1 and 0 <= int(kept.removesuffix(" %")) <= 100
 
 
 def test_pruning(monkeypatch, tmp_path):
