@@ -179,8 +179,5 @@ def first_tokens(model: Any) -> Iterator[list[Tensor]]:
         if not found:
             found.append(logits[0, -1].detach().float().log_softmax(-1))
 
-    hook = model.get_output_embeddings().register_forward_hook(look)
-    try:
+    with model.get_output_embeddings().register_forward_hook(look):
         yield found
-    finally:
-        hook.remove()

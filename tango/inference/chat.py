@@ -144,16 +144,13 @@ class Chat:
         """Attach the pruner, if any, and the timer; ask within."""
         model = self.checkpoint.model
         family = family_of(model)
+        decoder = family.language_model(model)
         with contextlib.ExitStack() as stack:
             if self.pruner is not None:
                 self._pruned = stack.enter_context(attach(model, self.pruner))
-            self._timer = stack.enter_context(
-                GenerationTimer(model, family.vision_modules(model), family.language_model(model))
-            )
+            self._timer = stack.enter_context(GenerationTimer(model, family.vision_modules(model), decoder))
             # Before the language model computes anything; what pruning leaves is known no sooner.
-            decoder = family.language_model(model)
-            look = decoder.register_forward_pre_hook(self._check_seen, with_kwargs=True)
-            stack.callback(look.remove)
+            stack.enter_context(decoder.register_forward_pre_hook(self._check_seen, with_kwargs=True))
             try:
                 yield self
             finally:

@@ -88,7 +88,7 @@ class GenerationTimer:
     def __init__(self, model: nn.Module, vision: Sequence[nn.Module], language: nn.Module) -> None:
         self.vision, self.language = list(vision), language
         self.clock = Clock(parameter.device for parameter in model.parameters())
-        self._handles: list[Any] = []
+        self._hooks = contextlib.ExitStack()
         self._reset()
 
     def _reset(self) -> None:
@@ -100,17 +100,13 @@ class GenerationTimer:
 
     def __enter__(self) -> GenerationTimer:
         for module in self.vision:
-            self._handles += [
-                module.register_forward_pre_hook(self._before_vision),
-                module.register_forward_hook(self._after_vision, always_call=True),
-            ]
-        self._handles.append(self.language.register_forward_pre_hook(self._before_language))
+            self._hooks.enter_context(module.register_forward_pre_hook(self._before_vision))
+            self._hooks.enter_context(module.register_forward_hook(self._after_vision, always_call=True))
+        self._hooks.enter_context(self.language.register_forward_pre_hook(self._before_language))
         return self
 
     def __exit__(self, *_: object) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        self._hooks.close()
         self._reset()
 
     def _before_vision(self, *_: Any) -> None:

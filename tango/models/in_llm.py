@@ -84,23 +84,15 @@ class DecoderPruner:
     def installed(self, session: Session) -> Iterator[None]:
         """Hook the decoder; `session` is told what stayed. Unhooked at the end, whatever happened."""
         self.session = session
-        layer = self.settings.layer
-        hooks = [
-            self.decoder.register_forward_pre_hook(self._start, with_kwargs=True),
-            self.layers[layer - 1].self_attn.register_forward_pre_hook(self._score, with_kwargs=True),
-            self.layers[layer].register_forward_pre_hook(self._enter, with_kwargs=True),
-        ]
+        before, layer, *behind = self.layers[self.settings.layer - 1 :]
+        hooks = [(self.decoder, self._start), (before.self_attn, self._score), (layer, self._enter)]
         if not self.settings.causal:
-            hooks.append(self.layers[layer - 1].register_forward_pre_hook(self._look_both_ways, with_kwargs=True))
-        hooks += [
-            each.register_forward_pre_hook(functools.partial(self._follow, index), with_kwargs=True)
-            for index, each in enumerate(self.layers[layer + 1 :])
-        ]
-        try:
+            hooks.append((before, self._look_both_ways))
+        hooks += [(each, functools.partial(self._follow, index)) for index, each in enumerate(behind)]
+        with contextlib.ExitStack() as installed:
+            for module, hook in hooks:
+                installed.enter_context(module.register_forward_pre_hook(hook, with_kwargs=True))
             yield
-        finally:
-            for hook in hooks:
-                hook.remove()
 
     def arm(self, prompt: Prompt | None) -> None:
         """Prune this prompt in the decoder's next call, whose tokens after the prompt's width are new ones."""

@@ -44,11 +44,8 @@ class Qwen3VL(QwenVL):
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
         hook = self.core.get_decoder().register_forward_pre_hook(self._hand_over, with_kwargs=True)
-        try:
-            with super().installed():
-                yield
-        finally:
-            hook.remove()
+        with hook, super().installed():
+            yield
 
     def _hand_over(self, module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Pre-hook of the decoder: deepstack features for its first call on a pruned prompt.

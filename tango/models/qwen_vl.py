@@ -244,8 +244,5 @@ def recorded_attention(attention: Any) -> Iterator[dict[Any, Tensor]]:
         def keep_rotation(_: Any, args: Any, kwargs: Mapping[str, Any]) -> None:
             states["cos"], states["sin"] = kwargs["position_embeddings"]
 
-        hook = attention.register_forward_pre_hook(keep_rotation, with_kwargs=True)
-        try:
+        with attention.register_forward_pre_hook(keep_rotation, with_kwargs=True):
             yield states
-        finally:
-            hook.remove()

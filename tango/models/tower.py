@@ -16,15 +16,11 @@ def recorded(modules: Mapping[Any, nn.Module]) -> Iterator[dict[Any, Tensor]]:
     Only what is named is held, which matters: at 384 pixels the states of all layers of SigLIP take 45 MB a frame.
     """
     outputs: dict[Any, Tensor] = {}
-    hooks = [
-        module.register_forward_hook(lambda *call, name=name: outputs.update({name: call[-1]}))
-        for name, module in modules.items()
-    ]
-    try:
+    with contextlib.ExitStack() as hooks:
+        for name, module in modules.items():
+            hook = module.register_forward_hook(lambda *call, name=name: outputs.update({name: call[-1]}))
+            hooks.enter_context(hook)
         yield outputs
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def weight(module: nn.Module, name: str) -> Tensor:

@@ -176,11 +176,8 @@ class VideoLlama3(Family):
             lambda _, __, inputs: rotation.append(inputs["position_embeddings"]), with_kwargs=True
         )
         modules = {"queries": attention.q_proj, "keys": attention.k_proj} if self.parts else {}
-        try:
-            with recorded(modules) as outputs:
-                features = self.core.get_video_features(pixels, grids, merges, return_dict=True).pooler_output
-        finally:
-            hook.remove()
+        with hook, recorded(modules) as outputs:
+            features = self.core.get_video_features(pixels, grids, merges, return_dict=True).pooler_output
         encoded = []
         counts = grids.prod(1).tolist()
         packed = (torch.split(states, counts) for states in (*outputs.values(), *rotation[0]) if self.parts)

@@ -76,12 +76,9 @@ class QwenTower:
         def keep_rotation(_: Any, args: Any, kwargs: Any) -> None:
             rotation.update(cos=kwargs["rotary_pos_emb_cos"], sin=kwargs["rotary_pos_emb_sin"])
 
-        hook = attention.register_forward_pre_hook(keep_rotation, with_kwargs=True)
-        try:
-            with recorded({"qkv": attention.qkv} if self.parts else {}) as states:
-                tokens = self.visual(pixels.type(self.visual.dtype), grid_thw=[[frames, height, width]])
-        finally:
-            hook.remove()
+        rotated = attention.register_forward_pre_hook(keep_rotation, with_kwargs=True)
+        with rotated, recorded({"qkv": attention.qkv} if self.parts else {}) as states:
+            tokens = self.visual(pixels.type(self.visual.dtype), grid_thw=[[frames, height, width]])
         encoded = {"tokens": tokens.view(frames, height * width // group, -1)}
         if self.parts:
             queries, keys = (x.view(frames, height * width, -1) for x in all_heads(states["qkv"][0]))
