@@ -14,8 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 STOP_SECONDS = 10.0
 LOCAL = "local"
@@ -71,25 +70,37 @@ class ThisMachine:
     def start(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
         """Run a command with these variables on top of ours; its output goes to the end of the log."""
         with log.open("ab") as output:
-            return subprocess.Popen(
-                [sys.executable, "-c", STARTER, str(os.getpid()), *command],
-                env={**threads_of(self.slots), **os.environ, **environment},
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-            )
+            return begin(command, {**threads_of(self.slots), **os.environ, **environment}, output)
 
     def stop(self, jobs: Sequence[subprocess.Popen[bytes]]) -> None:
         """Terminate the jobs, and kill those that are still there after STOP_SECONDS."""
-        for process in jobs:
-            process.terminate()
-        deadline = time.monotonic() + STOP_SECONDS
-        for process in jobs:
-            try:
-                process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        end(jobs, STOP_SECONDS)
+
+
+def begin(
+    command: Sequence[str], environment: Mapping[str, str], output: IO[bytes] | None = None
+) -> subprocess.Popen[bytes]:
+    """A process that ends with this one, however that ends; what it says goes to `output`, else where ours goes."""
+    return subprocess.Popen(
+        [sys.executable, "-c", STARTER, str(os.getpid()), *command],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=None if output is None else subprocess.STDOUT,
+    )
+
+
+def end(processes: Sequence[subprocess.Popen[bytes]], seconds: float) -> None:
+    """Terminate processes, and kill those that are still there after so many seconds."""
+    for process in processes:
+        process.terminate()
+    deadline = time.monotonic() + seconds
+    for process in processes:
+        try:
+            process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 class RayJob:
@@ -172,9 +183,7 @@ class RayCluster:
     def __enter__(self) -> RayCluster:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

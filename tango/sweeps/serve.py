@@ -19,10 +19,9 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import IO
 
 from tango.runs.settings import VANILLA
-from tango.sweeps.machines import STARTER, STOP_SECONDS
+from tango.sweeps.machines import STOP_SECONDS, begin, end
 
 PYTHON = "TANGO_VLLM_PYTHON"
 LOG = "SERVER_LOG"
@@ -86,27 +85,16 @@ def main(words: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, stop)
     try:
         with log.open("wb") as out:
-            running.append(_start(command_of(model, port, options), environment(), out))
+            running.append(begin(command_of(model, port, options), environment(), out))
         if (problem := _wait(running[0], f"{url}/health")) is not None:
             print(f"the server of vLLM {problem}; the end of {log}:", file=sys.stderr)
             print("\n".join(log.read_text(errors="replace").splitlines()[-15:]), file=sys.stderr)
             return FAILED_TO_START
-        running.append(_start([word.replace(PLACE, url) for word in command], os.environ))
+        running.append(begin([word.replace(PLACE, url) for word in command], os.environ))
         return running[1].wait()
     finally:
         for process in reversed(running):
-            _stop(process)
-
-
-def _start(command: Sequence[str], environ: Mapping[str, str], out: IO[bytes] | None = None) -> subprocess.Popen[bytes]:
-    """A process that ends with this one, however that ends."""
-    return subprocess.Popen(
-        [sys.executable, "-c", STARTER, str(os.getpid()), *command],
-        env=environ,
-        stdin=subprocess.DEVNULL,
-        stdout=out,
-        stderr=None if out is None else subprocess.STDOUT,
-    )
+            end([process], STOP_SECONDS / 2)  # a sweep waits STOP_SECONDS for this process
 
 
 def _wait(server: subprocess.Popen[bytes], health: str) -> str | None:
@@ -121,15 +109,6 @@ def _wait(server: subprocess.Popen[bytes], health: str) -> str | None:
                 return f"was not ready after {WAIT_SECONDS:.0f} s"
             time.sleep(0.5)
     return f"ended with status {server.returncode}"
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(STOP_SECONDS / 2)  # a sweep waits STOP_SECONDS for this process
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
 
 
 if __name__ == "__main__":
