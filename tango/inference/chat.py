@@ -12,7 +12,7 @@ import hashlib
 import itertools
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -212,7 +212,7 @@ class Chat:
             shown = list(itertools.islice(videos, len(own.sizes)))
             text = stop.cut(tokenizer.decode(new, skip_special_tokens=True)).strip()
             counts = _count_tokens(own.inputs["input_ids"].shape[1], len(new), shown)
-            answers.append(Answer(text, timing.to_dict(), counts, shown))
+            answers.append(Answer(text, asdict(timing), counts, shown))
         return answers
 
     def loglikelihood(self, messages: Sequence[Message], continuation: str) -> Answer:

@@ -17,7 +17,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -36,10 +36,6 @@ class Timing:
     decode_s: float
     generate_s: float
     new_tokens: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields by name, as records have them."""
-        return asdict(self)
 
 
 @contextlib.contextmanager

@@ -76,7 +76,6 @@ class Runner:
     Args:
         journal: where finished samples are kept; None keeps them in memory only.
         rank: which process this is.
-        shield: exceptions a sample may fail with; anything else ends the run.
         size: how many samples are computed together, by `together`, which answers samples of one `batch`. Where it
             fails, each is computed alone.
     """
@@ -85,12 +84,10 @@ class Runner:
         self,
         journal: Journal | None = None,
         rank: int = 0,
-        shield: tuple[type[Exception], ...] = (Exception,),
         size: int = 1,
         together: Callable[[Sequence[Sample]], Sequence[Answer]] | None = None,
     ) -> None:
-        self.journal, self.rank, self.shield = journal, rank, shield
-        self.size, self.together = size, together
+        self.journal, self.rank, self.size, self.together = journal, rank, size, together
         self.records: list[Record] = []
         self._cold = True
         self._last: float | None = None  # when the sample before ended
@@ -133,7 +130,7 @@ class Runner:
             cold, self._cold = self._cold, False
             try:
                 answers = self.together(group)
-            except self.shield as error:
+            except Exception as error:
                 log.warning("%d samples are computed one by one, for together: %s", len(group), error)
                 _make_room()
                 continue
@@ -165,7 +162,7 @@ class Runner:
             tries += 1
             try:
                 answer, failure = sample.compute(), None
-            except self.shield as error:
+            except Exception as error:
                 failure = f"{type(error).__name__}: {error}"
                 message = "%s %s failed (try %d of %d): %s"
                 log.warning(message, sample.task, sample.doc_id, tries, TRIES, failure, exc_info=tries == TRIES)
