@@ -165,8 +165,8 @@ def code_fingerprint(method: str | None = None, family: str | None = None) -> st
             wanted.append(_file_of(root, REGISTRY[method].__module__))
         wanted += [_file_of(root, module) for name, module in FAMILIES.items() if family in (None, name)]
         files = _with_imports(root, wanted)
-    contents = {file: FAMILY_LINE.sub(b"", file.read_bytes()) for file in files}
-    return digest(sorted((str(file.relative_to(root)), sha256(content)) for file, content in contents.items()))
+    hashes = {file: hashlib.sha256(FAMILY_LINE.sub(b"", file.read_bytes())).hexdigest() for file in files}
+    return digest(sorted((str(file.relative_to(root)), found) for file, found in hashes.items()))
 
 
 def served_fingerprint() -> str:
@@ -223,11 +223,6 @@ def content_hash(file: Path) -> str:
 def _content_hash(file: Path, *stamp: int) -> str:
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
-
-
-def sha256(content: bytes) -> str:
-    """SHA-256 in hexadecimal."""
-    return hashlib.sha256(content).hexdigest()
 
 
 def model_fingerprint(pretrained: str, revision: str = "main") -> str:

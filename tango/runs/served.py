@@ -62,16 +62,12 @@ def why_not_served(pruner: Pruner | None, family: str | None, layers: int | None
         return None
     if family not in GAPLESS:
         return f"{family} is not served; these are: {', '.join(GAPLESS)}"
+    saliencies = importlib.import_module(FAMILIES[family]).FAMILY.saliencies
     try:
-        check_served(served(pruner), layers or 1, family_of_class(family).saliencies, gapless=GAPLESS[family])
+        check_served(served(pruner), layers or 1, saliencies, gapless=GAPLESS[family])
     except SettingsError as error:
         return str(error)
     return None
-
-
-def family_of_class(name: str) -> Any:
-    """The family of tango.models that a class of transformers belongs to."""
-    return importlib.import_module(FAMILIES[name]).FAMILY
 
 
 @dataclass
@@ -101,9 +97,10 @@ class ServedChat(Chat):
         found = re.findall(r'^tango:method\{method="(\w+)",settings="(\w+)"\} 1', self._fetch("/metrics"), re.MULTILINE)
         if (wanted.name, fingerprint(wanted)) not in found:
             told = ", ".join(f"{name} ({settings})" for name, settings in found) or "no method of tango-vllm"
+            unpruned = ", which for the unpruned model is WRAPPER=uniform TANGO_ARGS=retention_ratio=1.0"
             raise ArgumentError(
-                f"server={self.server!r} has {told}; this run is of {wanted.name} ({fingerprint(wanted)}): "
-                f"start it with the same WRAPPER, TANGO_CONFIG and TANGO_ARGS{unpruned(self.pruner)}"
+                f"server={self.server!r} has {told}; this run is of {wanted.name} ({fingerprint(wanted)}): start it "
+                f"with the same WRAPPER, TANGO_CONFIG and TANGO_ARGS{unpruned if self.pruner is None else ''}"
             )
         yield self
 
@@ -124,7 +121,7 @@ class ServedChat(Chat):
             {"seed": (self.seed + zlib.crc32(name.encode())) % 2**63} if options["do_sample"] else {"temperature": 0}
         )
         asked |= {"stop": until} if until else {}
-        reply = self._post("/v1/chat/completions", {**self._prompt(messages), **asked})
+        reply = json.loads(self._fetch("/v1/chat/completions", {**self._prompt(messages), **asked}))
         usage = reply["usage"]
         told = (usage.get("prompt_tokens_details") or {}).get("multimodal_tokens") or {}
         if "video" in told and "video_before" not in told:
@@ -195,21 +192,16 @@ class ServedChat(Chat):
             self._seen = (wanted, (chosen, list(clip.frames.shape[1:3])))
         return self._seen[1]
 
-    def _post(self, path: str, content: Mapping[str, Any]) -> Any:
-        request = urllib.request.Request(
-            self.server + path, json.dumps(content).encode(), {"Content-Type": "application/json"}
-        )
-        return json.loads(self._fetch(request))
-
-    def _fetch(self, what: str | urllib.request.Request) -> str:
-        """What the server says to a request, or at a path.
+    def _fetch(self, path: str, content: Mapping[str, Any] | None = None) -> str:
+        """What the server says at a path, or to a request there.
 
         Raises:
             ValueError: it says that the request is wrong, with its reason.
             ConnectionError: it does not answer.
         """
+        data = None if content is None else json.dumps(content).encode()
+        request = urllib.request.Request(self.server + path, data, {"Content-Type": "application/json"})
         try:
-            request = self.server + what if isinstance(what, str) else what
             with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
                 return str(response.read().decode())
         except urllib.error.HTTPError as error:
@@ -219,13 +211,6 @@ class ServedChat(Chat):
             raise ValueError(f"the server answered {error.code}: {said[:500]}") from error
         except (urllib.error.URLError, TimeoutError) as error:
             raise ConnectionError(f"server={self.server!r} does not answer: {error}") from error
-
-
-def unpruned(pruner: Pruner | None) -> str:
-    """How to start a server that prunes nothing, where that is meant."""
-    return (
-        "" if pruner is not None else ", which for the unpruned model is WRAPPER=uniform TANGO_ARGS=retention_ratio=1.0"
-    )
 
 
 def outline(
