@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
+from tango.inference.asking import conversation
 from tango.inference.chat import Answer, Chat
 from tango.inference.encoded import Encodings
-from tango.inference.prompt import Message
 from tango.pruners import REGISTRY, Pruner
 from tango.runs.run import EvaluationRun
 from tango.runs.runner import Record, Sample
@@ -143,21 +143,17 @@ class OfClip:
     def sample(self, run: EvaluationRun, question: str) -> Sample:
         """A question with the pruner of a run; its response is the answer's text and the KL divergence."""
         name, settings = f"{self.clip.video}: {question}", {"max_new_tokens": self.new_tokens}
-        messages = self.messages(question)
+        messages = conversation(self.clip.video, question)
         return run.sample(
             "calibrate", question, name, lambda: messages, lambda _: self.ask(question, self.new_tokens),
             settings=settings,
         )  # fmt: skip
 
-    def messages(self, question: str) -> list[Message]:
-        """The conversation."""
-        content = [{"type": "video", "video": self.clip.video}, {"type": "text", "text": question}]
-        return [{"role": "user", "content": content}]
-
     def ask(self, question: str, tokens: int) -> Answer:
         """The answer of the model as it is now; the unpruned one's distribution becomes the reference."""
         self.first.clear()
-        given = self.chat.generate(self.messages(question), {"max_new_tokens": tokens}, self.clip.video)
+        messages = conversation(self.clip.video, question)
+        given = self.chat.generate(messages, {"max_new_tokens": tokens}, self.clip.video)
         logs, kl = self.first[0], 0.0
         if self.chat.pruner is WHOLE:
             self.references[question] = logs

@@ -7,7 +7,7 @@ keeps now is drawn only where it has that hash.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from tango.inference.asking import conversation
 from tango.inference.chat import Chat
 from tango.inference.checkpoints import Checkpoint, load
 from tango.inference.video import read_video
@@ -48,6 +49,17 @@ class Drawn:
     strips: dict[str, Strip]
     names: dict[tuple[int, str], str]
     remarks: list[str]
+
+    def name_of(self, number: int, run: Run, row: Mapping[str, Any]) -> str | None:
+        """The name of the strip of a sample's video; number: the run's."""
+        text = run.texts.get(str(row["id"]))
+        return None if text is None else self.names.get((number, text.video))
+
+
+def kept_hash(row: Mapping[str, Any]) -> str | None:
+    """The hash of what was kept of a sample's video; None where it is not told, or there are several."""
+    kept = row.get("kept") or []
+    return kept[0] if len(kept) == 1 and isinstance(kept[0], str) else None
 
 
 def draw(runs: Sequence[Run], videos: Path, model: str | None, folder: Path, step: Callable[[str], None]) -> Drawn:
@@ -115,9 +127,13 @@ def _keep_again(
     wanted: dict[str, dict[tuple[str, str], None]] = {}
     for number, run in enumerate(runs):
         if run.cell["cell"]["model"] == model and run.cell["cell"]["method"] != VANILLA:
-            key = json.dumps([run.cell["cell"]["method"], run.cell["provenance"]["settings"], _how(run)])
-            for row, name in _one_video(run, number, drawn):
-                wanted.setdefault(key, {})[name, row["kept"][0]] = None
+            model_of = run.cell["provenance"]["model"]
+            how = {"max_frames": model_of["max_frames_num"], "times": model_of.get("times", "processor")}  # see Chat
+            key = json.dumps([run.cell["cell"]["method"], run.cell["provenance"]["settings"], how])
+            for row in run.cell["samples"]:
+                name, recorded = drawn.name_of(number, run, row), kept_hash(row)
+                if name is not None and recorded is not None:
+                    wanted.setdefault(key, {})[name, recorded] = None
     differ = total = 0
     for key, pairs in wanted.items():
         method, settings, how = json.loads(key)
@@ -146,24 +162,8 @@ def _keep_again(
         )
 
 
-def _how(run: Run) -> dict[str, Any]:
-    """How the method was given its videos, as Chat takes it."""
-    model = run.cell["provenance"]["model"]
-    return {"max_frames": model["max_frames_num"], "times": model.get("times", "processor")}
-
-
-def _one_video(run: Run, number: int, drawn: Drawn) -> Iterator[tuple[Mapping[str, Any], str]]:
-    """Rows of samples with one video that has a strip, and a hash of what was kept; with the strip's name."""
-    for row in run.cell["samples"]:
-        text = run.texts.get(str(row["id"]))
-        name = drawn.names.get((number, text.video)) if text is not None else None
-        if name is not None and len(row.get("kept") or []) == 1 and isinstance(row["kept"][0], str):
-            yield row, name
-
-
 def _kept(chat: Any, video: str) -> tuple[str, str, tuple[int, int]]:
-    messages = [{"role": "user", "content": [{"type": "video", "video": video}, {"type": "text", "text": "?"}]}]
     with traced() as traces:
-        (record,) = chat.generate(messages, {"max_new_tokens": 1}, video).videos
+        (record,) = chat.generate(conversation(video, "?"), {"max_new_tokens": 1}, video).videos
     roles = bytes(traces[0].roles.cpu().numpy() + ord("0")).decode()
     return record["kept"], roles, (int(record["grid"][0]), int(record["grid"][1]))

@@ -16,7 +16,7 @@ from tango.results.statistics import Interval, Scores, bootstrap, wilson
 from tango.results.tables import paired_scores
 from tango.runs.provenance import commit_text, versions_text
 from tango.runs.summary import TITLES
-from tango.site.frames import Drawn
+from tango.site.frames import Drawn, kept_hash
 from tango.site.runs import Run, reference
 
 ROWS = 250  # samples in a file: a screen shows 20, of anywhere
@@ -83,16 +83,14 @@ def _reply(run: Run, number: int, row: Any, drawn: Drawn, strips: dict[str, int]
     """Answer, reply, tokens before and after, the number of the video's strip, and the hash of what was kept."""
     if row is None:
         return None
-    text = run.texts.get(str(row["id"]))
-    name = drawn.names.get((number, text.video)) if text is not None else None
-    kept = row.get("kept") or []
+    text, name = run.texts.get(str(row["id"])), drawn.name_of(number, run, row)
     return [
         row["prediction"],
         text.reply if text is not None else None,
         row["tokens_before"],
         row["tokens_after"],
         None if name is None else strips[name],
-        kept[0] if len(kept) == 1 and isinstance(kept[0], str) else None,
+        kept_hash(row),
     ]
 
 

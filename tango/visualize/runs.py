@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from tango.inference.asking import conversation
 from tango.inference.chat import Chat
 from tango.inference.checkpoints import Checkpoint
 from tango.inference.video import Clip, read_video
@@ -72,8 +73,7 @@ def capture(
         ValueError: a method does not work on this model or at this ratio; the message names both.
     """
     clip = read_video(video, frames)
-    text = question if question is not None else "Describe the video."
-    messages = [{"role": "user", "content": [{"type": "video", "video": str(video)}, {"type": "text", "text": text}]}]
+    messages = conversation(str(video), question if question is not None else "Describe the video.")
     # Without a question the answer is not shown: one token is enough for the prompt to be pruned.
     settings = {"max_new_tokens": ANSWER_TOKENS if question is not None else 1}
     unpruned = None
