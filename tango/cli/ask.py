@@ -78,7 +78,7 @@ def ask(
     screen.print(f"{question}\n", highlight=False)
     screen.print(table(answers))
     for name, reason in left_out.items():
-        screen.print(f"left out: {name}: {reason}", soft_wrap=True, highlight=False)
+        screen.say(f"left out: {name}: {reason}")
 
 
 def shipped_question(video: str) -> str:

@@ -127,8 +127,8 @@ def calibrate(
         screen.print(table(ways, tolerance))
         if failed := sum(len(way.failures) for way in ways):
             first = next(way.failures[0] for way in ways if way.failures)
-            screen.print(f"{failed} answers are missing: {first}", soft_wrap=True, highlight=False)
-        screen.print(sentence(chosen, tolerance, output), soft_wrap=True, highlight=False)
+            screen.say(f"{failed} answers are missing: {first}")
+        screen.say(sentence(chosen, tolerance, output))
     return FAILED if chosen is None else OK
 
 

@@ -71,10 +71,10 @@ def show_estimates(expanded: Expanded, grid: Grid, tflops: float | None, as_json
     screen = console()
     screen.print(_table([asdict(one) for one in cells], total))
     for name, size, known in [*disk, ("results", sum(one.disk for one in cells), "records, logs and journals")]:
-        screen.print(f"disk: {name}: {_gigabytes(size)} ({known})", soft_wrap=True, markup=False, highlight=False)
+        screen.say(f"disk: {name}: {_gigabytes(size)} ({known})")
     screen.print(f"disk in all: {_gigabytes(total['disk'])}", highlight=False)
     for note in notes:
-        screen.print(note, soft_wrap=True, markup=False, highlight=False)
+        screen.say(note)
 
 
 def _gigabytes(size: float) -> str:

@@ -88,7 +88,7 @@ def profile(
     title = f"{path}, {repeats} runs: " + ("median (least to most)" if few else "median, in ms")
     screen.print(table(series, tokens, title) if few else comparison(series, tokens, title))
     if output is not None:
-        screen.print(f"written: {output}", soft_wrap=True, highlight=False)
+        screen.say(f"written: {output}")
 
 
 def run(

@@ -86,5 +86,5 @@ def results(
         screen.print(compared.summary())
     if site:
         for remark in told["remarks"] if not made else []:
-            screen.print(plain(f"note: {remark}"), soft_wrap=True, highlight=False)
-        screen.print(plain(f"written: {site / 'index.html'}"), soft_wrap=True, highlight=False)
+            screen.say(plain(f"note: {remark}"))
+        screen.say(plain(f"written: {site / 'index.html'}"))

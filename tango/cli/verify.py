@@ -38,11 +38,7 @@ def verify(
     if as_json:
         print_json(asdict(found))
     else:
-        screen = console()
-
-        def say(line: str) -> None:
-            screen.print(line, soft_wrap=True, markup=False, highlight=False)
-
+        say = console().say
         for line in found.notes:
             say(f"note: {line}")
         for one in found.unchecked:

@@ -55,4 +55,4 @@ def visualize(
     if as_json:
         print_json({"page": made.page, "sheets": made.sheets})
     else:
-        console().print(f"written: {', '.join(map(str, (made.page, *made.sheets)))}", soft_wrap=True, highlight=False)
+        console().say(f"written: {', '.join(map(str, (made.page, *made.sheets)))}")

@@ -39,11 +39,9 @@ class Report:
         """Print the summaries, the remarks and the files."""
         for table in self.summaries:
             console.print(table)
-        for remark in self.remarks:
-            console.print(f"note: {plain(remark)}", soft_wrap=True, markup=False, highlight=False)
-        console.print(
-            plain(f"written: {', '.join(map(str, self.files))}"), soft_wrap=True, markup=False, highlight=False
-        )
+        written = f"written: {', '.join(map(str, self.files))}"
+        for line in (*(f"note: {remark}" for remark in self.remarks), written):
+            console.print(plain(line), soft_wrap=True, markup=False, highlight=False)
 
 
 def report(folders: Iterable[str | Path], output: str | Path) -> Report:

@@ -39,3 +39,7 @@ class Screen(Console):
     def render_str(self, text: str, **options: Any) -> Text:
         """As Console does, for all text that is no Text already, also in tables."""
         return super().render_str(visible(text), **options)
+
+    def say(self, text: str) -> None:
+        """A line as it is, however long: terminals may break it."""
+        self.print(text, soft_wrap=True, highlight=False)
