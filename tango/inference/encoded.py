@@ -51,7 +51,7 @@ class Encodings:
             (key,) = inputs["video_keys"]
             if (kind, key) not in self._found:
                 wanted = _Wanted(1.0 if kind[0] else 0.5, kind[1], kind[2])
-                wanted.parts = self._needs[kind]
+                wanted.needs = self._needs[kind]
                 (self._found[kind, key],) = self.module.FAMILY(self.model, wanted).encode(inputs)
                 self.runs += 1
             yield {name: part for name, part in self._found[kind, key].items() if name in names}
@@ -78,11 +78,7 @@ class _Wanted(Pruner):
     """Asks a family for parts; prunes nothing."""
 
     name = "wanted"
-    parts: frozenset[str] = frozenset()
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return self.parts
+    needs = frozenset[str]()
 
     def _prune(self, video: VideoTokens) -> Pruned:
         raise NotImplementedError("parts are asked for, and nothing is pruned")

@@ -19,7 +19,6 @@ from tango.pruners.settings import OneOf
 from tango.pruners.unmerged import keep
 from tango.pruners.video import Pruned, VideoTokens
 
-SCOPES = ("video", "frame")
 BLOCK_ELEMENTS = 1 << 22  # of cosines at once, for the first pick
 FEW = 4  # nearest by products, of which the truly nearest is taken
 

@@ -59,6 +59,7 @@ class EarlyTom(Pruner):
 
     name: ClassVar[str] = "earlytom"
     in_tower: ClassVar[bool] = True
+    needs = frozenset({"saliency"})
 
     saliency: Saliency | None = "received_attention"
     similarity_threshold: Cosine = 0.6
@@ -76,10 +77,6 @@ class EarlyTom(Pruner):
             reject(self, "prune_layers", "layers of the vision tower, ascending")
         if self.tower_reuse is not None:
             reject(self, "tower_reuse", "None, for this method merges frames in the vision tower itself")
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"saliency"})
 
     def in_llm(self, layers: int) -> LayerPruning | None:
         """See Pruner.in_llm; the step is HoliTom's."""

@@ -53,6 +53,7 @@ class FastVID(Pruner):
     """
 
     name: ClassVar[str] = "fastvid"
+    needs = frozenset({"saliency", "frame_vectors"})
 
     keep_positions: bool = True
     min_segments: Count = 8
@@ -60,10 +61,6 @@ class FastVID(Pruner):
     context_ratio: Share = 0.4
     anchor_interval: Count = 4
     anchor_weight: Share = 0.6
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"saliency", "frame_vectors"})
 
     def _prune(self, video: VideoTokens) -> Pruned:
         return self._kept(video, video.required("saliency"))

@@ -74,6 +74,7 @@ class FlashVID(Pruner):
     """
 
     name: ClassVar[str] = "flashvid"
+    needs = frozenset({"saliency"})
 
     saliency: Saliency | None = "received_attention"
     segment_threshold: Cosine = 0.9
@@ -90,10 +91,6 @@ class FlashVID(Pruner):
         super().__post_init__()
         if self.expansion is not None and self.exact_budget:
             reject(self, "expansion", "None with exact_budget, which keeps the ratio")
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"saliency"})
 
     def in_llm(self, layers: int) -> LayerPruning | None:
         """See Pruner.in_llm; nothing is merged there, the count is rounded up, and newline embeddings stay."""

@@ -61,6 +61,7 @@ class HoliTom(Pruner):
     """
 
     name: ClassVar[str] = "holitom"
+    needs = frozenset({"saliency"})
 
     saliency: Saliency | None = "received_attention"
     similarity_threshold: Cosine | None = None
@@ -75,10 +76,6 @@ class HoliTom(Pruner):
         super().__post_init__()
         if self.llm_drop_ratio == 1:
             reject(self, "llm_drop_ratio", "a finite number in [0, 1)")
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"saliency"})
 
     def in_llm(self, layers: int) -> LayerPruning | None:
         """See Pruner.in_llm; each dropped token in turn makes the kept one it joins the mean of both, as published."""

@@ -28,12 +28,9 @@ class Random(Pruner):
     """
 
     name: ClassVar[str] = "random"
+    needs = frozenset({"key"})
 
     seed: Annotated[int, Integer(0, 2**63 - 1)] = 0
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"key"})
 
     def _prune(self, video: VideoTokens) -> Pruned:
         frames, tokens, _ = video.features.shape

@@ -32,13 +32,10 @@ class TopK(Pruner):
     """
 
     name: ClassVar[str] = "topk"
+    needs = frozenset({"saliency"})
 
     scope: Annotated[str, OneOf(*SCOPES)] = "frame"
     sink_tokens: TokenPositions | None = None
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"saliency"})
 
     def _prune(self, video: VideoTokens) -> Pruned:
         features = video.features

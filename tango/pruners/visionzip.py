@@ -50,6 +50,7 @@ class VisionZip(Pruner):
     """
 
     name: ClassVar[str] = "visionzip"
+    needs = frozenset({"saliency", "keys"})
 
     saliency: Saliency | None = "received_attention"
     tokens_per_frame: Count | None = None
@@ -59,10 +60,6 @@ class VisionZip(Pruner):
         super().__post_init__()
         if self.tokens_per_frame is not None and self.exact_budget:
             reject(self, "tokens_per_frame", "None with exact_budget, where retention_ratio says it")
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"saliency", "keys"})
 
     def _prune(self, video: VideoTokens) -> Pruned:
         return self._zipped(video, video.required("saliency"))
