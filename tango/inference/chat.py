@@ -268,7 +268,7 @@ class Chat:
         media: dict[str, Any] = {"images": images} if images else {}
         if clips:
             media["videos"] = [torch.from_numpy(clip.frames).permute(0, 3, 1, 2) for clip in clips]
-            media["video_metadata"] = [_metadata(clip) for clip in clips]
+            media["video_metadata"] = [metadata_of(clip) for clip in clips]
             media["videos_kwargs"] = {"do_sample_frames": False}  # sampled already, with their times known
         if self.limits is not None:
             media.setdefault("videos_kwargs", {})["do_resize"] = False
@@ -369,7 +369,7 @@ def _average(video: Mapping[str, Any]) -> float:
     return float(video["tokens_after"] if share is None else video["tokens_before"] * share)
 
 
-def _metadata(clip: Clip) -> dict[str, Any]:
+def metadata_of(clip: Clip) -> dict[str, Any]:
     """What a processor that tells the model about time (Qwen's) must know of sampled frames."""
     rate = clip.total_frames / clip.duration if clip.duration > 0 else 1.0
     first = clip.timestamps[0]
@@ -383,7 +383,7 @@ def _metadata(clip: Clip) -> dict[str, Any]:
 
 def _step(clip: Clip) -> float:
     """Seconds from one sampled frame to the next, as processors have it of the metadata above."""
-    told = _metadata(clip)
+    told = metadata_of(clip)
     return float(told["total_num_frames"] / told["fps"] / len(clip.frames))
 
 

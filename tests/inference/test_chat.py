@@ -11,7 +11,7 @@ from original_layout import small_model, write_original
 from PIL import Image
 from transformers import LlavaOnevisionForConditionalGeneration
 
-from tango.inference.chat import Chat, _metadata
+from tango.inference.chat import Chat, metadata_of
 from tango.inference.checkpoints import Checkpoint, CheckpointError, class_name, load
 from tango.inference.generation import generation_settings
 from tango.inference.video import Clip, read_video
@@ -262,7 +262,7 @@ def test_frames_are_counted_from_the_first_that_is_shown(start: float) -> None:
     """As a processor wants to know of times: of a part of a video it is told as of a video of its own."""
     clip = Clip(np.zeros((3, 2, 2, 3), np.uint8), tuple(start + time for time in (0.0, 1.5, 4.75)), 20, 5.0)
     told = {"total_num_frames": 20, "fps": 4.0, "duration": 5.0, "frames_indices": [0, 6, 19]}
-    assert _metadata(clip) == told
-    assert _metadata(Clip(clip.frames[:1], (start,), 1, 0.0)) == {
+    assert metadata_of(clip) == told
+    assert metadata_of(Clip(clip.frames[:1], (start,), 1, 0.0)) == {
         "total_num_frames": 1, "fps": 1.0, "duration": 0.0, "frames_indices": [0],
     }  # fmt: skip

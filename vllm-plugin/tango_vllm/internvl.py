@@ -27,7 +27,7 @@ from tango.models.tower import joined, recorded
 from tango.pruners.base import Pruner
 from tango.pruners.video import VideoTokens
 from tango_vllm import settings
-from tango_vllm.processing import TIMES, PlainInfo, PrunedVideos, VideoPlaceholders, with_videos
+from tango_vllm.processing import TIMES, PlainInfo, PrunedVideos, VideoPlaceholders
 
 
 class Info(PlainInfo, InternS1ProcessingInfo):
@@ -55,18 +55,12 @@ class Processor(PrunedVideos, InternS1MultiModalProcessor):
             inputs = inputs._replace(hf_kwargs={**inputs.hf_kwargs, "do_sample_frames": False})
         return inputs
 
-    def _get_prompt_updates(self, mm_items: Any, hf_processor_mm_kwargs: Any, out_mm_kwargs: Any) -> Sequence[Any]:
-        config, tokenizer = self.info.get_hf_config(), self.info.get_tokenizer()
-
-        def placeholders(index: int) -> VideoPlaceholders:
-            pixels = out_mm_kwargs["video"][index]["pixel_values_videos"].data
-            frames, tokens = len(pixels), InternVL.side(config, pixels) ** 2
-            kept = self.pruner.budget(frames, tokens)
-            return VideoPlaceholders(item_tokens(tokenizer, [kept] + [0] * (frames - 1)), None, frames * tokens, kept)
-
-        updates = super()._get_prompt_updates(mm_items, hf_processor_mm_kwargs, out_mm_kwargs)
-        (target,) = (update.target for update in updates if update.modality == "video")
-        return list(with_videos(updates, target, placeholders))
+    def placeholders(self, item: Any) -> VideoPlaceholders:
+        pixels = item["pixel_values_videos"].data
+        frames, tokens = len(pixels), InternVL.side(self.info.get_hf_config(), pixels) ** 2
+        kept = self.pruner.budget(frames, tokens)
+        full = item_tokens(self.info.get_tokenizer(), [kept] + [0] * (frames - 1))
+        return VideoPlaceholders(full, None, frames * tokens, kept)
 
 
 @MULTIMODAL_REGISTRY.register_processor(Processor, info=Info, dummy_inputs=InternS1DummyInputsBuilder)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,7 +23,7 @@ from tango.pruners.base import Pruner, full_precision
 from tango.pruners.video import VideoTokens
 from tango_vllm import settings
 from tango_vllm.heads import all_heads
-from tango_vllm.processing import TIMES, PlainInfo, PrunedVideos, VideoPlaceholders, with_videos
+from tango_vllm.processing import TIMES, PlainInfo, PrunedVideos, VideoPlaceholders
 
 
 class Info(PlainInfo, LlavaOnevisionProcessingInfo):
@@ -40,17 +39,11 @@ class Processor(PrunedVideos, LlavaOnevisionMultiModalProcessor):
             inputs.hf_data["videos"] = [frames for frames, _ in videos]
         return inputs
 
-    def _get_prompt_updates(self, mm_items: Any, hf_processor_mm_kwargs: Any, out_mm_kwargs: Any) -> Sequence[Any]:
-        config = self.info.get_hf_config()
-
-        def placeholders(index: int) -> VideoPlaceholders:
-            frames = len(out_mm_kwargs["video"][index]["pixel_values_videos"].data)
-            side, _, _ = LlavaOnevision.layout(config, frames)
-            kept = self.pruner.budget(frames, side * side)
-            return VideoPlaceholders([config.video_token_index] * (kept + 1), None, frames * side * side, kept)
-
-        updates = super()._get_prompt_updates(mm_items, hf_processor_mm_kwargs, out_mm_kwargs)
-        return list(with_videos(updates, [config.video_token_index], placeholders))
+    def placeholders(self, item: Any) -> VideoPlaceholders:
+        config, frames = self.info.get_hf_config(), len(item["pixel_values_videos"].data)
+        side, _, _ = LlavaOnevision.layout(config, frames)
+        kept = self.pruner.budget(frames, side * side)
+        return VideoPlaceholders([config.video_token_index] * (kept + 1), None, frames * side * side, kept)
 
 
 @MULTIMODAL_REGISTRY.register_processor(Processor, info=Info, dummy_inputs=LlavaOnevisionDummyInputsBuilder)

@@ -17,7 +17,7 @@ from requests import RequestException
 from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY, MediaConnector
 from vllm.multimodal.video import VIDEO_LOADER_REGISTRY, VideoLoader
 
-from tango.inference.chat import resized
+from tango.inference.chat import metadata_of, resized
 from tango.inference.video import read_video
 
 
@@ -59,16 +59,8 @@ class TangoLoader(VideoLoader):
                 clip = read_video(file.name, wanted, kwargs.get("start"), kwargs.get("end"), resize)
             except (ValueError, OSError) as error:
                 raise ValueError(f"the video cannot be read: {str(error).replace(repr(file.name), 'it')}") from error
-        rate = clip.total_frames / clip.duration if clip.duration > 0 else 1.0
-        return clip.frames, {
-            "total_num_frames": clip.total_frames,
-            "fps": rate,
-            "duration": clip.duration,
-            "video_backend": "tango",
-            "frames_indices": [round((time - clip.timestamps[0]) * rate) for time in clip.timestamps],
-            "do_sample_frames": False,
-            "timestamps": list(clip.timestamps),
-        }
+        more = {"video_backend": "tango", "do_sample_frames": False, "timestamps": list(clip.timestamps)}
+        return clip.frames, metadata_of(clip) | more
 
 
 @MEDIA_CONNECTOR_REGISTRY.register("tango")

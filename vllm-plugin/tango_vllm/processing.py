@@ -10,14 +10,14 @@ import dataclasses
 import functools
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from vllm.multimodal.inputs import MultiModalFieldConfig
 from vllm.multimodal.parse import MultiModalDataParser, VideoProcessorItems
-from vllm.multimodal.processing import PromptReplacement, PromptUpdate, PromptUpdateDetails
+from vllm.multimodal.processing import PromptReplacement, PromptUpdateDetails
 
 from tango.models.family import timestamps_of
 from tango.pruners.base import Pruner
@@ -122,6 +122,23 @@ class PrunedVideos:
     counting = True
     counted: dict[str, int] | None = None  # of the request in work; there is one at a time
 
+    # -- the prompt ----------------------------------------------------------------------------------------------
+
+    def placeholders(self, item: Any) -> VideoPlaceholders:
+        """What stands in a prompt for a video, by what the processor made of it."""
+        raise NotImplementedError
+
+    def _get_prompt_updates(self, mm_items: Any, hf_processor_mm_kwargs: Any, out_mm_kwargs: Any) -> Sequence[Any]:
+        """vLLM's own prompt updates, but for those of videos."""
+        updates = super()._get_prompt_updates(mm_items, hf_processor_mm_kwargs, out_mm_kwargs)  # type: ignore[misc]
+        (target,) = (update.target for update in updates if update.modality == "video")
+        others = [update for update in updates if update.modality != "video"]
+
+        def replacement(index: int) -> VideoPlaceholders:
+            return self.placeholders(out_mm_kwargs["video"][index])
+
+        return [*others, PromptReplacement(modality="video", target=target, replacement=replacement)]
+
     # -- records and keys ----------------------------------------------------------------------------------------
 
     def get_dummy_mm_inputs(self, *args: Any, **kwargs: Any) -> Any:
@@ -192,9 +209,3 @@ def _warn_of_images(method: str) -> None:
         "A client that sends frames as images must send the video instead (type: video_url)",
         method,
     )
-
-
-def with_videos(updates: Sequence[PromptUpdate], target: Sequence[int], replacement: Any) -> Iterator[PromptUpdate]:
-    """vLLM's own prompt updates, but for those of videos."""
-    yield from (update for update in updates if update.modality != "video")
-    yield PromptReplacement(modality="video", target=target, replacement=replacement)

@@ -18,7 +18,7 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from tango.models.qwen2_5_vl import window_order
 from tango.pruners.video import VideoTokens
 from tango_vllm import mrope, runner
-from tango_vllm.processing import PrunedVideos, VideoPlaceholders, with_videos
+from tango_vllm.processing import PrunedVideos, VideoPlaceholders
 from tango_vllm.qwen_vl import QwenInfo, QwenTower
 
 runner.call_after_loading(mrope.enable)
@@ -31,18 +31,11 @@ class Info(QwenInfo, Qwen2_5_VLProcessingInfo):
 class Processor(PrunedVideos, Qwen2_5_VLMultiModalProcessor):
     """As vLLM's; a video stands in the prompt as budget() placeholders."""
 
-    def _get_prompt_updates(self, mm_items: Any, hf_processor_mm_kwargs: Any, out_mm_kwargs: Any) -> Sequence[Any]:
-        config = self.info.get_hf_config()
-        group = config.vision_config.spatial_merge_size**2
-
-        def placeholders(index: int) -> VideoPlaceholders:
-            frames, height, width = out_mm_kwargs["video"][index]["video_grid_thw"].data.tolist()
-            tokens = height * width // group
-            kept = self.pruner.budget(frames, tokens)
-            return VideoPlaceholders([config.video_token_id] * kept, None, frames * tokens, kept)
-
-        updates = super()._get_prompt_updates(mm_items, hf_processor_mm_kwargs, out_mm_kwargs)
-        return list(with_videos(updates, [config.video_token_id], placeholders))
+    def placeholders(self, item: Any) -> VideoPlaceholders:
+        config, (frames, height, width) = self.info.get_hf_config(), item["video_grid_thw"].data.tolist()
+        tokens = height * width // config.vision_config.spatial_merge_size**2
+        kept = self.pruner.budget(frames, tokens)
+        return VideoPlaceholders([config.video_token_id] * kept, None, frames * tokens, kept)
 
     def _maybe_apply_prompt_updates(self, mm_items: Any, mm_res: Any) -> Any:
         prompt, placeholders = super()._maybe_apply_prompt_updates(mm_items, mm_res)

@@ -22,7 +22,7 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from tango.pruners.video import VideoTokens
 from tango_vllm import mrope, runner
-from tango_vllm.processing import PrunedVideos, VideoPlaceholders, with_videos
+from tango_vllm.processing import PrunedVideos, VideoPlaceholders
 from tango_vllm.qwen_vl import QwenInfo, QwenTower
 
 runner.call_after_loading(mrope.enable)
@@ -58,21 +58,12 @@ def item_tokens(config: Any, tokenizer: Any, times: Any, counts: Sequence[int]) 
 class Processor(PrunedVideos, Qwen3VLMultiModalProcessor):
     """As vLLM's; of a video's placeholders there are budget()."""
 
-    def _get_prompt_updates(self, mm_items: Any, hf_processor_mm_kwargs: Any, out_mm_kwargs: Any) -> Sequence[Any]:
-        config, tokenizer = self.info.get_hf_config(), self.info.get_tokenizer()
-        group = config.vision_config.spatial_merge_size**2
-
-        def placeholders(index: int) -> VideoPlaceholders:
-            item = out_mm_kwargs["video"][index]
-            frames, height, width = item["video_grid_thw"].data.tolist()
-            tokens = height * width // group
-            kept = self.pruner.budget(frames, tokens)
-            full = item_tokens(config, tokenizer, item["timestamps"].data, [kept] + [0] * (frames - 1))
-            return VideoPlaceholders(full, None, frames * tokens, kept)
-
-        updates = super()._get_prompt_updates(mm_items, hf_processor_mm_kwargs, out_mm_kwargs)
-        (target,) = (update.target for update in updates if update.modality == "video")
-        return list(with_videos(updates, target, placeholders))
+    def placeholders(self, item: Any) -> VideoPlaceholders:
+        config, (frames, height, width) = self.info.get_hf_config(), item["video_grid_thw"].data.tolist()
+        tokens = height * width // config.vision_config.spatial_merge_size**2
+        kept, times = self.pruner.budget(frames, tokens), item["timestamps"].data
+        full = item_tokens(config, self.info.get_tokenizer(), times, [kept] + [0] * (frames - 1))
+        return VideoPlaceholders(full, None, frames * tokens, kept)
 
 
 class PrunedQwen3VL(QwenTower):

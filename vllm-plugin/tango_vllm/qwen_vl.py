@@ -37,7 +37,7 @@ class QwenTower:
         config = vllm_config.model_config.hf_config
         pruner = settings.from_environment_or_config(config)
         settings.check(pruner, config.text_config.num_hidden_layers, QwenVL.saliencies, gapless=False)
-        self._parts(pruner)
+        self.prune_with(pruner)
         if self.parts and vllm_config.compilation_config.compile_mm_encoder:
             raise settings.SettingsError(
                 f"{pruner.name} reads the vision tower's attention: leave compile_mm_encoder off"
@@ -48,15 +48,11 @@ class QwenTower:
         vllm_config.model_config.multimodal_config.video_pruning_rate = 0.5
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         self.merge: int = self.visual.spatial_merge_size
-        self.prune_with(pruner)
-
-    def _parts(self, pruner: Pruner) -> None:
-        self.parts = parts_of_attention(pruner.needs, pruner.saliency or QwenVL.saliencies[0])
 
     def prune_with(self, pruner: Pruner) -> None:
         """Take a method."""
         self.tango = pruner
-        self._parts(pruner)
+        self.parts = parts_of_attention(pruner.needs, pruner.saliency or QwenVL.saliencies[0])
 
     def _parse_and_validate_video_input(self, **kwargs: Any) -> Any:
         return super()._parse_and_validate_video_input(**kwargs), kwargs.get(TIMES)  # type: ignore[misc]
