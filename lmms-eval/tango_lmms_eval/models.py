@@ -329,6 +329,12 @@ class PrunedModel(lmms):
         super().clean()
 
 
+def for_chat(model: type[PrunedModel]) -> type[PrunedModel]:
+    """The same for lmms-eval's chat interface."""
+    named = {"__module__": model.__module__, "__doc__": for_chat.__doc__, "is_simple": False}
+    return type(f"{model.__name__}Chat", (model,), named)
+
+
 class LlavaOnevision(PrunedModel):
     """LLaVA-OneVision, in the `llava` package's format (lmms-lab/llava-onevision-qwen2-7b-ov) or in transformers'
     (llava-hf/llava-onevision-qwen2-7b-ov-hf).
@@ -343,10 +349,7 @@ class LlavaOnevision(PrunedModel):
         super().__init__(pretrained, max_frames_num, **others)
 
 
-class LlavaOnevisionChat(LlavaOnevision):
-    """The same for lmms-eval's chat interface."""
-
-    is_simple = False
+LlavaOnevisionChat = for_chat(LlavaOnevision)
 
 
 class LlavaVid(PrunedModel):
@@ -388,10 +391,7 @@ class InternVLHf(PrunedModel):
         super().__init__(pretrained, num_frames, **others)
 
 
-class InternVLHfChat(InternVLHf):
-    """The same for lmms-eval's chat interface."""
-
-    is_simple = False
+InternVLHfChat = for_chat(InternVLHf)
 
 
 class VideoLlama3(PrunedModel):

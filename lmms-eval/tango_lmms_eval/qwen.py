@@ -15,7 +15,7 @@ from lmms_eval.api.instance import Instance
 from tango.inference.chat import TIMES, PixelLimits
 from tango.runs.run import ArgumentError
 from tango_lmms_eval.arguments import QWEN, QWEN_OWN, QWEN_THINKING, check_fixed
-from tango_lmms_eval.models import PrunedModel
+from tango_lmms_eval.models import PrunedModel, for_chat
 
 PAIR = 2  # frames that the vision tower sees as one
 LEAST_FRAMES, MOST_FRAMES = 4, 768  # of a video that is sampled by frames a second
@@ -181,25 +181,7 @@ class Qwen3Omni(QwenVL):
         super().__init__(pretrained, max_num_frames, system_prompt=system_prompt, **others)
 
 
-class Qwen3OmniChat(Qwen3Omni):
-    """The same for lmms-eval's chat interface."""
-
-    is_simple = False
-
-
-class Qwen35Chat(Qwen35):
-    """The same for lmms-eval's chat interface."""
-
-    is_simple = False
-
-
-class Qwen25VLChat(Qwen25VL):
-    """The same for lmms-eval's chat interface."""
-
-    is_simple = False
-
-
-class Qwen3VLChat(Qwen3VL):
-    """The same for lmms-eval's chat interface."""
-
-    is_simple = False
+Qwen25VLChat = for_chat(Qwen25VL)
+Qwen3VLChat = for_chat(Qwen3VL)
+Qwen35Chat = for_chat(Qwen35)
+Qwen3OmniChat = for_chat(Qwen3Omni)
