@@ -250,18 +250,19 @@ def resources(models: Iterable[str]) -> Iterator[Finding]:
     chosen = list(models)
     if not chosen:
         chosen = [str(root / MODEL) if root is not None else MODEL, *PUBLISHED, DEFAULT_ID]
+    needed = {model: model.endswith(MODEL) or bool(models) for model in chosen}
     for model in chosen:
-        needed = model.endswith(MODEL) or bool(models)
         problem = missing_checkpoint(model)
         size = PUBLISHED.get(model, 0) * 1e9 * PUBLISHED_BYTES / GIB if problem else weights(model)[1]
         if problem is None:
-            yield Finding("Models", model, WELL, f"{amount(size)} on this machine", needed=needed)
+            yield Finding("Models", model, WELL, f"{amount(size)} on this machine", needed=needed[model])
         elif size > room:
+            found = f"{amount(size)} to download, {amount(room)} free"
             advice = f"make room in {cache}, or set HF_HOME to a folder on a larger disk"
-            yield Finding("Models", model, LITTLE, f"{amount(size)} to download, {amount(room)} free", advice, needed)
+            yield Finding("Models", model, LITTLE, found, advice, needed[model])
         else:
             found = f"{amount(size)} to download" if size else "not on this machine"
-            yield Finding("Models", model, MISSING, found, problem.partition("; ")[2] or problem, needed)
+            yield Finding("Models", model, MISSING, found, problem.partition("; ")[2] or problem, needed[model])
     where, there = memory()
     for model in chosen:
         if model == DEFAULT_ID or (missing_checkpoint(model) and model not in PUBLISHED):
@@ -270,14 +271,7 @@ def resources(models: Iterable[str]) -> Iterator[Finding]:
         need = size * ROOM
         advice = "" if need <= there else f"use a smaller model, or a machine with {amount(need)} of free {where}"
         found = f"{count / 1e6:,.0f} million parameters need about {amount(need)}; {amount(there)} of {where} free"
-        yield Finding(
-            "Memory",
-            model,
-            WELL if need <= there else LITTLE,
-            found,
-            advice,
-            needed=model.endswith(MODEL) or bool(models),
-        )
+        yield Finding("Memory", model, WELL if need <= there else LITTLE, found, advice, needed[model])
 
 
 def amount(gib: float) -> str:

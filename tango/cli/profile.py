@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -148,30 +149,22 @@ def spread(series: dict[str, list[float]]) -> dict[str, Any]:
 def table(series: dict[str, dict[str, list[float]]], tokens: dict[str, dict[str, float]], title: str) -> Table:
     """Stages as rows, ways as columns, each beside how many times faster than unpruned it is."""
     shown = Table(title=title, title_justify="left")
-    shown.add_column("")
     first, *others = series
-    shown.add_column(first, justify="right")
-    for name in others:
-        shown.add_column(name, justify="right")
-        shown.add_column("times faster", justify="right")
-    for key, text in (("video_tokens_before", "video tokens"), ("video_tokens_after", "  into the language model")):
-        texts = [f"{tokens[first][key]:.0f}"]
-        texts += [text for name in others for text in (f"{tokens[name][key]:.0f}", "")]
-        shown.add_row(text, *texts, end_section=key.endswith("after"))
+    for heading in ("", first, *(heading for name in others for heading in (name, "times faster"))):
+        shown.add_column(heading, justify="right" if heading else "left")
+
+    def add(text: str, value: Callable[[str], str], key: str | None = None, end: bool = True) -> None:
+        beside = ((value(name), "" if key is None else faster(series, name, key)) for name in others)
+        shown.add_row(text, value(first), *(text for pair in beside for text in pair), end_section=end)
+
+    add("video tokens", lambda name: f"{tokens[name]['video_tokens_before']:.0f}", end=False)
+    add("  into the language model", lambda name: f"{tokens[name]['video_tokens_after']:.0f}")
     rows = READING | STAGES | {"first_token_s": "time to first token", "answering_s": "from the file to it"}
-    rows |= {"whole_s": "all of it"}
-    for key, text in rows.items():
-        texts = [milliseconds(series[first][key])]
-        for name in others:
-            texts += [milliseconds(series[name][key]), faster(series, name, key)]
-        shown.add_row(f"{text} (ms)", *texts, end_section=key in ("decode_s", "whole_s"))
-    texts = [f"{share(series[first], *READING):.0f} %"]
-    texts += [text for name in others for text in (f"{share(series[name], *READING):.0f} %", "")]
-    shown.add_row("from the file to it, before the model", *texts, end_section=True)
+    for key, text in (rows | {"whole_s": "all of it"}).items():
+        add(f"{text} (ms)", lambda name, key=key: milliseconds(series[name][key]), key, key in ("decode_s", "whole_s"))
+    add("from the file to it, before the model", lambda name: f"{share(series[name], *READING):.0f} %")
     if MEMORY in series[first]:
-        texts = [f"{max(series[first][MEMORY]):.2f}"]
-        texts += [text for name in others for text in (f"{max(series[name][MEMORY]):.2f}", "")]
-        shown.add_row("peak memory (GiB)", *texts)
+        add("peak memory (GiB)", lambda name: f"{max(series[name][MEMORY]):.2f}", end=False)
     return shown
 
 
