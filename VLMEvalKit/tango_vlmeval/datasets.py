@@ -27,6 +27,7 @@ from vlmeval.dataset.video_base import VideoBaseDataset
 from vlmeval.smp import LMUDataRoot, dump, get_intermediate_file_path, load
 from vlmeval.smp.file import INFER_FAIL_MSG
 
+from tango.inference.files import write_whole
 from tango.motionqa.questions import LETTERS, prompt
 from tango.runs.scoring import parse_choice
 from tango.runs.settings import SettingsError
@@ -155,9 +156,7 @@ class MVBenchFiles(MVBench):  # type: ignore[misc]
                 rows.append({"task_type": task, "prefix": prefix, "data_type": kind, "bound": bound, **ends, **told})
         table = pd.DataFrame(rows)
         file = folder / f"{dataset_name}.tsv"
-        partial_file = file.with_name(f"{file.name}.{os.getpid()}.partial")
-        table.assign(index=range(len(table))).to_csv(partial_file, sep="\t", index=False)
-        os.replace(partial_file, file)
+        write_whole(file, table.assign(index=range(len(table))).to_csv(sep="\t", index=False))
         self.decord_method = {"video": self.read_video, "gif": self.read_gif, "frame": self.read_frame}
         self.frame_fps = 3
         self.transform = mvbench.T.Compose([mvbench.Stack(), mvbench.ToTorchFormatTensor()])
@@ -235,10 +234,8 @@ def video_of_frames(folder: Path, rate: int) -> str:
         for file in files:
             with Image.open(file) as image:
                 frame = np.asarray(image.convert("RGB"))[:height, :width]
-            for packet in stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")):
-                container.mux(packet)
-        for packet in stream.encode():
-            container.mux(packet)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+        container.mux(stream.encode())
     os.replace(partial_file, target)
     return str(target)
 

@@ -76,7 +76,7 @@ def install(limit: int | None = None) -> None:
         ("infer_data_job", _infer_other),
         ("infer_data_job_mt", _infer_other),
         ("build_dataset", _build_dataset),
-        ("build_dataset_from_config", _build_from_config),
+        ("build_dataset_from_config", lambda original, *args: _limited(original(*args))),
         ("upsert_dataset_status", _status),
     ):
         wrap(upstream, name, wrapper)
@@ -98,10 +98,6 @@ def _build_dataset(original: Any, name: str, **kwargs: Any) -> Any:
     return _limited(supported_video_datasets[name]() if name in supported_video_datasets else original(name, **kwargs))
 
 
-def _build_from_config(original: Any, *args: Any) -> Any:
-    return _limited(original(*args))
-
-
 def _limited(dataset: Any) -> Any:
     if RUN.limit is not None and dataset is not None and dataset.MODALITY == "VIDEO":
         dataset.data = dataset.data.iloc[: RUN.limit].copy()
@@ -116,9 +112,7 @@ def _status(original: Any, *args: Any, **kwargs: Any) -> Any:
         error = sys.exc_info()[1]
         RUN.mistakes += isinstance(error, SettingsError | ArgumentError | CheckpointError)
         if dist.is_initialized() and error is not None and not isinstance(error, SamplesFailed):
-            give_up(
-                "tango_vlmeval", RUN.problems
-            )  # or the others, which do not know of it, would wait for this process
+            give_up("tango_vlmeval", RUN.problems)  # or the others, who do not know of it, would wait for this process
     return result
 
 

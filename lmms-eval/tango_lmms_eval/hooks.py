@@ -166,11 +166,6 @@ def begin(report: Callable[[dict[str, Any]], None]) -> None:
         atexit.register(_exit_status)
 
 
-def end_rank() -> None:
-    """Ranks other than the first save nothing: their part is done when generation is."""
-    RUN.active = False
-
-
 def _exit_status() -> None:
     """Runs when the interpreter ends. Nothing else can set the exit status after lmms-eval has called sys.exit(0)."""
     problems = list(RUN.problems)

@@ -323,8 +323,8 @@ class PrunedModel(lmms):
             summary = self.run.finish(lambda record: (record.task, str(record.doc_id).zfill(12), record.repeat))
             if self._rank == 0:
                 hooks.RUN.summary = summary
-            else:
-                hooks.end_rank()
+            else:  # which saves nothing: its part is done
+                hooks.RUN.active = False
             self.run = None
         super().clean()
 

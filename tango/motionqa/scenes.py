@@ -262,7 +262,5 @@ def write_video(path: Path, spec: Spec) -> None:
         # One thread and a fixed quality: the same seed gives the same bytes with the same library.
         stream.options = {"crf": "20", "preset": "medium", "threads": "1"}
         for i in range(NUM_FRAMES):
-            for packet in stream.encode(av.VideoFrame.from_ndarray(render(spec, i / FPS), format="rgb24")):
-                container.mux(packet)
-        for packet in stream.encode():
-            container.mux(packet)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(render(spec, i / FPS), format="rgb24")))
+        container.mux(stream.encode())
