@@ -84,15 +84,9 @@ def report(folders: Iterable[str | Path], output: str | Path) -> Report:
         for name, text in (texts | {"accuracy.tex": layout.latex(shown, lines)}).items():
             write_whole(Path(output) / name, text)
             made.files.append(Path(output) / name)
-        made.summaries.append(
-            layout.accuracy_summary(shown.drop(columns=["model", layout.SHARE]).assign(**{"": _named(shown)}))
-        )
+        named = shown.assign(**{"": shown["model"] + ": " + shown[""]})
+        made.summaries.append(layout.accuracy_summary(named.drop(columns=["model", layout.SHARE])))
     return made
-
-
-def _named(shown: pd.DataFrame) -> list[str]:
-    """Lines of a table of several models by one name each."""
-    return [f"{model}: {name}" for model, name in zip(shown["model"], shown[""], strict=True)]
 
 
 def folder_name(name: str) -> str:
@@ -260,12 +254,15 @@ def _verdicts(frame: pd.DataFrame) -> list[str]:
 
 def _efficiency_notes(rows: Sequence[Row], frame: pd.DataFrame) -> list[str]:
     cold = sum(int(cell["efficiency"]["cold_samples"]) for row in rows for cell in row.cells.values())
+    lacking = frame[frame["Total_runtime speed-up"].isna()]
+    named = lacking["name"] + " on " + lacking["benchmark"]
+    without = markdown_text(", ".join(named + " in " + lacking["framework"] if len(frameworks(rows)) > 1 else named))
     return [
         "![parts of the time to first token](parts.png)",
         markdown_items(f"{name}: {meaning}" for name, (_, meaning) in TITLES.items()),
         f"There is no warm-up run; the first sample of each process ({cold} in all) is not in the averages. Speed-ups "
         "are against the unpruned model in the same framework on the same machine, never across machines"
-        + (f"; nothing of that kind for {without}." if (without := _without_speed_up(rows, frame)) else ".")
+        + (f"; nothing of that kind for {without}." if without else ".")
         + f" ± is the standard deviation over samples. {_load(rows)}",
     ]
 
@@ -282,14 +279,3 @@ def _load(rows: Sequence[Row]) -> str:
     return f"The system's load at the start and end of cells was {between} on {cores} cores" + (
         f", and they waited for a core for up to {100 * max(waited):.0f} % of their time." if waited else "."
     )
-
-
-def _without_speed_up(rows: Sequence[Row], frame: pd.DataFrame) -> str:
-    lacking = frame[frame["Total_runtime speed-up"].isna()].to_dict("records")
-    said = (" ".join([row["name"], "on", row["benchmark"], *_in(row["framework"], rows)]) for row in lacking)
-    return markdown_text(", ".join(said))
-
-
-def _in(framework: str, rows: Sequence[Row]) -> list[str]:
-    """The framework, named where there are several."""
-    return [f"in {framework}"] if len(frameworks(rows)) > 1 else []
