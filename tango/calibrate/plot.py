@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from tango.calibrate.choose import Way
-from tango.inference.files import write_whole
-from tango.results.escaping import plain, plot_text
+from tango.results.escaping import plot_text
+from tango.results.plots import write_figure
 
 
 def plot(ways: Sequence[Way], tolerance: float, chosen: Way | None, path: Path, command: str) -> None:
@@ -33,6 +32,4 @@ def plot(ways: Sequence[Way], tolerance: float, chosen: Way | None, path: Path, 
         axes.set_xlim(left=0)
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
-    picture = io.BytesIO()
-    figure.savefig(picture, dpi=150, metadata={"Title": "tango calibrate", "Description": plain(command)})
-    write_whole(path, picture.getvalue())
+    write_figure(figure, path, "tango calibrate", [command])

@@ -51,12 +51,16 @@ def plot_all(
     written = []
     for name, figure in zip(("accuracy", "time", "parts"), drawn, strict=True):
         figure.suptitle(plot_text(title))
-        path, picture = folder / f"{name}.png", io.BytesIO()
-        described = {"Title": plain(title), "Description": "\n".join(map(plain, lines))}
-        figure.savefig(picture, dpi=150, metadata=described)
-        write_whole(path, picture.getvalue())
-        written.append(path)
+        written.append(write_figure(figure, folder / f"{name}.png", title, lines))
     return written
+
+
+def write_figure(figure: Figure, path: Path, title: str, lines: Sequence[str]) -> Path:
+    """Write a PNG with a title and where its numbers come from; its path."""
+    picture, described = io.BytesIO(), {"Title": plain(title), "Description": "\n".join(map(plain, lines))}
+    figure.savefig(picture, dpi=150, metadata=described)
+    write_whole(path, picture.getvalue())
+    return path
 
 
 def _by_machine(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
@@ -89,7 +93,8 @@ def _scatter(panels: Sequence[tuple[str, pd.DataFrame]], column: str, axis: str,
             called += f" ({plot_text(framework)})" if len(names) > 1 else ""
             # One colour a method, one marker a framework: where both agree, the open one is seen around the other.
             second = names.index(framework)
-            style: dict[str, Any] = {"color": _colour(methods.index(method))}
+            number = methods.index(method)  # the dark colours of the palette first, then the light ones
+            style: dict[str, Any] = {"color": colormaps["tab20"]((2 * number + number // 10) % 20)}
             if method == VANILLA:
                 style = {"color": "grey", "linestyle": ("--", ":", "-.")[second % 3]}
                 axes.axhline(float(points["accuracy"].iloc[0]), label=called, **style)
@@ -136,8 +141,3 @@ def _bars(panels: Sequence[tuple[str, pd.DataFrame]], names: Sequence[str]) -> F
         axes.set_title(plot_text(name), fontsize="medium")
         axes.legend(fontsize="x-small")
     return figure
-
-
-def _colour(number: int) -> Any:
-    """The dark colours of the palette first, then the light ones."""
-    return colormaps["tab20"]((2 * number + number // 10) % 20)
