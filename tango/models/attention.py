@@ -45,6 +45,12 @@ def by_token(patches: Tensor, group: int) -> Tensor:
     return patches.view(len(patches), -1, group, *patches.shape[2:]).mean(2)
 
 
+def rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding of (.., d) by cosines and sines (.., d), component i paired with i + d/2."""
+    first, second = states.chunk(2, -1)
+    return states * cos + torch.cat((-second, first), -1) * sin
+
+
 SALIENCIES: dict[str, Callable[..., Tensor]] = {
     "global_query": mean_query_saliency,
     "received_attention": received_saliency,
@@ -77,9 +83,7 @@ def from_attention(
             query, key = (x.unflatten(2, (heads, -1)).float() for x in chunk[:2])
             if rotation:
                 cos, sin = (x.float()[:, :, None] for x in chunk[2:])
-                query, key = (
-                    x * cos + torch.cat((-x.chunk(2, -1)[1], x.chunk(2, -1)[0]), -1) * sin for x in (query, key)
-                )
+                query, key = rotate(query, cos, sin), rotate(key, cos, sin)
             for name, part in parts.items():
                 found[name].append(part(query, key, scaling, group))
     return {name: torch.cat(chunks) for name, chunks in found.items()}

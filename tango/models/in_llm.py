@@ -29,6 +29,7 @@ from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from tango.models import refusals
+from tango.models.attention import rotate
 from tango.models.prompt import Prompt, Session, cache_of, pad, side_of_padding, take
 from tango.pruners.base import full_precision
 from tango.pruners.in_llm import LayerPruning, attention_row, average_ratio
@@ -272,8 +273,8 @@ def last_row(attention: Any, hidden: Tensor, rotary: tuple[Tensor, Tensor], visi
         cos, sin = (part.expand(len(hidden), -1, -1) for part in rotary)
         query = heads(attention, "q", hidden[rows, last][:, None])
         keys = heads(attention, "k", hidden)
-        query = rotate(query, cos[rows, last][:, None], sin[rows, last][:, None])
-        keys = rotate(keys, cos, sin)
+        query = rotate(query, cos[rows, last][:, None, None], sin[rows, last][:, None, None])
+        keys = rotate(keys, cos[:, None], sin[:, None])
         with full_precision(hidden.device):
             return attention_row(query[:, :, 0], keys, visible, attention.scaling).mean(1)
 
@@ -284,12 +285,6 @@ def heads(attention: Any, which: str, hidden: Tensor) -> Tensor:
     norm = getattr(attention, f"{which}_norm", None)
     split: Tensor = states if norm is None else norm(states)
     return split.transpose(1, 2)
-
-
-def rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding of (B, H, N, d) by cosines and sines (B, N, d), component i paired with i + d/2."""
-    first, second = states.chunk(2, -1)
-    return states * cos[:, None] + torch.cat((-second, first), -1) * sin[:, None]
 
 
 def take_rows(tensor: Tensor, source: Tensor) -> Tensor:

@@ -153,9 +153,7 @@ class QwenVL(Family):
     def _encode_chunk(self, pixels: Tensor, grids: Tensor) -> list[dict[str, Tensor]]:
         attention = self.tower.blocks[-1].attn
         # Where the result must equal the model's own to the bit, its own loop over frames and windows.
-        # So do checkpoints, which compute a block again when this call is over.
-        again = torch.is_grad_enabled() and self.tower.training and self.tower.is_gradient_checkpointing
-        together = contextlib.nullcontext() if self.in_one_call or again else segments_together(self.tower)
+        together = contextlib.nullcontext() if self.in_one_call else segments_together(self.tower)
         recording: AbstractContextManager[Any] = (
             recorded_attention(attention) if self.parts else contextlib.nullcontext()
         )

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tango.models.attention import rotate
 from tango.models.family import Family
 from tango.models.llava_onevision import FRAMES_PER_CALL, LlavaOnevision
 from tango.models.qwen_vl import PATCHES_PER_CALL, QwenVL
@@ -165,10 +166,7 @@ def qwen_block(block: Any, plan: Plan, hidden: Tensor, cu_seqlens: Tensor, posit
     attention, own = block.attn, hidden[plan.rows]
     query, key, value = attention.qkv(block.norm1(own)).unflatten(-1, (3, attention.num_heads, -1)).unbind(1)
     cos, sin = (x[plan.rows, None].float() for x in position_embeddings)
-    query, key = (
-        (x.float() * cos + torch.cat((-x.chunk(2, -1)[1], x.chunk(2, -1)[0]), -1).float() * sin).to(x.dtype)
-        for x in (query, key)
-    )
+    query, key = (rotate(x.float(), cos, sin).to(x.dtype) for x in (query, key))
     mixed = plan.attend(query, key, value, cu_seqlens.tolist(), attention.scaling)
     own = own + attention.proj(mixed.flatten(1))
     out: Tensor = own + block.mlp(block.norm2(own))

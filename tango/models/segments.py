@@ -21,11 +21,14 @@ NAME = "tango_segments_in_place_of_flash"
 def segments_together(tower: Any) -> Iterator[None]:
     """While open, a Qwen tower whose attention is sdpa attends within all segments of one length at once.
 
-    Any other attention is left as it is. Results are those of the loop but for rounding.
+    Any other attention is left as it is, and a tower of which checkpoints compute layers again when the call is over.
+    Results are those of the loop but for rounding.
     """
     config = tower.config
     before = config._attn_implementation
-    if before != "sdpa":
+    again = torch.is_grad_enabled() and tower.training
+    again = again and any(getattr(module, "gradient_checkpointing", False) for module in tower.modules())
+    if before != "sdpa" or again:
         yield
         return
     AttentionInterface.register(NAME, attend_within_segments)

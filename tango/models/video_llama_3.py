@@ -8,7 +8,6 @@ that last one before it stands in; where that one is kept already, another that 
 Kept tokens take the places of their placeholders, and the language model numbers the shorter prompt without gaps.
 """
 
-import contextlib
 import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -155,7 +154,7 @@ class VideoLlama3(Family):
         frames, patches = int(grid[0]), int(grid[1] * grid[2])
         step = max(1, PATCHES_PER_CALL // patches)
         chunks = ((chunk, len(chunk) // patches) for chunk in torch.split(pixels, step * patches))
-        with segments_together(self.tower) if not self._again() else contextlib.nullcontext():
+        with segments_together(self.tower):
             return joined(
                 (
                     self._encode_chunk(chunk, torch.cat((grid.new_tensor([count]), grid[1:]))[None], merge[None])[0]
@@ -163,11 +162,6 @@ class VideoLlama3(Family):
                 ),
                 frames,
             )
-
-    def _again(self) -> bool:
-        """Whether checkpoints will compute layers again when a call is over."""
-        checkpointing = getattr(self.tower.encoder, "gradient_checkpointing", False)
-        return bool(torch.is_grad_enabled() and self.tower.training and checkpointing)
 
     def _encode_chunk(self, pixels: Tensor, grids: Tensor, merges: Tensor) -> list[dict[str, Tensor]]:
         """Features (F, L, D) of each video and the parts of VideoTokens that are needed."""
