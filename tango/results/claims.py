@@ -16,7 +16,7 @@ from tango.results.escaping import csv_text, latex_text, markdown_text
 from tango.results.layout import DIFFERENCE, SHARE
 from tango.results.recount import KEYS, SPED_UP, Table
 from tango.runs.settings import VANILLA
-from tango.runs.summary import TITLES
+from tango.runs.summary import WITH_UNITS
 
 NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
 ROUNDED = 1.2e-4  # what a number of a CSV file, of four decimals, and one that follows from a few of them may be off
@@ -232,7 +232,7 @@ def shown_line(
         return {}
     line = table[key]
     if kind == "efficiency":
-        spread = {f"{name} ({unit})": line.get(f"{name} sd") for name, (unit, _) in TITLES.items()}
+        spread = {column: line.get(f"{name} sd") for name, column in WITH_UNITS.items()}
         return line | {name: (line.get(name), sd) for name, sd in spread.items() if sd is not None}
     found = {"tokens kept (%)": line.get("tokens_kept"), "unparsed replies": line.get("unparsed")}
     found["n"] = line.get("questions")
@@ -325,12 +325,11 @@ def hold_one_another(outcome: Outcome, folder: Path, tables: Mapping[str, Table]
         scores = [line[name] for name in names if line.get(name) is not None]
         hold("accuracy", key, {"average": sum(scores) / len(names)} if len(scores) == len(names) > 0 else {})
     for key, line in efficiency.items():
-        units = {title: f"{title} ({unit})" for title, (unit, _) in TITLES.items()}
-        parts = [line[units[f"Avg_{part}_Time"]] for part in ("ViT", "Other", "LLM_Prefill")]
-        hold("efficiency", key, {units["Avg_Total_TTFT"]: sum(parts)} if None not in parts else {})
+        parts = [line[WITH_UNITS[f"Avg_{part}_Time"]] for part in ("ViT", "Other", "LLM_Prefill")]
+        hold("efficiency", key, {WITH_UNITS["Avg_Total_TTFT"]: sum(parts)} if None not in parts else {})
         base = unpruned.get(key[:-1], {})
         for title in SPED_UP:
-            mine, theirs = line.get(units[title]), base.get(units[title])
+            mine, theirs = (one.get(WITH_UNITS[title]) for one in (line, base))
             if mine and theirs and line.get("machine") == base.get("machine"):
                 hold("efficiency", key, {f"{title} speed-up": theirs / mine})
     for (framework, against), line in tables["comparisons"].items():

@@ -19,7 +19,7 @@ from tango.results.statistics import Interval
 from tango.results.tables import SPEED_UPS, accuracy_table
 from tango.runs.provenance import commit_text, device_text, versions_text
 from tango.runs.settings import VANILLA
-from tango.runs.summary import TITLES, terminal_table
+from tango.runs.summary import WITH_UNITS, terminal_table
 from tango.runs.summary import efficiency_table as efficiency_of
 
 SHARE, DIFFERENCE = "share kept (%)", "difference (points)"
@@ -161,11 +161,11 @@ def shown_efficiency(rows: Sequence[Row], frame: pd.DataFrame) -> pd.DataFrame:
     if frame["machine"].nunique() > 1:
         numbers = {machine: i for i, machine in enumerate(dict.fromkeys(frame["machine"]), 1)}
         shown["ran on"] = [f"{numbers[m]}: {d}" for m, d in zip(frame["machine"], frame["device"], strict=True)]
-    for name, (unit, _) in TITLES.items():
+    for name, column in WITH_UNITS.items():
         spread = frame.get(f"{name} sd", pd.Series(float("nan"), frame.index))
-        shown[f"{name} ({unit})"] = [
+        shown[column] = [
             text if pd.isna(sd) else f"{text} ± {sd:.2f}"
-            for text, sd in zip(_rounded(frame[f"{name} ({unit})"], 2), spread, strict=True)
+            for text, sd in zip(_rounded(frame[column], 2), spread, strict=True)
         ]
     for name in (f"{key} speed-up" for key in SPEED_UPS):
         shown[name] = [f"{text}x" if text != "-" else text for text in _rounded(frame[name], 2)]
@@ -176,8 +176,7 @@ def shown_published(rows: Sequence[Row], frame: pd.DataFrame) -> pd.DataFrame:
     """published_table() of some lines as text, the published figures in the last column; empty if there are none."""
     if frame.empty:
         return frame
-    units = {name: f"{name} ({unit})" for name, (unit, _) in TITLES.items()}
-    units |= {
+    units = WITH_UNITS | {
         "share_kept": "share of the unpruned accuracy kept (%)",
         "speed_up": "speed-up over the unpruned model, of which time is not said",
     }

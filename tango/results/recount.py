@@ -13,7 +13,7 @@ import numpy as np
 
 from tango.results.cells import Cell, Row, benchmarks, device, each_cell, frameworks, machine, reference
 from tango.results.statistics import CORNERS, Scores, bootstrap
-from tango.runs.summary import TITLES
+from tango.runs.summary import WITH_UNITS
 
 Table = dict[tuple[str, ...], dict[str, Any]]  # columns by what names a line
 KEYS = {
@@ -206,7 +206,7 @@ def _with_ends(row: Row, scores: Mapping[str, float]) -> dict[str, float]:
 
 def _efficiency(row: Row, name: str, cell: Cell, unpruned: Row | None) -> dict[str, Any]:
     line: dict[str, Any] = {"method": row.method, "device": device(cell), "machine": machine(cell)}
-    line |= {f"{title} ({unit})": cell["efficiency"][title] for title, (unit, _) in TITLES.items()}
+    line |= {column: cell["efficiency"][title] for title, column in WITH_UNITS.items()}
     line |= {f"{title} sd": value for title, value in cell["efficiency"].get("spread", {}).items()}
     line |= {f"load_{key}": value for key, value in (cell["provenance"].get("load") or {}).items()}
     base = unpruned.cells.get(name) if unpruned is not None else None

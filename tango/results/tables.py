@@ -28,7 +28,7 @@ from tango.results.cells import (
     tokens_kept,
 )
 from tango.results.statistics import Interval, Scores, average, bootstrap, wilson
-from tango.runs.summary import TITLES
+from tango.runs.summary import TITLES, WITH_UNITS
 
 SPEED_UPS = ("Total_runtime", "Total_GPU_runtime", "Avg_LLM_Prefill_Time", "Avg_Total_TTFT")
 
@@ -161,12 +161,11 @@ def efficiency_table(rows: Sequence[Row]) -> pd.DataFrame:
     its samples and the load of the machine (tango.runs.load) if the run noted them, where it ran, and how many times
     less it took than the unpruned model on the same questions, framework and machine (NaN if that is not there).
     """
-    columns = {name: f"{name} ({unit})" for name, (unit, _) in TITLES.items()}
     table = []
     for name, row, cell in each_cell(rows):
         line = {"benchmark": name} | _who(row) | {"device": device(cell), "machine": machine(cell)}
-        line |= {title: _number(cell["efficiency"][key]) for key, title in columns.items()}
-        line |= {f"{key} sd": _number(sd) for key, sd in cell["efficiency"].get("spread", {}).items() if key in columns}
+        line |= {title: _number(cell["efficiency"][key]) for key, title in WITH_UNITS.items()}
+        line |= {f"{key} sd": _number(sd) for key, sd in cell["efficiency"].get("spread", {}).items() if key in TITLES}
         line |= {f"load_{key}": _number(value) for key, value in (cell["provenance"].get("load") or {}).items()}
         unpruned = reference(rows, row)
         base = None if unpruned is None else unpruned.cells.get(name)

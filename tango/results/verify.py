@@ -39,7 +39,7 @@ from tango.results.escaping import latex_text, markdown_items, markdown_text, pl
 from tango.results.follow import verify_cell, verify_run
 from tango.results.recount import KEYS, Table
 from tango.results.samples import named, unpacked
-from tango.runs.summary import TITLES
+from tango.runs.summary import TITLES, WITH_UNITS
 
 NO_SAMPLES = "no samples are beside it"
 
@@ -255,7 +255,7 @@ def _published(table: Table, expected: Mapping[str, Table]) -> Table:
         line: dict[str, Any] = {"published": figures.get((benchmark, name, quantity))}
         for framework in {key[0] for key in expected["accuracy"]}:
             key = (benchmark, framework, name)
-            column = f"{quantity} ({TITLES[quantity][0]})" if quantity in TITLES else quantity
+            column = WITH_UNITS.get(quantity, quantity)
             line[framework] = expected["efficiency" if quantity in TITLES else "benchmarks"].get(key, {}).get(column)
         found[benchmark, name, quantity] = line
     return found

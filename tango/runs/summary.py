@@ -28,6 +28,7 @@ TITLES = {  # columns of the efficiency table, in the paper's order, and how eac
     "Avg_Total_TTFT": ("ms", "the three together"),
     "Avg_Decoding_Throughput": ("token/s", "tokens after the first over the time after the first"),
 }
+WITH_UNITS = {name: f"{name} ({unit})" for name, (unit, _) in TITLES.items()}
 PARTS = {  # what the averages in ms consist of
     "Avg_ViT_Time": ("vit_s",),
     "Avg_Other_Time": ("other_s",),
