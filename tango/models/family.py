@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tango.models import refusals
-from tango.models.attention import parts_of_attention
+from tango.models.attention import SALIENCIES, parts_of_attention
 from tango.models.generation import timestamps_of
 from tango.models.positions import numbered
 from tango.models.prompt import Edit, PaddingSide, Prompt, columns_left, take, written
@@ -57,7 +57,7 @@ class Family(ABC):
     title: str
     inputs: tuple[str, ...]  # arguments of the model that are used up here; the language model sees none
     video_inputs = ("pixel_values_videos",)  # those of them whose presence means that the prompt holds a video
-    saliencies: tuple[str, ...]  # those that a method may ask for, the default first
+    saliencies: tuple[str, ...] = (*SALIENCIES,)  # those that a method may ask for, the default first
     sinks: Mapping[tuple[int, int], tuple[int, ...]] = {}  # attention sinks of a frame, by grid
     extra_width = 0  # X: columns of an Edit's embeddings (.., D + X) beyond the language model's width
 

@@ -50,7 +50,6 @@ class InternVL(Family):
 
     title = "InternVL"
     inputs = ("pixel_values", "image_sizes", *OPTIONS, "video_frames")
-    saliencies = ("global_query", "received_attention")
 
     @classmethod
     def side(cls, config: Any, pixels: Tensor) -> int:

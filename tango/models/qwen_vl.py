@@ -42,7 +42,6 @@ class QwenVL(Family):
         "pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw", "second_per_grid_ts",
         "mm_token_type_ids",
     )  # fmt: skip
-    saliencies = ("global_query", "received_attention")
     seconds = "second_per_grid_ts"  # the argument that says how many from one frame of each video to the next
 
     def __init__(self, model: Any, pruner: Pruner) -> None:

@@ -94,7 +94,6 @@ class VideoLlama3(Family):
         "pixel_values", "image_grid_thw", "image_merge_sizes", "pixel_values_videos", "video_grid_thw",
         "video_merge_sizes", "video_compression_mask",
     )  # fmt: skip
-    saliencies = ("global_query", "received_attention")
 
     def __init__(self, model: Any, pruner: Pruner) -> None:
         super().__init__(model, pruner)
