@@ -217,7 +217,7 @@ class PrunedModel(lmms):
         for request in requests:
             generation_settings(self._generation(request))  # an unknown setting is an error of the run, not of a sample
         texts = []
-        for _, record in self._answer(requests, lambda r, name, m: chat.generate(m, self._generation(r), name)):
+        for record in self._answer(requests, lambda r, name, m: chat.generate(m, self._generation(r), name)):
             if record is None:
                 texts.append(GenerationResult(""))
             elif record.failure is not None:
@@ -229,7 +229,7 @@ class PrunedModel(lmms):
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         chat = self._running().chat
         pairs = []
-        for _, record in self._answer(requests, lambda r, _, m: chat.loglikelihood(m, self._continuation(r))):
+        for record in self._answer(requests, lambda r, _, m: chat.loglikelihood(m, self._continuation(r))):
             if record is None or record.failure is not None:
                 pairs.append((float("nan"), False))
             else:
@@ -268,7 +268,7 @@ class PrunedModel(lmms):
 
     def _answer(
         self, requests: Sequence[Instance], compute: Callable[[Instance, str, Any], Answer]
-    ) -> Iterator[tuple[Instance, Record | None]]:
+    ) -> Iterator[Record | None]:
         """Run all requests in order; None for those that only pad this rank to the length of others."""
         real = [request for request in requests if not request.metadata.get("__padding_only__")]
         failed: set[tuple[str, Any]] = set()
@@ -278,13 +278,13 @@ class PrunedModel(lmms):
             records = run.runner.run(self._samples(run, real, compute))
             for request in requests:
                 if request.metadata.get("__padding_only__"):
-                    yield request, None
+                    yield None
                     continue
                 record = next(records)
                 bar.update(1)
                 if record.failure is not None:
                     failed.add((request.task_name, request.doc_id))
-                yield request, record
+                yield record
         bar.close()
         # lmms-eval skips documents that no request belongs to. A failed one is taken away from its document, with all
         # other requests of that document, so that it is scored neither right nor wrong whatever the task makes of odd

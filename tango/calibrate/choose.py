@@ -79,8 +79,7 @@ def best(ways: Sequence[Way], tolerance: float) -> Way | None:
 def settings_file(way: Way, tolerance: float, command: str) -> str:
     """A settings file (TANGO_CONFIG) for both frameworks with this method at this ratio; says how it came to be."""
     pruner = way.pruner
-    plain = REGISTRY[pruner.name]()
-    usual = plain.settings()
+    usual = REGISTRY[pruner.name]().settings()
     changed = {name: value for name, value in pruner.settings().items() if value != usual[name]}
     changed["retention_ratio"] = pruner.retention_ratio
     lines = [

@@ -6,7 +6,6 @@ is 1 if one of those is not well. The rest tells what else could be run here.
 
 from __future__ import annotations
 
-import math
 import os
 import platform
 import re
@@ -297,15 +296,11 @@ def memory() -> tuple[str, float]:
 
 def weights(model: str) -> tuple[float, float]:
     """Parameters of a checkpoint and GiB of its weights: from its files, or for published ones from the list."""
-    from safetensors import safe_open
+    from tango.models.pooling_head import numbers_in
 
-    count = size = 0.0
-    for file in weight_files(model):
-        size += file.stat().st_size / GIB
-        with safe_open(file, "pt") as tensors:  # reads its header alone
-            count += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
-    if count:
-        return count, size
+    files = weight_files(model)
+    if count := sum(map(numbers_in, files)):
+        return count, sum(file.stat().st_size for file in files) / GIB
     return PUBLISHED.get(model, 0) * 1e9, PUBLISHED.get(model, 0) * 1e9 * PUBLISHED_BYTES / GIB
 
 

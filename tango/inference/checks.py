@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -14,11 +13,11 @@ from typing import Any
 import torch
 from huggingface_hub.constants import HF_HUB_CACHE, is_offline_mode
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from transformers.activations import ACT2FN
 
 from tango.inference.names import CheckpointError
-from tango.models.pooling_head import INDEX, WEIGHTS, weight_map
+from tango.models.pooling_head import INDEX, WEIGHTS, numbers_in, weight_map
 
 # Fields of config.json that count something, and the most that is believed: far beyond any model of today.
 COUNTS = dict.fromkeys(("hidden_size", "out_hidden_size", "intermediate_size", "vocab_size"), 2**24)
@@ -100,12 +99,9 @@ def check_size(model: Any, pretrained: str) -> None:
     Raises:
         CheckpointError: says both numbers of parameters.
     """
-    folder, held = Path(pretrained).expanduser(), 0
+    folder = Path(pretrained).expanduser()
     names = set(weight_map(folder / INDEX).values()) if (folder / INDEX).is_file() else {WEIGHTS}
-    for file in (folder / name for name in names):
-        if file.is_file():
-            with safe_open(file, "pt") as tensors:
-                held += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+    held = sum(numbers_in(folder / name) for name in names if (folder / name).is_file())
     described = sum(parameter.numel() for parameter in model.parameters())
     if held and described > 2 * held:
         raise CheckpointError(

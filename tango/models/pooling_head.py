@@ -6,6 +6,7 @@ own files); the default hub checkpoint, for a tower of its dimensions.
 """
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -173,6 +174,12 @@ def files_of(file: Path) -> dict[str, Path]:
             return dict.fromkeys(tensors.keys(), file)
     except SafetensorError as error:
         raise ValueError(f"{file} is not a safetensors file ({error}); no other format is read") from error
+
+
+def numbers_in(file: Path) -> int:
+    """How many numbers the tensors of a safetensors file hold, by its header alone."""
+    with safe_open(file, "pt") as tensors:
+        return sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
 
 
 def is_head(name: str) -> bool:

@@ -11,11 +11,10 @@ from typing import Any
 import pandas as pd
 
 from tango.inference.files import check_regular, regular
+from tango.runs.scoring import LETTERS
 from tango.sweeps.cells import EFFICIENCY
 from tango.sweeps.lmms_cells import METRICS
 from tango.sweeps.vlmeval_cells import ANSWERS, CHOICES, KINDS
-
-LETTERS = "ABCDEFGHIJ"  # columns of options
 
 
 @dataclass(frozen=True)
