@@ -50,13 +50,21 @@ class Outcome:
     unchecked: list[Finding] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
+    def differs(self, file: Path | str, what: str, says: str, gives: str) -> None:
+        """Note a difference."""
+        self.differ.append(Finding(str(file), what, says, gives))
+
+    def unknown(self, file: Path, what: str, says: str, why: str) -> None:
+        """Note what cannot be checked."""
+        self.unchecked.append(Finding(str(file), what, says, why))
+
     def hold(self, file: Path, what: str, says: Any, gives: Any) -> None:
         """Compare one value of a JSON file with what it should be, numbers to nine digits."""
         numbers = all(isinstance(one, int | float) and not isinstance(one, bool) for one in (says, gives))
         if math.isclose(says, gives, rel_tol=1e-9, abs_tol=1e-12) if numbers else says == gives:
             self.agree += 1
         else:
-            self.differ.append(Finding(str(file), what, str(says), str(gives)))
+            self.differs(file, what, str(says), str(gives))
 
     def hold_text(self, file: Path, what: str, says: str, gives: Any, slack: float = 0.0, alone: bool = False) -> None:
         """Compare the numbers of a table's text with those they should be, to the digits that it has. gives: a number,
@@ -78,7 +86,7 @@ class Outcome:
         if right:
             self.agree += 1
         else:
-            self.differ.append(Finding(str(file), what, says.strip() or "nothing", shown(gives)))
+            self.differs(file, what, says.strip() or "nothing", shown(gives))
 
 
 def _several(value: Any) -> Sequence[Any]:
@@ -156,10 +164,10 @@ def hold_csv(outcome: Outcome, file: Path, expected: Table) -> None:
         key = tuple(row.get(name, "") for name in keys)
         name = ", ".join(filter(None, key))
         if key in there:
-            outcome.differ.append(Finding(str(file), name, "this line twice", "once"))
+            outcome.differs(file, name, "this line twice", "once")
         there.add(key)
         if key not in expected:
-            outcome.unchecked.append(Finding(str(file), name, "a line", "no finished cell of it is there"))
+            outcome.unknown(file, name, "a line", "no finished cell of it is there")
             continue
         for column, text in row.items():
             if column in expected[key]:
@@ -167,9 +175,7 @@ def hold_csv(outcome: Outcome, file: Path, expected: Table) -> None:
                 should = csv_field(should) if isinstance(should, str) else should
                 outcome.hold_text(file, f"{name}: {column}", text or "", should)
     for key in sorted(expected.keys() - there):
-        outcome.differ.append(
-            Finding(str(file), ", ".join(key), "nothing", "a finished cell: the table is older, or lacks it")
-        )
+        outcome.differs(file, ", ".join(key), "nothing", "a finished cell: the table is older, or lacks it")
 
 
 def shown_tables(folder: Path) -> Iterator[tuple[Path, str, str, Any, list[dict[str, str]]]]:
@@ -214,7 +220,7 @@ def hold_line(
             name = column.replace("\\", "")  # for people, without the marks of an escape
             outcome.hold_text(file, f"{where}: {name}", text, values[column], slack, alone)
         elif column not in TEXT:
-            outcome.unchecked.append(Finding(str(file), f"{where}: {column}", text, "no finished cell gives it"))
+            outcome.unknown(file, f"{where}: {column}", text, "no finished cell gives it")
 
 
 def shown_line(
@@ -283,7 +289,7 @@ def hold_sentences(outcome: Outcome, file: Path, expected: Mapping[str, Table], 
     }
     for name, interval, mine, theirs, said, n in verdict.findall(text):
         if (line := lines_of.get(name)) is None:
-            outcome.unchecked.append(Finding(str(file), f"against {name}", interval, "no finished cell of it is there"))
+            outcome.unknown(file, f"against {name}", interval, "no finished cell of it is there")
             continue
         ends = tuple(line[f"difference{end}"] for end in ("", "_low", "_high"))
         outcome.hold_text(file, f"against {name}: difference", interval, ends, ROUNDED)

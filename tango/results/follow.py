@@ -13,7 +13,7 @@ from typing import Any
 from tango.inference.files import DAMAGED, check_regular, regular
 from tango.results import recount
 from tango.results.cells import Cell, ResultsError, read_cell
-from tango.results.claims import Finding, Outcome
+from tango.results.claims import Outcome
 from tango.results.logged import Logged, lmms_rows, vlmeval_rows
 from tango.runs.journal import read_journal
 from tango.runs.provenance import code_fingerprint
@@ -35,7 +35,7 @@ def verify_cell(place: Path, outcome: Outcome) -> Cell | None:
     try:
         cell = read_cell(file)
     except ResultsError as error:
-        outcome.differ.append(Finding(str(file), "the cell", "cannot be read", str(error)))
+        outcome.differs(file, "the cell", "cannot be read", str(error))
         return None
     return _checked(file, outcome, _of_sweep, file, cell)
 
@@ -45,7 +45,7 @@ def _checked(file: Path, outcome: Outcome, follow: Callable[..., Cell], *given: 
     try:
         return follow(*given, outcome)
     except DAMAGED as error:
-        outcome.differ.append(Finding(str(file), "the cell", "its run's files cannot be read", repr(error)))
+        outcome.differs(file, "the cell", "its run's files cannot be read", repr(error))
         return None
 
 
@@ -59,13 +59,13 @@ def _of_sweep(file: Path, cell: Cell, outcome: Outcome) -> Cell:
     if identity.is_file():
         outcome.hold(identity, "fingerprint", identity.read_text(encoding="utf-8").strip(), cell.get("identity"))
     else:
-        outcome.unchecked.append(Finding(str(file), "fingerprint", str(cell.get("identity")), "no file `identity`"))
+        outcome.unknown(file, "fingerprint", str(cell.get("identity")), "no file `identity`")
     found = regular(file.parent / "run", f"*/*{EFFICIENCY}")
     if len(found) == 1:
         return _followed(file, cell, found[0], outcome)
     count = len(cell["samples"]) * len(cell["samples"][0]) + len(TITLES)
     why = "no records of a run are" if not found else f"{len(found)} runs are"
-    outcome.unchecked.append(Finding(str(file), f"{count} values of rows and times", "", f"{why} beside them"))
+    outcome.unknown(file, f"{count} values of rows and times", "", f"{why} beside them")
     return cell
 
 
@@ -82,8 +82,9 @@ def _followed(file: Path, cell: Cell, source: Path, outcome: Outcome) -> Cell:
         outcome.notes.append(f"{file}: made by another code than this one (tango {of}), which is not run again here")
     summary = read_json(source.read_bytes())
     records = summary["samples"]
-    twice = [key for key, number in Counter(map(_who, records)).items() if number > 1]
-    outcome.differ += [Finding(str(source), f"sample {' '.join(map(str, key))}", "twice", "once") for key in twice]
+    for key, number in Counter(map(_who, records)).items():
+        if number > 1:
+            outcome.differs(source, f"sample {' '.join(map(str, key))}", "twice", "once")
     for name, gives in (("n_samples", len(records)), ("n_failed", sum(one["failure"] is not None for one in records))):
         outcome.hold(source, name, summary[name], gives)
     _journal(source, origin["run"], records, outcome)
@@ -121,7 +122,7 @@ def _journal(file: Path, run: str, records: Sequence[Mapping[str, Any]], outcome
     """Records are those that the journal holds, field by field; it lies above the file of records."""
     folder = next((place / "journal" for place in file.parents[:3] if (place / "journal").is_dir()), None)
     if folder is None:
-        outcome.unchecked.append(Finding(str(file), f"{len(records)} records", "", "no journal is beside them"))
+        outcome.unknown(file, f"{len(records)} records", "", "no journal is beside them")
         return
     written: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for journal in sorted(folder.glob(f"{run}-rank*.jsonl")):
@@ -131,14 +132,14 @@ def _journal(file: Path, run: str, records: Sequence[Mapping[str, Any]], outcome
         there = (
             ", ".join(sorted(f"{path.name} ({path.stat().st_size} bytes)" for path in folder.iterdir())) or "nothing"
         )
-        outcome.differ.append(Finding(str(folder), "journal of the run", there, f"samples in {run}-rank0.jsonl"))
+        outcome.differs(folder, "journal of the run", there, f"samples in {run}-rank0.jsonl")
         return
     names = sorted(Record.__dataclass_fields__.keys() - {"resumed"})
     for record in records:
         entries = written.get(_who(record), [])
         where = f"sample {record['task']} {record['doc_id']}"
         if not entries:
-            outcome.differ.append(Finding(str(folder), where, "missing", f"a record in {file.name}"))
+            outcome.differs(folder, where, "missing", f"a record in {file.name}")
             continue
         # Of several (a prompt that changed, a failure before) it is the one that is most like it.
         entry = max(entries, key=lambda one: sum(one.get(name) == record.get(name) for name in names))
@@ -159,10 +160,10 @@ def _rows(
         key = next((key for key in keys if key in left), None)
         where = f"sample {row['id']}"
         if row["id"] in made:
-            outcome.differ.append(Finding(str(one.file), where, "twice", "once"))
+            outcome.differs(one.file, where, "twice", "once")
             continue
         if key is None:
-            outcome.differ.append(Finding(str(one.file), where, "a score", f"no record in {records_file.name}"))
+            outcome.differs(one.file, where, "a score", f"no record in {records_file.name}")
             continue
         record = left.pop(key)
         if all(isinstance(row[side], str) and LETTER.fullmatch(row[side]) for side in ("prediction", "answer")):
@@ -180,11 +181,11 @@ def _rows(
         made[row["id"]] = row | tokens | {"kept": [video.get("kept") for video in record["videos"]]}
     for task, doc_id in left:
         name = logged[0].file.name if logged else "the framework's log"
-        outcome.differ.append(Finding(str(records_file), f"sample {task} {doc_id}", "a record", f"none in {name}"))
+        outcome.differs(records_file, f"sample {task} {doc_id}", "a record", f"none in {name}")
     there = {str(row["id"]): row for row in cell["samples"]}
     for name in sorted(there.keys() ^ made.keys()):
         says, gives = ("nothing", "a row") if name in made else ("a row", "no such sample")
-        outcome.differ.append(Finding(str(file), f"sample {name}", says, gives))
+        outcome.differs(file, f"sample {name}", says, gives)
     for name in sorted(there.keys() & made.keys()):
         for column, value in made[name].items():
             outcome.hold(file, f"sample {name}: {column}", there[name].get(column), value)

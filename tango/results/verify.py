@@ -80,7 +80,7 @@ def _verify(
         try:
             verify_tables(folder, outcome, cells, known, beside.get(folder, ()))
         except DAMAGED as error:
-            outcome.differ.append(Finding(str(folder), "the tables", "cannot be read", repr(error)))
+            outcome.differs(folder, "the tables", "cannot be read", repr(error))
     for file in others:
         texts = [text for _, rows in read_markdown(file) for row in rows for text in row.values()]
         count = sum(len(NUMBER.findall(text)) for text in texts if re.match(r"[-+]?\d", text))  # not those in names
@@ -100,7 +100,8 @@ def cells_below(folder: Path, outcome: Outcome, known: dict[Path, Cell | None]) 
         if where not in known:
             known[where] = verify_run(file, made, outcome)
         here.append(where)
-    outcome.differ += [Finding(reason.partition(": ")[0], "it", "cannot be read", reason) for reason in unread]
+    for reason in unread:
+        outcome.differs(reason.partition(": ")[0], "it", "cannot be read", reason)
     return [cell for where in here if (cell := known[where]) is not None]
 
 
@@ -128,7 +129,7 @@ def cannot(outcome: Outcome, file: Path, count: int, command: str) -> None:
     """Note how many numbers of a file, or of a folder's CSV files, cannot be checked, and what makes them again."""
     if count:
         made = f"made by: {command}" if command else "it names no command that makes them"
-        outcome.unchecked.append(Finding(str(file), f"{count} numbers", "", f"{NO_SAMPLES}; {made}"))
+        outcome.unknown(file, f"{count} numbers", "", f"{NO_SAMPLES}; {made}")
 
 
 def verify_tables(
@@ -183,7 +184,7 @@ def _all_models(folder: Path, comment: Sequence[str], cells: Sequence[Cell], out
                 key for key in left if (key[0], written(key[2])) == (of, row[""]) and within in (None, written(key[1]))
             }
         for key in sorted(left):
-            outcome.differ.append(Finding(str(file), ", ".join(key), "nothing", "a finished cell"))
+            outcome.differs(file, ", ".join(key), "nothing", "a finished cell")
 
 
 def sources(comment: Sequence[str], folder: Path) -> list[Path]:
@@ -231,7 +232,7 @@ def _against_cells(
         hold_csv(outcome, file, expected[name])
     for name, table in expected.items():
         if table and name not in sheets:
-            outcome.differ.append(Finding(str(folder / f"{name}.csv"), "the file", "is missing", f"{len(table)} lines"))
+            outcome.differs(folder / f"{name}.csv", "the file", "is missing", f"{len(table)} lines")
     hold_shown(outcome, folder, expected)
     if (folder / "README.md").is_file():
         cold = sum(int(cell["efficiency"]["cold_samples"]) for cell in used)
