@@ -218,6 +218,12 @@ def setting(cell: Cell) -> tuple[str, int, str, str]:
     return cell["cell"]["model"], model["max_frames_num"], model["dtype"], model.get("times", "processor")
 
 
+def setting_text(found: tuple[str, int, str, str]) -> str:
+    """A setting(), for people."""
+    model, frames, dtype, times = found
+    return f"{model}, {frames} frames, {dtype}" + ("" if times == "processor" else f", {times} times")
+
+
 def machine(cell: Cell) -> str:
     """Where a cell ran, as text that is equal only for cells whose times may be compared."""
     return json.dumps([cell["provenance"]["device"], cell["provenance"]["processes"]], sort_keys=True)

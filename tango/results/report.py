@@ -14,7 +14,7 @@ from rich.table import Table as RichTable
 
 from tango.inference.files import write_whole
 from tango.results import layout, tables
-from tango.results.cells import Cell, Row, arrange, benchmarks, each_cell, frameworks, machine, setting
+from tango.results.cells import Cell, Row, arrange, benchmarks, each_cell, frameworks, machine, setting, setting_text
 from tango.results.escaping import markdown_items, markdown_text, plain
 from tango.results.plots import plot_all
 from tango.results.samples import read_folders
@@ -64,9 +64,8 @@ def report(folders: Iterable[str | Path], output: str | Path) -> Report:
     made = Report(remarks=list(unread))
     models: list[tuple[str, list[Row], pd.DataFrame]] = []
     for (model, frames, dtype, times), group in sorted(groups.items()):
-        name, title = f"{model}_{frames}frame_{dtype}", f"{model}, {frames} frames, {dtype}"
-        if times != "processor":
-            name, title = f"{name}_{times}_times", f"{title}, {times} times"
+        name = f"{model}_{frames}frame_{dtype}" + ("" if times == "processor" else f"_{times}_times")
+        title = setting_text((model, frames, dtype, times))
         folder = Path(output) / folder_name(name)
         if folder in {file.parent for file in made.files}:  # of another model, called alike but for odd letters
             folder = Path(output) / f"{folder.name}-{digest(name)}"

@@ -18,7 +18,7 @@ import yaml
 
 from tango.inference.files import DAMAGED, regular
 from tango.results import layout, recount
-from tango.results.cells import Cell, ResultsError, arrange, cell_folders, label, run_by_hand, setting
+from tango.results.cells import Cell, ResultsError, arrange, cell_folders, label, run_by_hand, setting, setting_text
 from tango.results.claims import (
     NUMBER,
     ROUNDED,
@@ -158,9 +158,7 @@ def _all_models(folder: Path, comment: Sequence[str], cells: Sequence[Cell], out
     """The table over several models, in its three formats."""
     groups: dict[str, list[Cell]] = {}
     for cell in cells:
-        name, frames, dtype, times = setting(cell)
-        title = f"{name}, {frames} frames, {dtype}" + (f", {times} times" if times != "processor" else "")
-        groups.setdefault(title, []).append(cell)
+        groups.setdefault(setting_text(setting(cell)), []).append(cell)
     expected = {title: recount.recount(arrange(group)[0]) for title, group in groups.items()}
     every = {key[0] for tables in expected.values() for key in tables["benchmarks"]}
     shown = [(folder / "accuracy.csv", read_csv(folder / "accuracy.csv")[1], plain)]

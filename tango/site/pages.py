@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tango import __version__
-from tango.results.cells import accuracy, device, label, machine, setting, tokens_kept
+from tango.results.cells import accuracy, device, label, machine, setting, setting_text, tokens_kept
 from tango.results.statistics import Interval, Scores, bootstrap, wilson
 from tango.results.tables import paired_scores
 from tango.runs.provenance import commit_text, versions_text
@@ -96,13 +96,12 @@ def _reply(run: Run, number: int, row: Any, drawn: Drawn, strips: dict[str, int]
 
 def _line(runs: Sequence[Run], run: Run, names: Sequence[str]) -> dict[str, Any]:
     cell, origin = run.cell, run.cell["provenance"]
-    what, (model, frames, dtype, times) = cell["cell"], setting(cell)
-    against = reference(runs, run)
+    what, against = cell["cell"], reference(runs, run)
     base = None if against is None else runs[against].cell
     line = {
         "place": run.place, "label": label(cell), "framework": what["framework"], "method": what["method"],
         "ratio": what["ratio"], "variant": what.get("variant") or "", "benchmark": names.index(run.benchmark),
-        "model": f"{model}, {frames} frames, {dtype}" + ("" if times == "processor" else f", {times} times"),
+        "model": setting_text(setting(cell)),
         "n": len(cell["samples"]), "unparsed": sum(row["prediction"] is None for row in cell["samples"]),
         "accuracy": _ends(wilson(accuracy(cell) / 100, len(cell["samples"]))), "kept": _finite(tokens_kept(cell)),
         "kinds": _kinds(cell), "against": against, "difference": None, "share": None, "speed": None,
