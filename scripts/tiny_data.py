@@ -17,7 +17,7 @@ from transformers import Qwen2Tokenizer
 
 from tango.motionqa import scenes
 from tango.motionqa.questions import KINDS, questions
-from tango.motionqa.scenes import Spec, caption, render, sample_spec
+from tango.motionqa.scenes import Spec, render, sample_spec
 
 # First seed of each split; the test split starts at 0, and they never meet.
 TRAIN_SEED, VALIDATION_SEED = 1_000_000, 500_000
@@ -34,6 +34,24 @@ CHAT_TEMPLATE = (
 )
 DESCRIBE = "Describe the video."
 ALL_QUESTIONS = 13  # of a video of which everything is seen
+
+
+def place(x: float, y: float) -> str:
+    """Which ninth of the picture a point lies in, in words."""
+    rows, columns = ("top", "middle", "bottom"), ("left", "centre", "right")
+    return f"{rows[min(int(3 * y / scenes.SIZE), 2)]} {columns[min(int(3 * x / scenes.SIZE), 2)]}"
+
+
+def caption(spec: Spec, time: float, rng: np.random.Generator) -> str:
+    """What the frame at `time` shows, in words, its parts in random order."""
+    shown = [actor for actor in spec.actors if actor.start <= time < actor.end]
+    parts = [f"{actor.name} at the {place(*actor.position(time))}" for actor in shown]
+    if spec.dots_window[0] <= time < spec.dots_window[1]:
+        parts.append(f"{scenes.NUMBERS[len(spec.dots) - 1]} white dots")
+    if spec.glyph_window[0] <= time < spec.glyph_window[1]:
+        x, y = spec.glyph_at
+        parts.append(f"the letter {spec.glyph} at the {place(x + scenes.GLYPH_WIDTH / 2, y + scenes.GLYPH_HEIGHT / 2)}")
+    return ", ".join(parts[i] for i in rng.permutation(len(parts))) if parts else "nothing"
 
 
 def make_tokenizer() -> Qwen2Tokenizer:
@@ -96,7 +114,7 @@ def ask(
         if any(actor.name in q.text for q in moving):
             seen = [t for t in times if actor.start <= t < actor.end]
             for when, time in (("first", seen[0]), ("last", seen[-1])):
-                pairs.append((f"Where is the {actor.name} {when}?", scenes.place(*actor.position(time))))
+                pairs.append((f"Where is the {actor.name} {when}?", place(*actor.position(time))))
     return pairs
 
 

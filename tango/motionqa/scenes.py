@@ -228,24 +228,6 @@ def render(spec: Spec, time: float) -> Array:
     return np.asarray(np.clip(picture, 0, 255), np.uint8)
 
 
-def place(x: float, y: float) -> str:
-    """Which ninth of the picture a point lies in, in words."""
-    rows, columns = ("top", "middle", "bottom"), ("left", "centre", "right")
-    return f"{rows[min(int(3 * y / SIZE), 2)]} {columns[min(int(3 * x / SIZE), 2)]}"
-
-
-def caption(spec: Spec, time: float, rng: np.random.Generator) -> str:
-    """What the frame at `time` shows, in words, its parts in random order."""
-    shown = [actor for actor in spec.actors if actor.start <= time < actor.end]
-    parts = [f"{actor.name} at the {place(*actor.position(time))}" for actor in shown]
-    if spec.dots_window[0] <= time < spec.dots_window[1]:
-        parts.append(f"{NUMBERS[len(spec.dots) - 1]} white dots")
-    if spec.glyph_window[0] <= time < spec.glyph_window[1]:
-        x, y = spec.glyph_at
-        parts.append(f"the letter {spec.glyph} at the {place(x + GLYPH_WIDTH / 2, y + GLYPH_HEIGHT / 2)}")
-    return ", ".join(parts[i] for i in rng.permutation(len(parts))) if parts else "nothing"
-
-
 def uniform_times(frames: int) -> Array:
     """Times in seconds of `frames` uniformly sampled frames, first and last included, of a stored video."""
     return np.linspace(0, NUM_FRAMES - 1, frames).astype(int) / FPS
