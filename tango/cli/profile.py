@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -153,18 +152,20 @@ def table(series: dict[str, dict[str, list[float]]], tokens: dict[str, dict[str,
     for heading in ("", first, *(heading for name in others for heading in (name, "times faster"))):
         shown.add_column(heading, justify="right" if heading else "left")
 
-    def add(text: str, value: Callable[[str], str], key: str | None = None, end: bool = True) -> None:
-        beside = ((value(name), "" if key is None else faster(series, name, key)) for name in others)
-        shown.add_row(text, value(first), *(text for pair in beside for text in pair), end_section=end)
+    def add(text: str, values: list[str], key: str | None = None, end: bool = True) -> None:
+        beside = ["" if key is None else faster(series, name, key) for name in others]
+        pairs = zip(values[1:], beside, strict=True)
+        shown.add_row(text, values[0], *(cell for pair in pairs for cell in pair), end_section=end)
 
-    add("video tokens", lambda name: f"{tokens[name]['video_tokens_before']:.0f}", end=False)
-    add("  into the language model", lambda name: f"{tokens[name]['video_tokens_after']:.0f}")
+    add("video tokens", [f"{tokens[name]['video_tokens_before']:.0f}" for name in series], end=False)
+    add("  into the language model", [f"{tokens[name]['video_tokens_after']:.0f}" for name in series])
     rows = READING | STAGES | {"first_token_s": "time to first token", "answering_s": "from the file to it"}
     for key, text in (rows | {"whole_s": "all of it"}).items():
-        add(f"{text} (ms)", lambda name, key=key: milliseconds(series[name][key]), key, key in ("decode_s", "whole_s"))
-    add("from the file to it, before the model", lambda name: f"{share(series[name], *READING):.0f} %")
+        times = [milliseconds(found[key]) for found in series.values()]
+        add(f"{text} (ms)", times, key, end=key in ("decode_s", "whole_s"))
+    add("from the file to it, before the model", [f"{share(found, *READING):.0f} %" for found in series.values()])
     if MEMORY in series[first]:
-        add("peak memory (GiB)", lambda name: f"{max(series[name][MEMORY]):.2f}", end=False)
+        add("peak memory (GiB)", [f"{max(found[MEMORY]):.2f}" for found in series.values()], end=False)
     return shown
 
 
