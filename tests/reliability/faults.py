@@ -6,20 +6,22 @@ ROOT = Path(__file__).parents[2]
 SHIPPED = ROOT / "data/motionqa/videos/0.mp4"
 HEAD = """# Bad input and faults
 
-What happens when files, settings or the machine are not as they should be. Each row is a test below
-`tests/reliability/` that brings the fault about; the third column is what it then saw, word for word, with paths
+What happens when files, settings or the machine are not as they should be. Each row is a test in
+`tests/reliability/` that causes the fault. The third column is the message that the test saw, word for word, with paths
 shortened. What people tried by hand is at the end, under "Tried by strangers".
 Made by `FAULTS=docs/reliability.md python -m pytest tests/reliability`.
 
-A run is never lost to one of these: samples are on the disk one by one before the next one starts, cells of a sweep
-are written whole or not at all, and what was stopped goes on where it was when it is started again.
-Which tokens are kept does not depend on the number of threads, on what else is in the batch, on the order of videos, on
-torch's default dtype or on the instructions of the processor (below, "The same numbers twice": every method on the
-shipped model). What changes the features themselves may change them too: the model's dtype, its attention kernel, a GPU
-in place of a CPU. Each cell.json names these.
-Exit codes of `tango`: 0 all is well, 1 something failed, 2 bad input, 130 interrupted.
+No run is lost to one of these: each sample is on disk before the next one starts, results are written whole or not at
+all, and the same command goes on where it was stopped.
 
-How much of a fault in the code itself the tests would notice: [Mutation](mutation.md).
+Which tokens are kept does not depend on the number of threads, the rest of the batch, the order of videos,
+torch's default dtype or the CPU's instruction set (below, "The same numbers twice": every method on tango-tiny).
+Whatever changes the features may change the kept tokens too: the model's dtype, its attention kernel, a GPU
+in place of a CPU. Each cell.json names these.
+
+Exit codes of `tango`: 0 success, 1 something failed, 2 bad input, 130 interrupted.
+
+[Mutation](mutation.md) says whether the tests notice faults in the code itself.
 """
 observed: dict[tuple[str, str, str], tuple[str, str]] = {}  # (group, case, injected) -> (what is seen, what is kept)
 
