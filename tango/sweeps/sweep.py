@@ -82,6 +82,7 @@ class JournalCounter:
         self._read: dict[Path, int] = {}
         self._keys: dict[str, set[str]] = {}
         self._latest = ""
+        self.count()  # what grows after this is of the latest run
 
     def count(self) -> int:
         """How many answers there are by now."""

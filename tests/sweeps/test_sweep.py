@@ -233,6 +233,21 @@ def test_counting_follows_the_run_that_grows_though_the_clock_is_set_back(tmp_pa
         assert [counter.count(), counter.count()] == [count, count]
 
 
+def test_an_earlier_run_from_before_the_clock_was_set_back_hides_no_time_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = cell(tmp_path, "a", questions=6, seconds=0.3, code="now")
+    earlier = tmp_path / "cells" / "a" / "run" / "journal" / "earlier-rank0.jsonl"
+    earlier.parent.mkdir(parents=True)
+    earlier.write_text("".join(f'{{"key": "{number}"}}\n' for number in range(9)))
+    os.utime(earlier, (time.time() + 3600,) * 2)
+    seen = []
+    monkeypatch.setattr("tango.sweeps.sweep._time_left", lambda *numbers: seen.append(numbers) or "")
+    assert Sweep(tmp_path, [one], console=quiet()).run() == {}
+    assert any(computed > 0 < remaining for _, computed, remaining in seen), seen
+    assert all(computed >= 0 <= remaining for _, computed, remaining in seen), seen
+
+
 def test_what_a_cell_of_lmms_eval_depends_on(tmp_path: Path, checkpoint: Path) -> None:
     data = tmp_path / "test.json"
     data.write_text("[]")
