@@ -336,9 +336,8 @@ class Live:
         each = max(1, math.ceil(self.pruner.retention_ratio * tokens))
         if each > self._tail:
             self._problem(
-                f"{called('budget=')}{self.budget} leaves {self._tail} tokens for the newest segment, and one frame "
-                f"keeps {each} at a retention ratio of {self.pruner.retention_ratio:g}: it is pruned to fit; raise "
-                f"the budget to {4 * each}, or lower the ratio"
+                f"budget {self.budget} leaves {self._tail} tokens for the newest segment, and one frame keeps {each} "
+                f"at ratio {self.pruner.retention_ratio:g}: it is pruned to fit; {4 * each} would do, or a lower ratio"
             )
         self._cuts = Cuts(own_threshold(self.pruner), max(1, min(self.window, self._tail // each)))
 
