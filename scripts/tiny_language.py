@@ -182,7 +182,7 @@ def learn(
     path = args.work / f"{name}.pt"
     start, spent = resume(path, modules, optimiser)
     model.train()
-    began, smooth, scores = time.time(), None, {}
+    began, smooth, scores = time.monotonic(), None, {}
     with bar() as progress:
         task = progress.add_task(name, total=steps, completed=start, note="")
         for step in range(start, steps):
@@ -200,7 +200,7 @@ def learn(
             optimiser.step(step)
             now = loss.item() * world
             smooth = now if smooth is None else 0.95 * smooth + 0.05 * now
-            seconds = time.time() - began + spent
+            seconds = time.monotonic() - began + spent
             if (step + 1) % 25 == 0 and rank == 0:
                 print(f"{name} step {step + 1} loss {smooth:.3f} {seconds:.0f}s", flush=True)
             if ((step + 1) % args.save_every == 0 or step + 1 == steps) and rank == 0:
@@ -211,7 +211,7 @@ def learn(
                 print(f"{name} step {step + 1} validation {told}", flush=True)
             progress.update(task, advance=1, note=f"loss {smooth:.3f}")
     model.eval()
-    return time.time() - began + spent, scores or score()
+    return time.monotonic() - began + spent, scores or score()
 
 
 def learn_symbols(args: argparse.Namespace, tokenizer: Qwen2Tokenizer, model: Any) -> tuple[nn.Linear, float]:

@@ -159,14 +159,14 @@ def learn_tower(
     model.train()
     if args.compile:
         model.vision_model.compile(dynamic=False)
-    began = time.time()
+    began = time.monotonic()
     with bar() as progress:
         task = progress.add_task("tower", total=args.tower_steps, completed=start, note="")
         for step in range(start, args.tower_steps):
             value, note = loss(step)
             value.backward()
             optimiser.step(step)
-            seconds = time.time() - began + spent
+            seconds = time.monotonic() - began + spent
             if (step + 1) % 25 == 0:
                 print(f"tower step {step + 1} {note} {seconds:.0f}s", flush=True)
                 progress.update(task, note=note)
@@ -175,7 +175,7 @@ def learn_tower(
                 save_state(path, **states, optimiser=optimiser.state(), step=step + 1, spent=seconds)
             progress.update(task, advance=1)
     model.eval()
-    return time.time() - began + spent
+    return time.monotonic() - began + spent
 
 
 # --- what the frozen tower sees ---

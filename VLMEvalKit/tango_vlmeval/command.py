@@ -8,9 +8,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tango.inference.checkpoints import CheckpointError
+from tango.inference.names import CheckpointError, calling
 from tango.runs.hooks import mask_output
-from tango.runs.settings import VANILLA, SettingsError, from_environment
+from tango.runs.settings import ARGS, VANILLA, SettingsError, from_environment
 
 # Flag of the command line: field of the method.
 FIELDS = {
@@ -66,7 +66,7 @@ def merge(settings: Mapping[str, str], environ: Mapping[str, str]) -> str:
     """TANGO_ARGS with flags put in, which win.
 
     Raises:
-        SettingsError: flags without a method that has settings.
+        SettingsError: flags without a method that has settings, or a comma in one, which would begin another field.
     """
     method = environ.get("WRAPPER", "").strip() or VANILLA
     args = environ.get("TANGO_ARGS", "")
@@ -75,21 +75,20 @@ def merge(settings: Mapping[str, str], environ: Mapping[str, str]) -> str:
     if method == VANILLA:
         flags = ", ".join(f"--{flag}" for flag, (field, _) in FIELDS.items() if field in settings)
         raise SettingsError(f"{flags} with WRAPPER={environ.get('WRAPPER', '')!r}: no method is attached to use it")
+    for flag, (field, _) in FIELDS.items():
+        if "," in settings.get(field, ""):
+            raise SettingsError(f"--{flag} = {settings[field]!r}: a value has no comma in it")
     parts = [part for part in args.split(",") if part.strip()]
     others = [part for part in parts if part.partition("=")[0].strip() not in settings]
     return ",".join([*others, *(f"{field}={value}" for field, value in settings.items())])
 
 
-def as_typed(message: str, settings: Mapping[str, str], before: str) -> str:
-    """A message about TANGO_ARGS or a model, with the flags that were typed; `before`: TANGO_ARGS without them."""
-    typed = {field: flag for flag, (field, _) in FIELDS.items() if field in settings}
-    for field, flag in typed.items():
-        if f"TANGO_ARGS: {field} " in message or f"has no field {field!r}" in message:
-            message = message.replace(f"TANGO_ARGS: {field}", f"--{flag}").replace("TANGO_ARGS", f"--{flag}", 1)
-    words = [f"--{flag} {settings[field]}" for field, flag in typed.items()]
+def as_typed(settings: Mapping[str, str], before: str, merged: str) -> dict[str, str]:
+    """What messages call TANGO_ARGS with flags put in, `merged`, and its fields; `before`: it without them."""
+    typed = {field: f"--{flag}" for flag, (field, _) in FIELDS.items() if field in settings}
+    words = [f"{flag} {settings[field]}" for field, flag in typed.items()]
     words += [f"TANGO_ARGS={before.strip()!r}"] if before.strip() else []
-    merged = os.environ.get("TANGO_ARGS", "").strip()
-    return message.replace(f"TANGO_ARGS={merged!r}", " ".join(words)).replace("pretrained=", "--model ")
+    return {f"TANGO_ARGS={merged.strip()!r}": " ".join(words)} | {ARGS + field: flag for field, flag in typed.items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -102,11 +101,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     own, rest = parser.parse_known_args(words)
     before = os.environ.get("TANGO_ARGS", "")
     try:
-        os.environ["TANGO_ARGS"] = merge(vars(own), os.environ)
-        from_environment()  # a mistake in the settings is found before VLMEvalKit is even imported
+        os.environ["TANGO_ARGS"] = merged = merge(vars(own), os.environ)
+        with calling(as_typed(vars(own), before, merged)):
+            from_environment()  # a mistake in the settings is found before VLMEvalKit is even imported
         return hand_over(rest)
     except (SettingsError, CheckpointError) as error:
-        print(f"error: {as_typed(str(error), vars(own), before)}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
 
 
@@ -135,7 +135,8 @@ def hand_over(words: Sequence[str]) -> int:
     datasets.check(known.data)
     how = {name: getattr(known, name) for name in (name.replace("-", "_") for name in HOW) if name in known}
     served = known.api_mode or known.base_url is not None  # then names are a server's
-    names = {name: name for name in known.model} if served else models.register(known.model, **how)
+    with calling({"pretrained=": "--model ", "dtype=": "--dtype "}):
+        names = {name: name for name in known.model} if served else models.register(known.model, **how)
     # Upstream hands the group of its processes, and what it starts by name, to others by these words.
     words = [*rest, "--judge", known.judge or BY_RULE, "--work-dir", known.work_dir]
     words += ["--model", *(names[name] for name in known.model)] if known.model else []

@@ -34,11 +34,17 @@ from tango.cli.common import (
     print_json,
     starved,
 )
+from tango.inference.names import calling
 from tango.motionqa.shipped import NotShipped
 from tango.runs.screen import note
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS", "NUMEXPR_MAX_THREADS")  # read at imports
 GOES_ON = ("sweep", "demo", "calibrate")  # from what they had finished
+# What messages name: arguments of functions and the variables that steer frameworks.
+TYPED = {
+    "TANGO_ARGS: ": "--set ", "TANGO_CONFIG=": "--config ", "pretrained=": "--model ", "device=": "--device ",
+    "dtype=": "--dtype ", "budget=": "--budget ", "pass chat_template=<file>": "put one there as chat_template.jinja",
+}  # fmt: skip
 CODES = "; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items())
 
 app = typer.Typer(
@@ -85,7 +91,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     as_json = "--json" in words
     try:
-        status = app(words, prog_name="tango", standalone_mode=False)
+        with calling(TYPED):
+            status = app(words, prog_name="tango", standalone_mode=False)
         sys.stdout.flush()  # a full disk shows here, not when Python ends
     except TyperException as error:
         context = getattr(error, "ctx", None)

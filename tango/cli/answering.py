@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,11 +16,6 @@ if TYPE_CHECKING:
     from tango.pruners.base import Pruner
 
 UNPRUNED = "unpruned"
-TYPED = {
-    "TANGO_ARGS: ": "--set ", "TANGO_ARGS": "--set", "TANGO_CONFIG=": "--config ", "pretrained=": "--model ",
-    "max_frames_num=": "--frames ", "device=": "--device ", "dtype=": "--dtype ", "budget=": "--budget ",
-    "pass chat_template=<file>": "put one there as chat_template.jinja",
-}  # fmt: skip
 
 
 def label(pruner: Pruner | None) -> str:
@@ -88,17 +82,8 @@ def input_errors() -> Iterator[None]:
     """Turn errors of reading a video, and of settings that cannot be or do not fit a model, into an InputError."""
     try:
         yield
-    except InputError:
-        raise
     except (ValueError, OSError) as error:
-        raise InputError(as_typed(str(error))) from error
-
-
-def as_typed(message: str) -> str:
-    """A message in which arguments and the variables that frameworks are steered by are the options that were typed."""
-    for name, option in TYPED.items():
-        message = re.sub(rf"(?<!\w){re.escape(name)}", option, message)
-    return message
+        raise InputError(str(error)) from error
 
 
 def load(model: str | None, device: str | None, dtype: str) -> Checkpoint:
@@ -123,7 +108,7 @@ def load(model: str | None, device: str | None, dtype: str) -> Checkpoint:
     except (ValueError, OSError, RuntimeError) as error:
         if starved(error):
             raise
-        first = as_typed(str(error).strip().split("\n")[0])
+        first = str(error).strip().split("\n")[0]
         raise InputError(first if source in first else f"{source}: {first}") from error
 
 

@@ -19,7 +19,7 @@ from transformers import AutoProcessor
 
 from tango.inference import checks
 from tango.inference.checks import in_one_line
-from tango.inference.names import EXAMPLES, check_pretrained
+from tango.inference.names import EXAMPLES, called, check_pretrained
 from tango.inference.names import CheckpointError as CheckpointError
 from tango.models import FAMILIES, supported
 from tango.models.original import is_original, load_original, original_class, read_config
@@ -51,7 +51,7 @@ def parse_dtype(dtype: str | torch.dtype) -> torch.dtype | str:
     name = str(dtype).removeprefix("torch.")
     name = SHORT.get(name, name)
     if name not in DTYPES:
-        raise CheckpointError(f"dtype={dtype!r}: use auto, {', '.join(DTYPES)}")
+        raise CheckpointError(f"{called('dtype=')}{dtype!r}: use auto, {', '.join(DTYPES)}")
     resolved: torch.dtype = DTYPES[name]
     return resolved
 
@@ -81,7 +81,8 @@ def load(
     check_pretrained(pretrained)
     device = torch.device(device)
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise CheckpointError(f"device={str(device)!r}: PyTorch sees no CUDA GPU here; use device=cpu")
+        said = called("device=")
+        raise CheckpointError(f"{said}{str(device)!r}: PyTorch sees no CUDA GPU here; use {said}cpu")
     raw = _config(pretrained, revision)
     cls = _model_class(raw, pretrained)
     resolved = parse_dtype(dtype)
@@ -154,7 +155,7 @@ def slow_bfloat16(pretrained: str) -> str:
     """What to say of a checkpoint that such a processor would take very long for."""
     return (
         f"{pretrained} is to run in bfloat16, which this CPU has no instructions for: some 30 times slower than "
-        "dtype=float32, which needs twice the memory"
+        f"{called('dtype=')}float32, which needs twice the memory"
     )
 
 

@@ -16,7 +16,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers.activations import ACT2FN
 
-from tango.inference.names import CheckpointError
+from tango.inference.names import CheckpointError, called
 from tango.models.pooling_head import INDEX, WEIGHTS, numbers_in, weight_map
 
 # Fields of config.json that count something, and the most that is believed: far beyond any model of today.
@@ -199,8 +199,9 @@ def check_processor(processor: Any, model: Any, pretrained: str) -> None:
                 f"{pretrained!r}: its processor has {name} = {value!r}; expected a whole number from 1 to "
                 f"{LARGEST[name]}"
             )
+    template = called("pass chat_template=<file>")
     if not processor.chat_template:
-        raise CheckpointError(f"{pretrained!r} has no chat template; pass chat_template=<file>")
+        raise CheckpointError(f"{pretrained!r} has no chat template; {template}")
     message = {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "What?"}]}
     try:
         with limited(TEMPLATE_SECONDS):
@@ -210,9 +211,7 @@ def check_processor(processor: Any, model: Any, pretrained: str) -> None:
                 raise ValueError(f"of a video and a question it makes a prompt with {prompt.count(wanted)} {wanted}")
     except Exception as error:  # a template is a program, and may fail in any way
         what = str(error) or type(error).__name__
-        raise CheckpointError(
-            f"{pretrained!r}: its chat template cannot be used: {what}; pass chat_template=<file>"
-        ) from error
+        raise CheckpointError(f"{pretrained!r}: its chat template cannot be used: {what}; {template}") from error
     tokenizer = processor.tokenizer
     if not tokenizer.encode("A", add_special_tokens=False):
         raise CheckpointError(f"{pretrained!r}: its tokenizer knows no letters; its tokenizer.json is missing")

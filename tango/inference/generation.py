@@ -60,7 +60,7 @@ def check_logits(logits: Tensor, dtype: torch.dtype) -> None:
     if bool(logits.isnan().any()):
         raise ValueError(
             f"the language model computes NaN, so it has no answer: its weights or its config.json are damaged, or its "
-            f"numbers do not fit into {str(dtype).removeprefix('torch.')}; get it anew, or try dtype=float32"
+            f"numbers do not fit into {str(dtype).removeprefix('torch.')}; get it anew, or try float32"
         )
 
 

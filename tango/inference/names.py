@@ -1,18 +1,38 @@
-"""Names of checkpoints: a folder, or a hub id. Imports nothing heavy, so that a slip is told at once."""
+"""Names of checkpoints, and of arguments in messages. Imports nothing heavy, so that a slip is told at once."""
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 EXAMPLES = "lmms-lab/llava-onevision-qwen2-7b-ov, llava-hf/llava-onevision-qwen2-7b-ov-hf"
 
 HUB_SECONDS = 5  # for one answer of the hub, before libraries try it again and again
+_CALLED: dict[str, str] = {}
 
 
 class CheckpointError(ValueError):
     """A checkpoint or a way of loading it that cannot be; the message says what can."""
+
+
+def called(name: str, rest: str = "") -> str:
+    """`name` and `rest` as a message has them: an argument or variable by its own name, or as `calling` says."""
+    return _CALLED.get(name + rest) or _CALLED.get(name, name) + rest
+
+
+@contextlib.contextmanager
+def calling(names: Mapping[str, str]) -> Iterator[None]:
+    """Messages made meanwhile, in any thread, name arguments and variables by the options that were typed for them."""
+    before = _CALLED.copy()
+    _CALLED.update(names)
+    try:
+        yield
+    finally:
+        _CALLED.clear()
+        _CALLED.update(before)
 
 
 def check_pretrained(pretrained: str) -> None:
@@ -21,29 +41,26 @@ def check_pretrained(pretrained: str) -> None:
     Raises:
         CheckpointError: says what to pass.
     """
+    said = called("pretrained=", repr(pretrained))
     if not isinstance(pretrained, str) or not pretrained:
-        raise CheckpointError(f"pretrained={pretrained!r}: pass a folder or a hub id, for example {EXAMPLES}")
+        raise CheckpointError(f"{said}: pass a folder or a hub id, for example {EXAMPLES}")
     path = Path(os.path.expanduser(pretrained))  # which leaves an unknown user as it is, where Path fails
     if path.is_dir():
         return
     near = nearest(path)
     hint = f"; did you mean {str(near)!r}?" if near else ""
     if pretrained.startswith(("/", "./", "../", "~")) or pretrained.count("/") != 1:
-        raise CheckpointError(
-            f"pretrained={pretrained!r}: no such folder, and not a hub id of the form owner/name{hint}"
-        )
+        raise CheckpointError(f"{said}: no such folder, and not a hub id of the form owner/name{hint}")
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     try:
         cached = isinstance(try_to_load_from_cache(pretrained, "config.json"), str)
     except HFValidationError as error:
-        raise CheckpointError(f"pretrained={pretrained!r}: no such folder, and not a hub id: {error}{hint}") from error
+        raise CheckpointError(f"{said}: no such folder, and not a hub id: {error}{hint}") from error
     if not cached and (near or path.parent.is_dir()):  # a slip: asking the hub would take half a minute
         where = f"no such folder in {str(path.parent)!r}" if path.parent.is_dir() else "no such folder"
-        raise CheckpointError(
-            f"pretrained={pretrained!r}: {where}{hint or f'; if it is a hub id: hf download {pretrained}'}"
-        )
+        raise CheckpointError(f"{said}: {where}{hint or f'; if it is a hub id: hf download {pretrained}'}")
     if not cached:
         _check_hub(pretrained)
 

@@ -25,6 +25,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import InterpolationMode, resize
 
 from tango.inference.chat import PixelLimits
+from tango.inference.names import called
 from tango.inference.prompt import check_text
 from tango.live.answer import Answer
 from tango.live.cuts import Cuts
@@ -137,7 +138,8 @@ class Live:
             self._writer = Writer(self.model, decoder, self._layout, self.processor.tokenizer)
             most = self._layout.most_positions
             if self.budget >= most:
-                raise ValueError(f"budget={self.budget}: the language model has positions for {most}; give a lower one")
+                said = called("budget=", str(self.budget))
+                raise ValueError(f"{said}: the language model has positions for {most}; give a lower one")
         except BaseException:
             self._context.close()
             raise
@@ -334,9 +336,8 @@ class Live:
         each = max(1, math.ceil(self.pruner.retention_ratio * tokens))
         if each > self._tail:
             self._problem(
-                f"budget={self.budget} leaves {self._tail} tokens for the newest segment, and one frame keeps {each} "
-                f"at a retention ratio of {self.pruner.retention_ratio:g}: it is pruned to fit; raise the budget to "
-                f"{4 * each}, or lower the ratio"
+                f"budget {self.budget} leaves {self._tail} tokens for the newest segment, and one frame keeps {each} "
+                f"at ratio {self.pruner.retention_ratio:g}: it is pruned to fit; {4 * each} would do, or a lower ratio"
             )
         self._cuts = Cuts(own_threshold(self.pruner), max(1, min(self.window, self._tail // each)))
 

@@ -22,7 +22,7 @@ EXPECTED = {
     "int": "an integer",
     "bool": "true or false",
     "string": "text",
-    "tuple": "a tuple (in YAML [1, 2, 3], in TANGO_ARGS 1;2;3)",
+    "tuple": "a tuple (in YAML [1, 2, 3], else 1;2;3)",
     "list": "a list",
     "dict": "a mapping",
     "model": "a mapping",

@@ -18,12 +18,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from tango.inference.names import called
 from tango.pruners import REGISTRY
 from tango.pruners.base import Pruner
 from tango.runs.reading import SHORT, checked, read_yaml
 
 VANILLA = "vanilla"
 VARIABLES = ("WRAPPER", "TANGO_CONFIG", "TANGO_ARGS")
+ARGS = "TANGO_ARGS: "  # before one of its fields
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -70,7 +72,7 @@ def from_environment(environ: Mapping[str, str] = os.environ) -> MethodSettings:
     try:
         return MethodSettings(method, REGISTRY[method](**values), sources)
     except (ValueError, TypeError) as error:
-        whence = "".join(f" {name}={sources[name]!r}" for name in unused)
+        whence = "".join(" " + called(f"{name}=", repr(sources[name])) for name in unused)
         raise SettingsError(f"WRAPPER={method!r}{whence}: {error}") from error
 
 
@@ -162,21 +164,20 @@ def read_config(path: str, method: str) -> dict[str, Any]:
     Top-level keys are fields, for every method that has them, or names of methods that hold fields for that method
     only; the latter win. For WRAPPER=vanilla the file is only checked.
     """
+    said = called("TANGO_CONFIG=", repr(path))
     try:
         file = Path(os.path.expanduser(path))
         found = file.is_file()
         content = read_yaml(file) if found else None
     except (OSError, RuntimeError) as error:  # no right to read it, or no such home folder
-        raise SettingsError(f"TANGO_CONFIG={path!r} cannot be read: {error}") from error
+        raise SettingsError(f"{said} cannot be read: {error}") from error
     except ValueError as error:
-        raise SettingsError(f"TANGO_CONFIG={path!r} {error}") from error
+        raise SettingsError(f"{said} {error}") from error
     if not found:
-        raise SettingsError(f"TANGO_CONFIG={path!r}: no such file{_neighbours(file)}")
+        raise SettingsError(f"{said}: no such file{_neighbours(file)}")
     content = {} if content is None else content
     if not isinstance(content, dict):
-        raise SettingsError(
-            f"TANGO_CONFIG={path!r} holds {type(content).__name__}; it must be a mapping of fields to values"
-        )
+        raise SettingsError(f"{said} holds {type(content).__name__}; it must be a mapping of fields to values")
     everywhere = {name for other in REGISTRY.values() for name in field_types(other)}
     fields = field_types(REGISTRY[method]) if method != VANILLA else {}
     shared: dict[str, Any] = {}
@@ -185,18 +186,17 @@ def read_config(path: str, method: str) -> dict[str, Any]:
         if name in REGISTRY:
             if not isinstance(value, dict):
                 raise SettingsError(
-                    f"TANGO_CONFIG={path!r}: {name!r} names a method and must hold its fields, got {SHORT.repr(value)}"
+                    f"{said}: {name!r} names a method and must hold its fields, got {SHORT.repr(value)}"
                 )
-            typed = {key: _value(f"{path}: {name}.{key}", item, path, key, name) for key, item in value.items()}
+            typed = {key: _value(f"{path}: {name}.{key}", item, key, name) for key, item in value.items()}
             own = typed if name == method else own
         elif name not in everywhere:
             raise SettingsError(
-                f"TANGO_CONFIG={path!r}: unknown key {SHORT.repr(name)}; it may hold the methods "
-                f"{', '.join(sorted(REGISTRY))} "
-                f"and the fields {', '.join(sorted(everywhere))}"
+                f"{said}: unknown key {SHORT.repr(name)}; it may hold the methods {', '.join(sorted(REGISTRY))} and "
+                f"the fields {', '.join(sorted(everywhere))}"
             )
         elif name in fields:
-            shared[name] = _value(f"{path}: {name}", value, path, name, method)
+            shared[name] = _value(f"{path}: {name}", value, name, method)
     return shared | own
 
 
@@ -207,11 +207,11 @@ def parse_args(text: str, method: str, already: Mapping[str, Any] = NOTHING) -> 
         name, equals, value = (piece.strip() for piece in part.partition("="))
         if not equals:
             raise SettingsError(
-                f"TANGO_ARGS: {part!r} is not field=value; separate fields by ',' and members of a tuple by ';'"
+                f"{called(ARGS, repr(part))} is not field=value; separate fields by ',' and members of a tuple by ';'"
             )
         if name in values:
-            raise SettingsError(f"TANGO_ARGS sets {name!r} twice")
-        values[name] = _value(f"TANGO_ARGS: {name}", value, "TANGO_ARGS", name, method, text=True)
+            raise SettingsError(f"{called(ARGS, name)} = {value!r}: this sets {name!r} twice")
+        values[name] = _value(called(ARGS, name), value, name, method, text=True)
     return values
 
 
@@ -223,11 +223,11 @@ def _neighbours(file: Path) -> str:
     return f"; {str(folder)!r} holds {', '.join(found) if found else 'no YAML files'}"
 
 
-def _value(where: str, value: Any, source: str, name: Any, method: str, text: bool = False) -> Any:
+def _value(where: str, value: Any, name: Any, method: str, text: bool = False) -> Any:
     """The value of a method's field, from YAML or from text."""
     fields = field_types(REGISTRY[method])
     if name not in fields:
-        raise SettingsError(f"{source}: {method!r} has no field {name!r}; its fields are {', '.join(sorted(fields))}")
+        raise SettingsError(f"{where}: {method!r} has no field {name!r}; its fields are {', '.join(sorted(fields))}")
     members = typing.get_args(fields[name]) or (fields[name],)
     several = any(typing.get_origin(member) is tuple for member in members)
     if text and type(None) in members and value.lower() in ("none", "null"):

@@ -80,10 +80,12 @@ class JournalCounter:
         self.folder = folder
         self._read: dict[Path, int] = {}
         self._keys: dict[str, set[str]] = {}
+        self._latest = ""
+        self.count()  # what grows after this is of the latest run
 
     def count(self) -> int:
         """How many answers there are by now."""
-        latest, changed = "", 0
+        changed = 0
         for file in filter(Path.is_file, self.folder.glob("*.jsonl")):  # a pipe would wait for its writer
             run = file.name.rpartition("-rank")[0]
             keys = self._keys.setdefault(run, set())
@@ -91,13 +93,14 @@ class JournalCounter:
                 time_ns = os.fstat(lines.fileno()).st_mtime_ns
                 lines.seek(self._read.get(file, 0))
                 new = lines.read()
-            latest, changed = (run, time_ns) if time_ns >= changed else (latest, changed)
             whole = new[: new.rfind(b"\n") + 1]
+            if (whole or file not in self._read) and time_ns >= changed:  # a clock set back makes growing files older
+                self._latest, changed = run, time_ns
             self._read[file] = self._read.get(file, 0) + len(whole)
             for line in whole.split(b"\n"):
                 with contextlib.suppress(ValueError, TypeError, KeyError):  # the cell itself says that it is damaged
                     keys.add(read_json(line)["key"])
-        return len(self._keys.get(latest, ()))
+        return len(self._keys.get(self._latest, ()))
 
 
 class Sweep:
@@ -182,7 +185,7 @@ class Sweep:
             overall = progress.add_task("all cells", total=total, cells=f"{done}/{len(self.cells)} cells", left="")
             running: list[_Running] = []
             clock, settled = time.monotonic(), 0  # samples of cells that ended in this run
-            counted_before: int | None = None
+            counted_before = total
             try:
                 while waiting or running:
                     while waiting and len(running) < self.machine.slots:
@@ -198,8 +201,7 @@ class Sweep:
                             progress.remove_task(one.task)
                             done += one.cell.name not in self.failures
                     counted = settled + sum(one.count for one in running)
-                    if counted_before is None:
-                        counted_before = counted  # what journals held already took no time now
+                    counted_before = min(counted_before, counted)  # what journals held already took no time now
                     left = _time_left(time.monotonic() - clock, counted - counted_before, total - counted)
                     progress.update(overall, completed=counted, cells=f"{done}/{len(self.cells)} cells", left=left)
             finally:

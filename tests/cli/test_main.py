@@ -12,6 +12,7 @@ import pytest
 import tango.cli
 from tango.cli import main
 from tango.cli.common import EXIT_CODES
+from tango.inference.names import CheckpointError, check_pretrained
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = (
@@ -159,6 +160,22 @@ def test_bad_input_gets_one_line(
     lines = [line for line in said.err.splitlines() if line.startswith("tango: ")]
     assert len(lines) == 1 and not said.out and "Traceback" not in said.err, said
     assert all(part in lines[0] for part in told), lines[0]
+
+
+@pytest.mark.parametrize("name", tango.cli.TYPED)
+def test_what_was_typed_stands_in_messages_as_it_was_typed(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Names such as sweeps give to folders hold names of arguments; messages name options in their own words alone."""
+    value = f"./{name}16"
+    for words, told in (
+        (["ask", "--model", value], f"--model {value!r}: no such folder"),
+        (["visualize", "--config", value], f"--config {value!r}: no such file"),
+        (["profile", "--set", f"segmentation={name}16"], f"segmentation = '{name}16': expected one of"),
+        (["ask", "--set", name.partition("=")[0]], f"--set {name.partition('=')[0].strip()!r} is not field=value"),
+    ):
+        assert main(words) == 2
+        assert told in capsys.readouterr().err
+    with pytest.raises(CheckpointError, match=r"^pretrained='\./no'"):  # as for a script that runs a command
+        check_pretrained("./no")
 
 
 def tango_with(change: str, words: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -68,6 +68,8 @@ def test_flags_are_fields_of_the_method_and_win() -> None:
         ("tango", ["--alpha", "much"], "error: --alpha = 'much': expected a number$"),
         ("tango", ["--retain-ratio", "10%"], "error: --retain-ratio = '10%': expected a number; 10 % is 0.1$"),
         ("tango", ["--retain-ratio", "2"], "'tango' --retain-ratio 2: Tango.retention_ratio = 2.0: expected"),
+        ("tango", ["--retain-ratio", "0,1"], "error: --retain-ratio = '0,1': a value has no comma in it$"),
+        ("tango", ["--segment-type", "pretrained="], "Tango.segmentation = 'pretrained=': expected one of"),
         ("tango", ["--pre-retain-ratio", "0.2"], "pre_retention_ratio = 0.2.*without pruned_layer"),
         ("vanilla", ["--retain-ratio", "0.1"], "no method is attached"),
     ],
@@ -92,6 +94,10 @@ def test_flags_and_variables_are_told_apart(
         monkeypatch.setenv("TANGO_ARGS", args)
         assert command.main(["--retain-ratio", "0.2", "--data", "MotionQA"]) == 2
         assert told in capsys.readouterr().err
+    monkeypatch.setenv("TANGO_CONFIG", "/runs/pretrained=a/TANGO_ARGS: b.yaml")  # a name, not a setting
+    monkeypatch.setenv("TANGO_ARGS", "")
+    assert command.main(["--retain-ratio", "0.2", "--data", "MotionQA"]) == 2
+    assert "TANGO_CONFIG='/runs/pretrained=a/TANGO_ARGS: b.yaml': no such file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

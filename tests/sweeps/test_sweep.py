@@ -219,6 +219,35 @@ def test_counting_reads_whole_lines_once(tmp_path: Path) -> None:
     assert counter.count() == 3
 
 
+def test_counting_follows_the_run_that_grows_though_the_clock_is_set_back(tmp_path: Path) -> None:
+    """A journal may be older than that of an earlier run: by an hour, or by all years if a machine starts in 1970."""
+    earlier, now = tmp_path / "r-rank0.jsonl", tmp_path / "s-rank0.jsonl"
+    earlier.write_text('{"key": "a"}\n{"key": "b"}\n{"ke')  # torn
+    counter = JournalCounter(tmp_path)
+    assert counter.count() == 2
+    for time_s, text, count in ((-3600, "", 0), (-3600, '{"key": "c"}\n', 1), (None, '{"key": "d"}\n', 2)):
+        with now.open("a") as file:
+            file.write(text)
+        at = 0 if time_s is None else earlier.stat().st_mtime + time_s
+        os.utime(now, (at, at))
+        assert [counter.count(), counter.count()] == [count, count]
+
+
+def test_an_earlier_run_from_before_the_clock_was_set_back_hides_no_time_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = cell(tmp_path, "a", questions=6, seconds=0.3, code="now")
+    earlier = tmp_path / "cells" / "a" / "run" / "journal" / "earlier-rank0.jsonl"
+    earlier.parent.mkdir(parents=True)
+    earlier.write_text("".join(f'{{"key": "{number}"}}\n' for number in range(9)))
+    os.utime(earlier, (time.time() + 3600,) * 2)
+    seen = []
+    monkeypatch.setattr("tango.sweeps.sweep._time_left", lambda *numbers: seen.append(numbers) or "")
+    assert Sweep(tmp_path, [one], console=quiet()).run() == {}
+    assert any(computed > 0 < remaining for _, computed, remaining in seen), seen
+    assert all(computed >= 0 <= remaining for _, computed, remaining in seen), seen
+
+
 def test_what_a_cell_of_lmms_eval_depends_on(tmp_path: Path, checkpoint: Path) -> None:
     data = tmp_path / "test.json"
     data.write_text("[]")
