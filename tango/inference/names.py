@@ -51,7 +51,7 @@ def check_pretrained(pretrained: str) -> None:
 def _check_hub(pretrained: str) -> None:
     """Turn away a model that would have to be downloaded from a hub that gives no answer; CheckpointError."""
     from huggingface_hub import constants, get_session
-    from huggingface_hub.errors import HTTPError  # of httpx, and from the hub's 2.0 on of httpx2
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # httpx's, from hub 2.0 on httpx2's
 
     if constants.is_offline_mode():  # then nothing waits for it
         return
