@@ -67,14 +67,14 @@ def check_pretrained(pretrained: str) -> None:
 
 def _check_hub(pretrained: str) -> None:
     """Turn away a model that would have to be downloaded from a hub that gives no answer; CheckpointError."""
-    import httpx
     from huggingface_hub import constants, get_session
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # httpx's, from hub 2.0 on httpx2's
 
     if constants.is_offline_mode():  # then nothing waits for it
         return
     try:
         get_session().head(f"{constants.ENDPOINT}/{pretrained}/resolve/main/config.json", timeout=HUB_SECONDS)
-    except httpx.TransportError as error:
+    except HTTPError as error:
         raise CheckpointError(
             f"{pretrained!r} is no folder and not in {constants.HF_HUB_CACHE}, and {constants.ENDPOINT} cannot be "
             f"reached ({error or type(error).__name__}); give a folder, or with a network: hf download {pretrained}"
