@@ -2,9 +2,9 @@
 
     python benchmarks/front_tables.py --output results/motionqa_all
 
-Writes front.md, front.csv and front.png. Accuracies have Wilson's intervals, differences those of the paired bootstrap,
-95 % both. A method is on the front at a ratio if no method that was asked for the same ratio is better by more than
-chance; DyCoke, which keeps half of the tokens whatever it is asked for, is left out of that.
+Writes front.md, front.csv and, of eight frames, front.png. Accuracies have Wilson's intervals, differences those of the
+paired bootstrap, 95 % both. A method is on the front at a ratio if no method that was asked for the same ratio is
+better by more than chance; DyCoke, which keeps half of the tokens whatever it is asked for, is left out of that.
 """
 
 from __future__ import annotations
@@ -156,13 +156,15 @@ def unpruned(results: Sequence[Result], half: str, frames: int) -> str:
 
 def plot(results: Sequence[Result], frames: int, path: Path, sibling: str | None) -> None:
     """Accuracy against tokens kept with bands of Wilson's intervals: as published on all questions; with positions
-    kept, and the sibling, on the held half.
+    kept, and the sibling, on the held half. No file if there is neither.
     """
     panels = [(positions, half) for positions, half in ((PUBLISHED, "both"), (KEPT, "held"))
               if pick(results, half, frames, positions, usual=True)]  # fmt: skip
-    figure = Figure(figsize=(7.5 * max(1, len(panels)), 6.2), layout="constrained")
-    drawn = figure.subplots(1, max(1, len(panels)), sharey=True, squeeze=False)[0]
-    for axes, (positions, half) in zip(drawn, panels, strict=False):
+    if not panels:
+        return
+    figure = Figure(figsize=(7.5 * len(panels), 6.2), layout="constrained")
+    drawn = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axes, (positions, half) in zip(drawn, panels, strict=True):
         shown = pick(results, half, frames, positions, usual=False)
         for number, label in enumerate(labels([one for one in shown if one.usual or one.label == sibling])):
             line = sorted((one for one in shown if one.label == label), key=lambda one: one.kept)

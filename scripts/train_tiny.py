@@ -18,8 +18,8 @@ Its tower learns to see what the smaller one sees; projector and language model 
 With --start and --qwen it is a Qwen3-VL of the same size, which starts from the smaller one's weights (tiny_mrope.py):
 
     python scripts/train_tiny.py --start checkpoints/tango-tiny --qwen --tower-steps 250 --tower-batch 16 \
-        --tower-rate 1e-3 --warmup 20 --videos 700 --validation-videos 30 --language-steps 500 --language-rate 1e-3 \
-        --output checkpoints/tango-tiny-qwen --work build/tango-tiny-qwen
+        --tower-rate 1e-3 --warmup 20 --videos 800 --validation-videos 30 --language-steps 100 --language-rate 1e-3 \
+        --save-every 50 --threads 1 --output checkpoints/tango-tiny-qwen --work build/tango-tiny-qwen
 
 Every batch follows from --seed and its step, and --work holds the state, so a run that was stopped goes on where it
 was. Needs no network and no GPU. One process works as well; two share the second stage's batches, which on a CPU is

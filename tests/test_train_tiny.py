@@ -1,6 +1,7 @@
 """The training of the shipped model, for a few steps: it runs, makes a checkpoint, and goes on where it was stopped."""
 
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -183,6 +184,15 @@ def test_a_qwen_is_made_of_a_smaller_model(whole, tmp_path, monkeypatch):
             model.generate(**inputs, max_new_tokens=2)
     (kept,) = session.videos
     assert kept.tokens_before == 4 * 64 and 0 < kept.tokens_after <= 4 * 64 * 0.25 + 8
+
+
+def test_the_shipped_qwen_is_made_by_the_command_that_is_written_down():
+    """Every argument beside the checkpoint is what the command at the script's head gives."""
+    (command,) = (part for part in train_tiny.__doc__.replace("\\\n", " ").split("\n") if "--qwen " in part)
+    made = json.loads((Path(__file__).parents[1] / "checkpoints/tango-tiny-qwen/training.json").read_text())
+    given = vars(train_tiny.parse([*shlex.split(command)[2:], "--device", "cpu"]))
+    assert {name: str(value) for name, value in given.items()} == {k: str(v) for k, v in made["arguments"].items()}
+    assert made["validation_accuracy"]["overall"] >= 0.99
 
 
 @torch.no_grad()
