@@ -188,7 +188,7 @@ def test_a_qwen_is_made_of_a_smaller_model(whole, tmp_path, monkeypatch):
 
 def test_the_shipped_qwen_is_made_by_the_command_that_is_written_down():
     """Every argument beside the checkpoint is what the command at the script's head gives."""
-    (command,) = (part for part in train_tiny.__doc__.replace("\\\n", " ").split("\n") if "--qwen " in part)
+    (command,) = (line for line in train_tiny.__doc__.split("\n") if line.startswith("    python") and "--qwen" in line)
     made = json.loads((Path(__file__).parents[1] / "checkpoints/tango-tiny-qwen/training.json").read_text())
     given = vars(train_tiny.parse([*shlex.split(command)[2:], "--device", "cpu"]))
     assert {name: str(value) for name, value in given.items()} == {k: str(v) for k, v in made["arguments"].items()}
