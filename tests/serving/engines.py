@@ -195,3 +195,25 @@ def check_orders(engine, reference, orders, pruner):
     assert ask(engine, requests) == cold
     assert [ask(engine, [one])[0] for one in reversed(requests)] == cold[::-1]
     return cold
+
+
+def clips_of(counts):
+    """So many frames of each of MotionQA's first videos."""
+    return [read_video(ROOT / DATA / "videos" / f"{index}.mp4", count) for index, count in enumerate(counts)]
+
+
+def check_method(engine, reference, clips, pruner, text):
+    """A question about each clip alone: kept tokens, answers, and what the decoder is given are those of transformers;
+    the kept tokens, clip by clip. Tokens of a frame stand in the order in which the method gives them.
+    """
+    for clip in clips:
+        engine.reset_prefix_cache()
+        with kept() as found, given(model_of(engine).language_model.model) as ours:
+            ((answer,),) = ask(engine, [request(text, [clip])])
+        with given(reference.model.model.language_model) as theirs:
+            expected, (indices,) = reference.answer(pruner, text, [clip])
+        assert [one.indices.tolist() for one in found] == [indices] and answer == expected
+        (places, embedded), (wanted, meant) = ours[0], theirs[0]
+        assert torch.equal(places, wanted)
+        torch.testing.assert_close(embedded, meant, rtol=1e-3, atol=1e-3)
+        yield indices

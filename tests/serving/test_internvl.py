@@ -7,11 +7,10 @@ import shutil
 import pytest
 import tiny_families
 import torch
-from engines import DATA, ROOT, Reference, ask, check_orders, given, kept, model_of, opened, request, set_method
+from engines import Reference, ask, check_method, check_orders, clips_of, opened, request, set_method
 from PIL import Image
 from transformers import BatchFeature
 
-from tango.inference.video import read_video
 from tango.pruners import REGISTRY, Tango
 from tango.runs.settings import SettingsError
 
@@ -62,7 +61,7 @@ def engine(folder):
 
 @pytest.fixture(scope="module")
 def clips():
-    return [read_video(ROOT / DATA / "videos" / f"{index}.mp4", count) for index, count in enumerate(FRAMES)]
+    return clips_of(FRAMES)
 
 
 @pytest.fixture(scope="module")
@@ -95,17 +94,9 @@ def test_any_order_cold_warm_alone_and_together(engine, reference, orders, ratio
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method(engine, reference, clips, method):
     pruner = set_method(engine, REGISTRY[method](retention_ratio=0.3, keep_positions=False))
-    text = prompted(VIDEO, "\nWhat is seen?")
-    for clip in clips[:3]:
-        engine.reset_prefix_cache()
-        with kept() as found, given(model_of(engine).language_model.model) as ours:
-            ((answer,),) = ask(engine, [request(text, [clip])])
-        with given(reference.model.model.language_model) as theirs:
-            expected, (indices,) = reference.answer(pruner, text, [clip])
-        assert [one.indices.tolist() for one in found] == [indices] and answer == expected
-        (places, embedded), (wanted, meant) = ours[0], theirs[0]
-        assert torch.equal(places, wanted) and len(indices) == pruner.budget(len(clip.frames), tiny_families.TOKENS)
-        torch.testing.assert_close(embedded, meant, rtol=1e-3, atol=1e-3)
+    found = check_method(engine, reference, clips[:3], pruner, prompted(VIDEO, "\nWhat is seen?"))
+    for clip, indices in zip(clips[:3], found, strict=True):
+        assert len(indices) == pruner.budget(len(clip.frames), tiny_families.TOKENS)
 
 
 @pytest.mark.parametrize("batched", [32, 80])

@@ -7,10 +7,9 @@ without a video, need not have equal answers: compared are kept tokens, tokens o
 import pytest
 import tiny_families
 import torch
-from engines import DATA, ROOT, Reference, ask, given, kept, model_of, opened, request, set_method
+from engines import Reference, ask, clips_of, given, kept, model_of, opened, request, set_method
 from PIL import Image
 
-from tango.inference.video import read_video
 from tango.pruners import REGISTRY, Tango
 
 VIDEO, IMAGE = (f"<|vision_start|><|{kind}_pad|><|vision_end|>" for kind in ("video", "image"))
@@ -42,7 +41,7 @@ def engine(folder):
 
 @pytest.fixture(scope="module")
 def orders():
-    clips = [read_video(ROOT / DATA / "videos" / f"{index}.mp4", count) for index, count in enumerate((8, 5, 2, 3))]
+    clips = clips_of((8, 5, 2, 3))
     image = Image.fromarray(clips[0].frames[2])
     return [
         (prompted(VIDEO, "What is seen?"), clips[:1], []),

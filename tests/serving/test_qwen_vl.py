@@ -1,12 +1,10 @@
 """Qwen2.5-VL and Qwen3-VL in vLLM: kept tokens, positions and answers are those of transformers."""
 
 import pytest
-import torch
-from engines import DATA, ROOT, Reference, ask, check_orders, given, kept, model_of, opened, request, set_method
+from engines import Reference, ask, check_method, check_orders, clips_of, opened, request, set_method
 from PIL import Image
 from tiny import save_qwen
 
-from tango.inference.video import read_video
 from tango.pruners import REGISTRY, Tango
 
 METHODS = sorted({*REGISTRY} - {"random", "fastv", "earlytom"})
@@ -41,7 +39,7 @@ def engine(model):
 
 @pytest.fixture(scope="module")
 def clips():
-    return [read_video(ROOT / DATA / "videos" / f"{index}.mp4", count) for index, count in enumerate(FRAMES)]
+    return clips_of(FRAMES)
 
 
 @pytest.fixture(scope="module")
@@ -66,17 +64,7 @@ def test_any_order_cold_warm_alone_and_together(engine, reference, orders, ratio
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method(engine, reference, clips, method):
     pruner = set_method(engine, REGISTRY[method](retention_ratio=0.3))
-    text = prompted(VIDEO, "What is seen?")
-    for clip in clips[:3]:
-        engine.reset_prefix_cache()
-        with kept() as found, given(model_of(engine).language_model.model) as ours:
-            ((answer,),) = ask(engine, [request(text, [clip])])
-        with given(reference.model.model.language_model) as theirs:
-            expected, (indices,) = reference.answer(pruner, text, [clip])
-        assert [one.indices.tolist() for one in found] == [indices] and answer == expected
-        (places, embedded), (wanted, meant) = ours[0], theirs[0]
-        assert torch.equal(places, wanted), "tokens of a frame stand in the order that the method gives them"
-        torch.testing.assert_close(embedded, meant, rtol=1e-3, atol=1e-3)
+    assert len(list(check_method(engine, reference, clips[:3], pruner, prompted(VIDEO, "What is seen?")))) == 3
 
 
 @pytest.mark.parametrize("batched", [32, 80])
