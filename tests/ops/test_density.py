@@ -347,6 +347,20 @@ def test_points_nearer_than_products_can_tell(apart, memory_limit):
     assert torch.equal(assign(points, peaks, memory_limit)[0], clusters)
 
 
+@pytest.mark.parametrize("memory_limit", [TINY, 256])
+def test_more_near_ties_than_are_listed(memory_limit):
+    """The last of a point's nearest is one of forty that products cannot tell apart: their distances are measured."""
+    generator = torch.Generator().manual_seed(0)
+    axes = torch.linalg.qr(torch.randn(64, 64, generator=generator)).Q
+    around = axes[7:47] * (1 + 1e-6 * torch.rand(40, 1, generator=generator))
+    points = 3 * axes[0] + torch.cat([torch.zeros(1, 64), 0.1 * axes[1:7], around])
+    points = points[torch.randperm(len(points), generator=generator)]
+    peaks = density_peaks(points[None], len(points), 7, memory_limit)
+    expected, scores, _ = by_definition(points, len(points), 7)
+    assert torch.equal(peaks.indices[0], expected)
+    torch.testing.assert_close(peaks.scores[0], scores, rtol=1e-12, atol=0)
+
+
 def test_peak_limits():
     points = unit(1, 5, 4)
     assert sorted(density_peaks(points, 5)[0][0].tolist()) == [0, 1, 2, 3, 4]

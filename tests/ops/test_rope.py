@@ -58,6 +58,13 @@ def test_formula(dim, bases):
     torch.testing.assert_close(rotated.double(), by_formula(features, positions, *bases), atol=1e-5, rtol=0)
 
 
+def test_bases_are_those_of_the_paper_unless_others_are_given():
+    generator = torch.Generator().manual_seed(0)
+    features, positions = torch.randn(5, 12, generator=generator), torch.rand(5, 3, generator=generator)
+    expected = by_formula(features, positions, 10000.0, 1000.0)
+    torch.testing.assert_close(rotate(features, positions).double(), expected, atol=1e-5, rtol=0)
+
+
 def test_inner_product_depends_on_the_difference_of_places_alone():
     generator = torch.Generator().manual_seed(1)
     a, b = torch.randn(2, 60, generator=generator)
