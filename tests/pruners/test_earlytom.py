@@ -84,6 +84,13 @@ def test_what_a_group_puts_out_by_hand():
     assert merged[:2] == (1, 2) and merged[2] == pytest.approx(0.8 / (0.8 + 0.6))
 
 
+def test_tokens_dropped_in_the_language_model():
+    """Before one layer, or nowhere: of 0.2 of the tokens what llm_drop_ratio leaves, merged one after the other."""
+    inside = EarlyTom(retention_ratio=0.2, pruned_layer=18, llm_drop_ratio=0.25).in_llm(28)
+    assert (inside.layer, inside.retention, inside.merging) == (18, 0.75, "sequential")
+    assert EarlyTom(retention_ratio=0.2).in_llm(28) is None
+
+
 def test_layers_at_the_same_depth():
     assert EarlyTom().tower_layers(26) == [6, 21, 23]
     assert EarlyTom().tower_layers(3) == [0, 2]

@@ -17,6 +17,7 @@ from videos import made_up, prune
 import tango.pruners
 from tango import Tango
 from tango.pruners import Pruner
+from tango.pruners.video import VideoTokens
 from tango.runs.settings import field_types
 
 
@@ -110,6 +111,21 @@ def test_half_precision_and_nan(name, exact):
     features[2, 3, 4] = float("nan")
     with pytest.raises(ValueError, match="features must be finite"):
         prune(method, (features, saliency, grid, times))
+
+
+def test_what_was_checked_when_it_was_made_stays_as_it_is():
+    features, saliency, grid, times = made_up(2, (2, 3), 8)
+    video = VideoTokens(features, grid, torch.as_tensor(times), saliency=saliency)
+    pruned = Tango(retention_ratio=0.5).prune(features, saliency, grid, times)
+    for made in (video, pruned):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            made.features = features
+
+
+def test_values_that_fill_a_line_are_shown_by_their_class():
+    for letters, shown in ((197, "'" + 197 * "x" + "'"), (198, "<str>")):
+        with pytest.raises(ValueError, match=rf"Tango\.merging = {shown}: expected"):
+            Tango(merging=letters * "x")
 
 
 def test_tango_shares_by_largest_remainder():

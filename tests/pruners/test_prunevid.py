@@ -189,6 +189,13 @@ def test_static_is_more_than_tau():
     assert static_places(half, 0.0).tolist() == [False]
 
 
+def test_static_places_of_half_precision_are_those_of_the_same_numbers_in_float():
+    features = torch.randn(4, 2000, 16, generator=torch.Generator().manual_seed(0)).add_(1.0).bfloat16()
+    found = static_places(features, 0.5)
+    assert torch.equal(found, static_places(features.double().float(), 0.5))
+    assert 0 < int(found.sum()) < 2000
+
+
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("ratio", [0.05, 0.3, 0.7])
 def test_the_ratio_is_met_by_the_largest_cluster_ratio(seed, ratio):

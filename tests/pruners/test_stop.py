@@ -12,7 +12,7 @@ from slow_peers import cosines, fastvid, first_best, holitom, top
 from videos import made_up, prune
 
 from tango.pruners import FastVID, HoliTom, StopFastVID, StopHoliTom, StopVisionZip, VisionZip
-from tango.pruners.peaks import lowered_peaks, plain_peaks
+from tango.pruners.peaks import _diameter, lowered_peaks, plain_peaks
 
 STOP = [StopVisionZip, StopFastVID, StopHoliTom]
 videos = {
@@ -248,6 +248,14 @@ def test_peaks_with_penalties():
     dense = plain_peaks(points[:1], 1, 4, indices[:1]).indices[0, 0]
     heavy = torch.zeros(1, 40, dtype=torch.float64).index_fill_(1, dense, 9.0)
     assert int(lowered_peaks(points[:1], 40, 4, heavy).indices[0, -1]) == dense  # the densest point is last of all
+
+
+def test_the_penalty_of_the_densest_is_of_the_true_diameter_far_from_the_origin():
+    """Of forty points far from the origin and near each other: products in fp32 would not tell which pair."""
+    points = 1000 + torch.rand(1, 40, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    points = points.float()
+    wanted = torch.cdist(points[0].double(), points[0].double()).max()
+    assert float(_diameter(points[0])) == pytest.approx(float(wanted), rel=1e-12)
 
 
 def test_settings_as_published():
