@@ -12,9 +12,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 STOP_SECONDS = 10.0
 LOCAL = "local"
@@ -34,32 +34,11 @@ class SweepError(RuntimeError):
     """The sweep cannot run; the message says why."""
 
 
-class Job(Protocol):
-    """A cell that was started."""
-
-    def poll(self) -> int | str | None:
-        """Its exit status, or why it has none; None while it runs."""
-
-
-class Machine(Protocol):
-    """What runs cells. slots: how many at a time."""
-
-    slots: int
-
-    def start(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> Job:
-        """Start a command in the current folder, with `environment` added to this process's; what it says goes to the
-        end of `log`.
-        """
-
-    def stop(self, jobs: Sequence[Any]) -> None:
-        """End jobs of start() that still run."""
-
-
 class ThisMachine:
     """Processes of this machine.
 
     Args:
-        jobs: how many run at a time; the cores are divided among them.
+        jobs: how many run at a time (slots); the cores are divided among them.
     """
 
     def __init__(self, jobs: int = 1) -> None:
@@ -68,22 +47,30 @@ class ThisMachine:
         self.slots = jobs
 
     def start(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
-        """Run a command with these variables on top of ours; its output goes to the end of the log."""
+        """Run a command in the current folder, with these variables on top of ours; its output goes to the end of the
+        log.
+        """
         with log.open("ab") as output:
             return begin(command, {**threads_of(self.slots), **os.environ, **environment}, output)
 
-    def stop(self, jobs: Sequence[subprocess.Popen[bytes]]) -> None:
+    def stop(self, jobs: Sequence[Any]) -> None:
         """Terminate the jobs, and kill those that are still there after STOP_SECONDS."""
         end(jobs, STOP_SECONDS)
 
 
 def begin(
-    command: Sequence[str], environment: Mapping[str, str], output: IO[bytes] | None = None
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    output: IO[bytes] | None = None,
+    folder: str | None = None,
 ) -> subprocess.Popen[bytes]:
-    """A process that ends with this one, however that ends; what it says goes to `output`, else where ours goes."""
+    """A process that ends with this one, however that ends, in `folder`, else the current one; what it says goes to
+    `output`, else where ours goes.
+    """
     return subprocess.Popen(
         [sys.executable, "-c", STARTER, str(os.getpid()), *command],
         env=environment,
+        cwd=folder,
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=None if output is None else subprocess.STDOUT,
@@ -148,7 +135,7 @@ class RayCluster:
             ray.init(address, log_to_driver=False, logging_level="WARNING", **own)
         except (OSError, RuntimeError, ValueError) as error:
             raise SweepError(f"Ray at {address!r}: {error}; start it with: ray start --head, or use {LOCAL}") from error
-        self._ray = ray
+        self._ray, self._gpus = ray, gpus
         kind, need = ("GPU", gpus) if gpus else ("CPU", 1)
         fit = [int(node["Resources"].get(kind, 0) // need) for node in ray.nodes() if node["Alive"]]
         self.slots, self._most = sum(fit), max(fit, default=0)
@@ -158,15 +145,17 @@ class RayCluster:
             raise SweepError(none + ("; --gpus 0 runs cells without one" if gpus else ""))
         # max_retries: a cell that died is a failure to be seen. Cores are no limit where GPUs are.
         options = {"num_gpus": gpus, "num_cpus": 0 if gpus else 1, "max_retries": 0}
-        self._run: Any = ray.remote(**options)(make_task(bool(gpus)))
+        ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # a worker need not import this package
+        self._run: Any = ray.remote(**options)(run_cell)
 
     def start(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> RayJob:
         """Queue a command on the cluster, with these variables; its output goes to the end of the log."""
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("CUDA_VISIBLE_DEVICES", "RAY_"))}
         variables = {**threads_of(self._most), **inherited, **environment}
-        return RayJob(self._ray, self._run.remote(list(command), variables, os.getcwd(), os.path.abspath(log), STARTER))
+        task = self._run.remote(list(command), variables, os.getcwd(), os.path.abspath(log), self._gpus)
+        return RayJob(self._ray, task)
 
-    def stop(self, jobs: Sequence[RayJob]) -> None:
+    def stop(self, jobs: Sequence[Any]) -> None:
         """Cancel the jobs, by force those that still run after twice STOP_SECONDS."""
         for job in jobs:
             self._ray.cancel(job.task)
@@ -194,41 +183,21 @@ def check_reachable(address: str) -> None:
         socket.create_connection((host, int(port)), STOP_SECONDS).close()
 
 
-def make_task(gpus: bool) -> Callable[..., int]:
-    """What a worker of Ray does for a cell. A function within a function: it travels whole, and the worker need not
-    import this package, and torch with it.
-    """
-    patience = STOP_SECONDS
-
-    def run_cell(command: list[str], environment: dict[str, str], folder: str, log: str, starter: str) -> int:
-        import os
-        import subprocess
-        import sys
-
-        seen = os.environ.get("CUDA_VISIBLE_DEVICES", "") if gpus else ""
-        with open(log, "ab") as output:
-            process = subprocess.Popen(
-                [sys.executable, "-c", starter, str(os.getpid()), *command],
-                env={**environment, "CUDA_VISIBLE_DEVICES": seen},
-                cwd=folder,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-            )
-        try:
-            return process.wait()
-        finally:  # a cancelled task is interrupted as by Ctrl-C
-            if process.poll() is None:
-                process.terminate()
-                try:
-                    process.wait(patience)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    process.wait()
-
-    return run_cell
+def run_cell(command: Sequence[str], environment: Mapping[str, str], folder: str, log: str, gpus: int) -> int:
+    """What a worker of Ray does for a cell, on those of its node's GPUs that Ray has given it; the exit status."""
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES", "") if gpus else ""
+    with open(log, "ab") as output:
+        process = begin(command, {**environment, "CUDA_VISIBLE_DEVICES": seen}, output, folder)
+    try:
+        return process.wait()
+    finally:  # a cancelled task is interrupted as by Ctrl-C
+        end([process], STOP_SECONDS)
 
 
 def threads_of(jobs: int) -> dict[str, str]:
     """Variables that give one of so many jobs of a machine its part of the cores, where the caller sets none."""
     return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs)), "TOKENIZERS_PARALLELISM": "false"}
+
+
+Job = subprocess.Popen[bytes] | RayJob
+Machine = ThisMachine | RayCluster
