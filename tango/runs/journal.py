@@ -7,6 +7,7 @@ starts. Lines end at \n alone; replies may hold any other line separator.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import logging
@@ -17,7 +18,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from tango.inference.files import sync_folder, write_whole
+from tango.inference.files import regular, sync_folder, write_whole
 from tango.runs.reading import read_json
 
 log = logging.getLogger(__name__)
@@ -146,6 +147,38 @@ class Journal:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class JournalCounter:
+    """Counts the distinct finished samples of the latest run in a folder's journals, reading only what was added since
+    it last looked. Other runs there are of other settings or code.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._read: dict[Path, int] = {}
+        self._keys: dict[str, set[str]] = {}
+        self._latest = ""
+        self.count()  # what grows after this is of the latest run
+
+    def count(self) -> int:
+        """How many answers there are by now."""
+        for file in sorted(regular(self.folder, "*.jsonl"), key=lambda file: file.stat().st_mtime_ns):
+            run = file.name.rpartition("-rank")[0]
+            keys = self._keys.setdefault(run, set())
+            with file.open("rb") as lines:
+                lines.seek(self._read.get(file, 0))
+                new = lines.read()
+            whole = new[: new.rfind(b"\n") + 1]
+            if (
+                whole or file not in self._read
+            ):  # the latest of those that grew, which a clock set back makes older than others
+                self._latest = run
+            self._read[file] = self._read.get(file, 0) + len(whole)
+            for line in whole.split(b"\n"):
+                with contextlib.suppress(ValueError, TypeError, KeyError):  # the cell itself says that it is damaged
+                    keys.add(read_json(line)["key"])
+        return len(self._keys.get(self._latest, ()))
 
 
 def read_journal(path: Path) -> Entries:
