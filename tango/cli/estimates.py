@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
 from tango.cli.common import console, print_json
-from tango.motionqa.shipped import MODEL, shipped
 from tango.runs.summary import terminal_table
 
 if TYPE_CHECKING:
@@ -31,22 +29,19 @@ HEADINGS = {
 def show_estimates(expanded: Expanded, grid: Grid, tflops: float | None, as_json: bool) -> None:
     """Print what each cell and all of them will take, and for which models too little is known to say."""
     from tango.sweeps import estimate
-    from tango.sweeps.expand import processes_of
 
-    sources = {Path(source).name: source for source in (shipped(MODEL) if m == MODEL else m for m in grid.models)}
-    configs = {name: estimate.config_here(source) for name, source in sources.items()}
+    configs = {name: estimate.config_here(source) for name, source in expanded.sources.items()}
     models = {
         name: None if config is None else estimate.model_of(config, grid.frames) for name, config in configs.items()
     }
-    count = processes_of(grid, [])
+    count = expanded.processes
     cells = [
         estimate.estimate(cell, name, model, count, tflops)
-        for name, model in models.items()
-        for cell in expanded.cells.get(name, [])
-        if model is not None
+        for name, cell in expanded.every
+        if (model := models[name]) is not None
     ]
-    every = [cell for found in expanded.cells.values() for cell in found]
-    disk = estimate.disk(every, {sources[name]: model for name, model in models.items()})
+    every = [cell for _, cell in expanded.every]
+    disk = estimate.disk(every, {expanded.sources[name]: model for name, model in models.items()})
     rate = tflops if tflops is not None else round(estimate.PREFILL_RATE / 1e12)
     total = {
         "hours": sum(one.hours for one in cells) / grid.jobs,

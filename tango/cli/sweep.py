@@ -126,7 +126,7 @@ def sweep(
 
 def one_cell(expanded: Expanded, number: int) -> dict[str, list[Cell]]:
     """The cell of a number from 1 on, in the order of the grid, below its model."""
-    every = [(model, cell) for model, cells in expanded.cells.items() for cell in cells]
+    every = expanded.every
     if number > len(every):
         raise InputError(f"--cell {number}: this grid has cells 1 to {len(every)}; --dry-run lists them, one a line")
     model, cell = every[number - 1]
@@ -141,15 +141,14 @@ def shell_line(cell: Cell) -> str:
 
 def show_commands(expanded: Expanded, as_json: bool) -> None:
     """Print the command of each cell, what is missing, and what is left out, for --dry-run."""
-    cells = [(model, cell) for model, cells in expanded.cells.items() for cell in cells]
     if as_json:
         commands = [
             {"model": model, "name": cell.name, "environment": cell.environment, "command": list(cell.command)}
-            for model, cell in cells
+            for model, cell in expanded.every
         ]
         print_json({"cells": commands, "missing": expanded.missing, "left_out": expanded.left_out})
         return
-    for _, cell in cells:
+    for _, cell in expanded.every:
         print(shell_line(cell))
 
 

@@ -255,7 +255,13 @@ def head_fingerprint(settings: Mapping[str, Any], family: str) -> str | None:
 
 
 def hub_commit(repository: str, revision: str = "main", kind: str = "model") -> str | None:
-    """The commit that a branch of a hub's repository is at on this machine; None if its snapshot is not here.
+    """The commit that a branch of a hub's repository is at on this machine; None if its snapshot is not here."""
+    snapshot = hub_snapshot(repository, revision, kind)
+    return None if snapshot is None else snapshot.name
+
+
+def hub_snapshot(repository: str, revision: str = "main", kind: str = "model") -> Path | None:
+    """The folder of a hub's repository on this machine; None if it is not here.
 
     Args:
         kind: model or dataset. revision: a branch, a tag or a commit.
@@ -263,9 +269,5 @@ def hub_commit(repository: str, revision: str = "main", kind: str = "model") -> 
     folder = Path(HF_HUB_CACHE) / f"{kind}s--{repository.replace('/', '--')}"
     branch = folder / "refs" / revision
     commit = branch.read_text(encoding="utf-8").strip() if branch.is_file() else revision
-    return commit if (folder / "snapshots" / commit).is_dir() else None
-
-
-def file_stamps(files: Iterable[Path]) -> list[tuple[str, int, int]]:
-    """Name, size in bytes and time of last change (ns) of each file, sorted: cheap, and changes when a file does."""
-    return sorted((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+    snapshot = folder / "snapshots" / commit
+    return snapshot if snapshot.is_dir() else None

@@ -204,7 +204,8 @@ def identity(messages: Sequence[Message]) -> list[Any]:
                 parts.append([message["role"], part["text"]])
             elif isinstance(source, str | Path):
                 file = Path(source)
-                stamp = provenance.file_stamps([file]) if file.is_file() else str(source)
+                found = file.stat() if file.is_file() else None
+                stamp = str(source) if found is None else [(file.name, found.st_size, found.st_mtime_ns)]
                 parts.append([message["role"], stamp, part.get("start"), part.get("end")])
             else:
                 parts.append([message["role"], source.mode, source.size, hashlib.sha256(source.tobytes()).hexdigest()])

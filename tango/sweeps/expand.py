@@ -16,7 +16,7 @@ from tango.motionqa.questions import data_files, read_questions
 from tango.motionqa.shipped import DATA, MODEL, shipped
 from tango.pruners import REGISTRY, Pruner
 from tango.runs.served import why_not_served
-from tango.runs.settings import VANILLA, make_pruner
+from tango.runs.settings import VANILLA
 from tango.sweeps import serve
 from tango.sweeps.cells import VLLM, Evaluation
 from tango.sweeps.frameworks import FRAMEWORKS, LMMS_EVAL, QUESTIONS, Benchmark, Framework, benchmark_name
@@ -58,13 +58,20 @@ NO_GPU = "torch finds no GPU here (tango doctor): the CPU is used, which takes d
 @dataclass
 class Expanded:
     """The cells of a grid, each model's in a sweep of its own; what they lack on this machine (missing); combinations
-    that cannot be (left_out); and remarks (notes).
+    that cannot be (left_out); remarks (notes); each model's folder or hub id (sources); and the processes of a cell.
     """
 
     cells: dict[str, list[Cell]]
     missing: list[str]
     left_out: list[str]
     notes: list[str] = field(default_factory=list)
+    sources: dict[str, str] = field(default_factory=dict)
+    processes: int = 1
+
+    @property
+    def every(self) -> list[tuple[str, Cell]]:
+        """All cells in the order of the grid, each with the name of its model."""
+        return [(model, cell) for model, cells in self.cells.items() for cell in cells]
 
 
 @dataclass(frozen=True)
@@ -82,31 +89,31 @@ class Subject:
     missing: str | None = None
 
 
-@dataclass(frozen=True)
-class Choice:
-    """A method (None: the unpruned model), the file of its settings, and an ablation's name."""
-
-    pruner: Pruner | None
-    config: str | None
-    variant: str | None = None
-
-
 def expand(grid: Grid) -> Expanded:
     """All cells of a grid, what they lack on this machine, and what no method can do.
 
     Raises:
         ValueError: an unknown method, benchmark or setting, or a combination that no framework has.
     """
-    methods = list(REGISTRY) if "all" in grid.methods else [name for name in grid.methods if name != VANILLA]
-    pruners = [
-        Choice(make_pruner(method, grid.config, {"retention_ratio": ratio}), grid.config)
-        for method in dict.fromkeys(methods)
-        for ratio in grid.ratios
-    ]
-    least = {"retention_ratio": min(grid.ratios)}
-    pruners += [Choice(make_pruner(TANGO, str(file), least), str(file), file.stem) for file in ablations(grid)]
     expanded = Expanded({}, [], [])
-    count = processes_of(grid, expanded.missing)
+    on_ray = 1 if grid.gpus is None else max(1, grid.gpus)  # one for each GPU of a cell
+    expanded.processes = processes(expanded.missing) if grid.ray is None else on_ray
+    unpruned = Evaluation(
+        pretrained="",  # which model, and which questions, is filled in below
+        samples=0,
+        config=grid.config,
+        limit=grid.limit,
+        processes=expanded.processes,
+        dtype=grid.dtype,
+        attn_implementation=grid.attn_implementation,
+        engine=grid.engine,
+        vllm_options=grid.vllm_options,
+    )
+    methods = list(REGISTRY) if "all" in grid.methods else [name for name in grid.methods if name != VANILLA]
+    chosen = [replace(unpruned, method=name, ratio=ratio) for name in dict.fromkeys(methods) for ratio in grid.ratios]
+    tango = replace(unpruned, method=TANGO, ratio=min(grid.ratios))
+    chosen += [replace(tango, config=str(file), variant=file.stem) for file in ablations(grid)]
+    pruners = [evaluation.pruner for evaluation in chosen]  # settings that cannot be are told here
     if grid.engine == VLLM and (lost := serve.missing()):
         expanded.missing.append(lost)
     for model in grid.models:
@@ -116,22 +123,23 @@ def expand(grid: Grid) -> Expanded:
             raise ValueError(f"two models are called {name!r}; they would share a folder, so sweep them one by one")
         if subject.missing is not None:
             expanded.missing.append(subject.missing)
-        choices: list[Choice] = []
-        for choice in (Choice(None, grid.config), *pruners):
-            reason = impossible(choice.pruner, subject.layers)
+        possible: list[Evaluation] = []
+        for evaluation, pruner in zip([unpruned, *chosen], [None, *pruners], strict=True):
+            reason = impossible(pruner, subject.layers)
             if reason is None and grid.engine == VLLM:
-                reason = why_not_served(choice.pruner, subject.family, subject.layers)
+                reason = why_not_served(pruner, subject.family, subject.layers)
             if reason is None:
-                choices.append(choice)
-            elif choice.pruner is None:
+                possible.append(replace(evaluation, pretrained=subject.source, family=subject.family))
+            elif pruner is None:
                 expanded.missing.append(f"{name}: {reason}")
             else:
                 expanded.left_out.append(f"{name}: {reason}")
+        expanded.sources[name] = subject.source
         folder = Path(os.path.abspath(grid.output)) / name
         expanded.cells[name] = [
             cell
             for framework in dict.fromkeys(grid.frameworks)
-            for cell in cells_of(grid, FRAMEWORKS[framework], subject, folder, choices, count, expanded)
+            for cell in cells_of(grid, FRAMEWORKS[framework], subject, folder, possible, expanded)
         ]
         if grid.ray is None and not torch.cuda.is_available():
             expanded.notes += [NO_GPU] * (model != MODEL) + slow_here(subject, grid.dtype)
@@ -158,17 +166,6 @@ def slow_here(subject: Subject, asked: str | None) -> list[str]:
     """What is to be known before a model is run on this machine's processor."""
     name = str(subject.dtype if asked in (None, "auto") else parse_dtype(str(asked))).removeprefix("torch.")
     return [slow_bfloat16(subject.source)] if name == "bfloat16" and not cpu_has_bfloat16() else []
-
-
-def processes_of(grid: Grid, missing: list[str]) -> int:
-    """How many processes a cell has: NPROC or one a GPU, on Ray one for each of its GPUs. Why not goes to `missing`."""
-    if grid.ray is not None:
-        return max(1, 1 if grid.gpus is None else grid.gpus)
-    try:
-        return processes()
-    except ValueError as error:
-        missing.append(str(error))
-        return 1
 
 
 def look_at(model: str) -> Subject:
@@ -202,11 +199,11 @@ def cells_of(
     framework: Framework,
     subject: Subject,
     folder: Path,
-    choices: Sequence[Choice],
-    processes: int,
+    evaluations: Sequence[Evaluation],
     expanded: Expanded,
 ) -> Iterator[Cell]:
-    """One framework's cells of one model, with each choice; what they lack goes to `expanded`.
+    """One framework's cells of one model, with each of its evaluations on each benchmark; what they lack goes to
+    `expanded`.
 
     Raises:
         ValueError: a benchmark, or a number of frames, that the framework does not have.
@@ -228,25 +225,10 @@ def cells_of(
         count, data = questions_of(name, benchmark, missing)
         if lost := absent_videos(framework, name):
             expanded.notes.append(lost)
-        unpruned = Evaluation(
-            subject.source,
-            count,
-            data,
-            limit=grid.limit,
-            processes=processes,
-            family=subject.family,
-            repository=benchmark.repository,
-            branch=benchmark.branch,
-            dtype=grid.dtype,
-            attn_implementation=grid.attn_implementation,
-            engine=grid.engine,
-            vllm_options=grid.vllm_options,
-        )
-        for choice in choices:
-            evaluation = replace(unpruned, config=choice.config, variant=choice.variant)
-            if choice.pruner is not None:
-                method, ratio = choice.pruner.name, choice.pruner.retention_ratio
-                evaluation = replace(evaluation, method=method, ratio=ratio)
+        for evaluation in evaluations:
+            evaluation = replace(
+                evaluation, samples=count, data=data, repository=benchmark.repository, branch=benchmark.branch
+            )
             if framework is not LMMS_EVAL:
                 yield vlmeval_cell(folder, evaluation, dataset=f"{benchmark.name}_{grid.frames}frame")
             elif subject.kind is not None:  # else it is missing, and lmms-eval's name for it is not known

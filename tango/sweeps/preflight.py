@@ -9,10 +9,9 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import try_to_load_from_cache
-from huggingface_hub.constants import HF_HUB_CACHE
 
 from tango.models.pooling_head import DEFAULT_ID
-from tango.runs.provenance import hub_commit
+from tango.runs.provenance import hub_snapshot
 
 INDEX, WEIGHTS = "model.safetensors.index.json", "model.safetensors"
 
@@ -45,7 +44,7 @@ def missing_pooling_head(source: str) -> str | None:
 
 def missing_dataset(repository: str, pattern: str, branch: str = "main") -> str | None:
     """Why a data set of the hub is not on this machine: its branch's snapshot has no files of this pattern."""
-    snapshot = dataset_snapshot(repository, branch)
+    snapshot = hub_snapshot(repository, branch, "dataset")
     if snapshot is not None and next(snapshot.glob(pattern), None) is not None:
         return None
     of = "" if branch == "main" else f" --revision {branch}"
@@ -55,28 +54,22 @@ def missing_dataset(repository: str, pattern: str, branch: str = "main") -> str 
     )
 
 
-def dataset_snapshot(repository: str, branch: str = "main") -> Path | None:
-    """The folder of a data set of the hub on this machine; None if it is not here."""
-    commit = hub_commit(repository, branch, "dataset")
-    folder = Path(HF_HUB_CACHE) / f"datasets--{repository.replace('/', '--')}" / "snapshots"
-    return None if commit is None else folder / commit
-
-
-def processes() -> int:
+def processes(missing: list[str]) -> int:
     """How many processes to run: NPROC, by default one a GPU, one without a GPU.
 
-    Raises:
-        ValueError: NPROC is no positive number, or more than there are GPUs.
+    An NPROC that is no positive number, or more than there are GPUs, goes to `missing`, and one is run.
     """
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     nproc = os.environ.get("NPROC", "").strip()
     if not nproc:
         return max(1, gpus)
     if not nproc.isdigit() or int(nproc) < 1:
-        raise ValueError(f"NPROC={nproc!r}: give a number of processes of at least 1")
-    if gpus and int(nproc) > gpus:
-        raise ValueError(f"NPROC={nproc}: this machine has {gpus} GPUs; each process needs one of its own")
-    return int(nproc)
+        missing.append(f"NPROC={nproc!r}: give a number of processes of at least 1")
+    elif gpus and int(nproc) > gpus:
+        missing.append(f"NPROC={nproc}: this machine has {gpus} GPUs; each process needs one of its own")
+    else:
+        return int(nproc)
+    return 1
 
 
 def _cached(repository: str, name: str) -> bool:

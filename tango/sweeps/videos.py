@@ -12,8 +12,8 @@ from typing import Any
 
 import pandas as pd
 
+from tango.runs.provenance import hub_snapshot
 from tango.sweeps.frameworks import LMMS_EVAL, Framework
-from tango.sweeps.preflight import dataset_snapshot
 
 # MVBench's tasks, and where their clips are: below video/ in its branch main, and in its branch video.
 MVBENCH = {
@@ -48,7 +48,8 @@ def absent_videos(framework: Framework, name: str) -> str | None:
     None if all are, if the data set is not here, or if its archives cannot be looked into before they are unpacked.
     """
     benchmark = framework.benchmarks[name]
-    snapshot = None if benchmark.repository is None else dataset_snapshot(benchmark.repository, benchmark.branch)
+    repository = benchmark.repository
+    snapshot = None if repository is None else hub_snapshot(repository, benchmark.branch, "dataset")
     if snapshot is None:
         return None
     where = snapshot
@@ -59,15 +60,15 @@ def absent_videos(framework: Framework, name: str) -> str | None:
     if not where.is_dir() and any(snapshot.rglob("*.tar*")):
         return None
     wanted = Counter(_wanted(framework, name, snapshot))
-    there = set(_there(snapshot, where))
     parts = 2 if name == "MVBench" else 1  # whose tasks have clips of the same name
+    there = {PurePosixPath(path).parts[-parts:] for path in _there(snapshot, where)}
     lost = [path for path in wanted if PurePosixPath(path).parts[-parts:] not in there]
     if not lost:
         return None
     folders = sorted({str(PurePosixPath(path).parent) for path in lost})
     places = ", ".join(str(where / folder) for folder in folders)
     return (
-        f"{benchmark.repository}: {len(lost)} videos are missing ({', '.join(PurePosixPath(p).name for p in lost[:3])}"
+        f"{repository}: {len(lost)} videos are missing ({', '.join(PurePosixPath(p).name for p in lost[:3])}"
         f"{', ..' if len(lost) > 3 else ''}); they belong into {places}. Their {sum(wanted[path] for path in lost)} "
         "questions will fail, and no others"
     )
@@ -98,19 +99,13 @@ def _rows(*files: Path) -> list[Any]:
     return [row for file in files if file.is_file() for row in json.loads(file.read_text(encoding="utf-8"))]
 
 
-def _there(*folders: Path) -> Iterator[tuple[str, ...]]:
-    """The last two parts of the names of all files and folders, those in zip archives too; the last alone as well."""
+def _there(*folders: Path) -> Iterator[str]:
+    """The names of all files and folders, those in zip archives too."""
     for folder in dict.fromkeys(folders):
         for root, names, files in os.walk(folder, followlinks=True):
             for name in (*names, *files):
-                yield from _ends(os.path.join(root, name))
+                yield os.path.join(root, name)
                 if name.endswith(".zip"):
                     with zipfile.ZipFile(os.path.join(root, name)) as archive:
                         for member in archive.namelist():
-                            yield from _ends(member)
-                            yield from _ends(str(PurePosixPath(member).parent))
-
-
-def _ends(path: str) -> Iterator[tuple[str, ...]]:
-    parts = PurePosixPath(path).parts
-    yield from (parts[-2:], parts[-1:])
+                            yield from (member, str(PurePosixPath(member).parent))

@@ -16,8 +16,7 @@ COMMITS = {"main": "a" * 40, "video": "b" * 40}
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A hub's cache without anything."""
     hub = tmp_path / "hf" / "hub"
-    for module in (provenance, preflight):
-        monkeypatch.setattr(module, "HF_HUB_CACHE", str(hub))
+    monkeypatch.setattr(provenance, "HF_HUB_CACHE", str(hub))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     return hub
 
