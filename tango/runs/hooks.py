@@ -59,10 +59,8 @@ def mask_output() -> None:
         record._tango = True  # type: ignore[attr-defined]
         logging.setLogRecordFactory(record)
     for stream in (sys.stdout, sys.stderr):
-        if stream is not None and not getattr(stream.write, "_tango", False):
-            write = functools.partial(_write_masked, stream.write)
-            write._tango = True  # type: ignore[attr-defined]
-            stream.write = write  # type: ignore[method-assign]
+        if stream is not None:
+            wrap(stream, "write", _write_masked)
 
 
 def _write_masked(original: Callable[[str], int], text: str) -> int:

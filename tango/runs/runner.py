@@ -135,7 +135,7 @@ class Runner:
                 _make_room()
                 continue
             for sample, answer in zip(group, answers, strict=True):
-                made[sample.key] = self._record(sample, answer, None, 1, cold)
+                made[sample.key] = self._record(sample, answer, 1, cold)
         return made
 
     def _finished(self, sample: Sample) -> Record | None:
@@ -157,35 +157,32 @@ class Runner:
 
     def _compute(self, sample: Sample) -> Record:
         cold, self._cold = self._cold, False
-        answer, failure, tries = None, None, 0
-        while answer is None and tries < TRIES:
-            tries += 1
+        failure = ""
+        for tries in range(1, TRIES + 1):
             try:
-                answer, failure = sample.compute(), None
+                answer = sample.compute()
             except Exception as error:
                 failure = f"{type(error).__name__}: {error}"
                 message = "%s %s failed (try %d of %d): %s"
                 log.warning(message, sample.task, sample.doc_id, tries, TRIES, failure, exc_info=tries == TRIES)
                 cold = True  # whatever it left behind, the next try is no ordinary sample
-            if failure is not None:
-                _make_room()
-        return self._record(sample, answer, failure, tries, cold)
+            else:
+                return self._record(sample, answer, tries, cold)
+            _make_room()  # out here, where the error and what it holds are gone
+        return self._record(sample, Answer(None, None, {}, []), TRIES, cold, failure)
 
-    def _record(self, sample: Sample, answer: Answer | None, failure: str | None, tries: int, cold: bool) -> Record:
+    def _record(self, sample: Sample, answer: Answer, tries: int, cold: bool, failure: str | None = None) -> Record:
         return Record(
             task=sample.task,
             doc_id=sample.doc_id,
             repeat=sample.repeat,
-            response=None if answer is None else answer.response,
             failure=failure,
             tries=tries,
-            timing=None if answer is None else answer.timing,
-            tokens={} if answer is None else answer.tokens,
-            videos=[] if answer is None else answer.videos,
             rank=self.rank,
             wall_s=0.0,
             peak_mem_gb=peak_memory(),
             cold=cold,
+            **vars(answer),  # response, timing, tokens, videos
         )
 
 

@@ -237,11 +237,6 @@ def _qwen(text: Mapping[str, Any], given: Mapping[str, Any], frames: int, window
     )
 
 
-def published(name: str) -> dict[str, Any] | None:
-    """The config.json of a published checkpoint by its hub id, as far as it is needed; None for others."""
-    return next((config for part, config in PUBLISHED.items() if part in name.lower()), None)
-
-
 ONEVISION = model_of(PUBLISHED["llava-onevision-qwen2-7b"], 32)
 VISION_RATE = ONEVISION.vision / VISION_S  # operations a second
 PREFILL_RATE = ONEVISION.decoder.prefill(ONEVISION.prompt(0.1)) / PREFILL_S
@@ -305,7 +300,7 @@ def config_here(source: str) -> dict[str, Any] | None:
     folder = Path(os.path.expanduser(source))
     found = folder / "config.json" if folder.is_dir() else try_to_load_from_cache(source, "config.json")
     if not isinstance(found, str | Path) or not Path(found).is_file():
-        return published(source)
+        return next((config for part, config in PUBLISHED.items() if part in source.lower()), None)
     config = json.loads(Path(found).read_bytes())
     return config if isinstance(config, dict) else None
 

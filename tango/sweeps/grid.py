@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,23 +21,19 @@ def _ratio(value: float) -> float:
     return value
 
 
-def _one_of(choices: Sequence[str], advice: str) -> AfterValidator:
+def _one_of(*choices: str, advice: str = "") -> AfterValidator:
     """Only these words; the advice says which."""
 
     def check(word: str) -> str:
         if word not in choices:
-            raise ValueError(advice)
+            raise ValueError(advice or f"use {', '.join(choices)}")
         return word
 
     return AfterValidator(check)
 
 
-def _use(*choices: str) -> AfterValidator:
-    return _one_of(choices, f"use {', '.join(choices)}")
-
-
-FRAMEWORK = _one_of(list(FRAMEWORKS), f"there are {' and '.join(FRAMEWORKS)}")
-ENGINE = _one_of((TRANSFORMERS, VLLM), f"use {TRANSFORMERS} or {VLLM}")
+FRAMEWORK = _one_of(*FRAMEWORKS, advice=f"there are {' and '.join(FRAMEWORKS)}")
+ENGINE = _one_of(TRANSFORMERS, VLLM, advice=f"use {TRANSFORMERS} or {VLLM}")
 OneOrMore = (Field(min_length=1), BeforeValidator(lambda value: value if isinstance(value, list) else [value]))
 AtLeastOne = Field(ge=1)
 
@@ -67,8 +63,8 @@ class Grid(BaseModel):
     ray: str | None = None
     gpus: Annotated[int, Field(ge=0)] | None = None
     output: str = "build/sweeps/grid"
-    dtype: Annotated[str, _use("auto", "float32", "float16", "bfloat16")] | None = None
-    attn_implementation: Annotated[str, _use("sdpa", "eager", "flash_attention_2")] | None = None
+    dtype: Annotated[str, _one_of("auto", "float32", "float16", "bfloat16")] | None = None
+    attn_implementation: Annotated[str, _one_of("sdpa", "eager", "flash_attention_2")] | None = None
     engine: Annotated[str, ENGINE] = TRANSFORMERS
     vllm_options: list[str] = []
     wandb_args: str | None = None
