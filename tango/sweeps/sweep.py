@@ -96,13 +96,9 @@ class Sweep:
         self.console, self.part = console or Screen(), part
         self.failures: dict[str, str] = {}
 
-    def path(self, cell: Cell) -> Path:
-        """The cell's folder."""
-        return self.folder / "cells" / cell.name
-
     def place(self, cell: Cell) -> CellFolder:
-        """The cell's folder, and what can be done with it."""
-        return CellFolder(self.path(cell), cell.identity, self.console)
+        """The cell's folder."""
+        return CellFolder(self.folder / "cells" / cell.name, cell.identity, self.console)
 
     def finished(self, cell: Cell) -> dict[str, Any] | None:
         """The cell's result, if it has one that still stands and is whole, whether or not samples of it failed."""
@@ -203,7 +199,7 @@ class Sweep:
         with contextlib.ExitStack() as locks:
             locks.enter_context(locked(self.folder, shared=self.part))
             for cell in self.cells if self.part else []:
-                locks.enter_context(locked(self.path(cell)))
+                locks.enter_context(locked(self.place(cell).path))
             yield
 
     def _progress(self) -> Progress:

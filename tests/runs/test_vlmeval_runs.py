@@ -46,7 +46,7 @@ def test_both_frameworks_agree_sample_by_sample(
     ids = [row["id"] for row in json.loads((DATA / "test.json").read_text())]
     known = []
     for cell in cells:
-        (file,) = (sweep.path(cell) / "run").glob("*/*_efficiency.json")
+        (file,) = sweep.place(cell).run.glob("*/*_efficiency.json")
         samples = json.loads(file.read_text())["samples"]
         name = {entry["doc_id"]: entry["doc_id"] for entry in samples}
         if isinstance(samples[0]["doc_id"], int):

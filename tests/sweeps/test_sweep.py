@@ -63,10 +63,10 @@ def test_finished_cells_are_not_computed_again(tmp_path: Path) -> None:
     sweep = Sweep(tmp_path, cells, jobs=2, console=quiet())
     assert sweep.run() == {}
     assert [r["method"] for r in sweep.results()] == ["a", "b"]
-    before = {c.name: (sweep.path(c) / "cell.json").stat().st_mtime_ns for c in cells}
+    before = {c.name: sweep.place(c).result.stat().st_mtime_ns for c in cells}
     again = Sweep(tmp_path, [*cells, cell(tmp_path, "c")], console=quiet())
     assert again.run() == {}
-    assert before == {c.name: (sweep.path(c) / "cell.json").stat().st_mtime_ns for c in cells}
+    assert before == {c.name: sweep.place(c).result.stat().st_mtime_ns for c in cells}
     assert len(again.results()) == 3
 
 
