@@ -6,6 +6,7 @@ settings, checkpoint, Chat, then EvaluationRun, its samples, and what it comes t
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -129,25 +130,20 @@ class EvaluationRun:
             settings: what else is asked for, as JSON values.
             batch: generation settings of a request that may be generated together with others of the same.
         """
-        made: Sequence[Message] | None = None
-        shown: list[Any] | None = None
 
-        def make() -> Sequence[Message]:
+        @functools.cache  # of what is made; what fails is tried again
+        def conversation() -> Sequence[Message]:
             try:
                 return messages()
             except SystemExit as error:  # tasks of lmms-eval end the process over a missing video
                 raise FileNotFoundError(f"the task gave up: {error.code}") from error
 
+        shown: list[Any] | None = None
         try:
-            made = make()
-            shown = identity(made)
+            shown = identity(conversation())
         except Exception as error:  # the runner meets it again, where it is retried and recorded
             log.debug("the prompt of %s cannot be made: %s", name, error)
         key = provenance.digest(name, settings, shown)
-
-        def conversation() -> Sequence[Message]:
-            return make() if made is None else made
-
         return Sample(task, doc_id, repeat, key, lambda: ask(conversation()), batch, conversation)
 
     def _generate(self, samples: Sequence[Sample]) -> list[Answer]:
