@@ -30,10 +30,14 @@ def show_estimates(expanded: Expanded, grid: Grid, tflops: float | None, as_json
     """Print what each cell and all of them will take, and for which models too little is known to say."""
     from tango.sweeps import estimate
 
-    configs = {name: estimate.config_here(source) for name, source in expanded.sources.items()}
-    models = {
-        name: None if config is None else estimate.model_of(config, grid.frames) for name, config in configs.items()
-    }
+    models: dict[str, estimate.Model | None] = dict.fromkeys(expanded.sources)
+    unknown = {}
+    for name, source in expanded.sources.items():
+        config = estimate.config_here(source)
+        try:
+            models[name] = None if config is None else estimate.model_of(config, grid.frames)
+        except ValueError as error:
+            unknown[name] = str(error)
     count = expanded.processes
     cells = [
         estimate.estimate(cell, name, model, count, tflops)
@@ -52,7 +56,11 @@ def show_estimates(expanded: Expanded, grid: Grid, tflops: float | None, as_json
     notes = [
         f"An estimate by count of operations, at {rate:g} TFLOP/s sustained in prefill and half of that in the tower "
         f"(--tflops), {count} GPU{'s' * (count > 1)} a cell: nothing was measured. The arithmetic: docs/reproduce.md.",
-        *(f"no estimate for {name}: its config.json is not here" for name, model in models.items() if model is None),
+        *(
+            f"no estimate for {name}: {unknown.get(name, 'its config.json is not here')}"
+            for name, model in models.items()
+            if model is None
+        ),
     ]
     if as_json:
         print_json({

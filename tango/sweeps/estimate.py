@@ -143,8 +143,15 @@ def model_of(config: Mapping[str, Any], frames: int) -> Model:
     """A model by its config.json, in transformers' form or that of the `llava` package.
 
     Raises:
-        KeyError: a width or a number of layers is missing.
+        ValueError: of a class that is not counted here, or a width or a number of layers is missing.
     """
+    try:
+        return _counted(config, frames)
+    except KeyError as error:
+        raise ValueError(f"its config.json lacks {error}") from error
+
+
+def _counted(config: Mapping[str, Any], frames: int) -> Model:
     dtype = str(config.get("dtype", config.get("torch_dtype")))
     size = 4 if dtype == "float32" else 2
     if is_original(config):
@@ -152,8 +159,10 @@ def model_of(config: Mapping[str, Any], frames: int) -> Model:
         return _siglip(config, vision, frames, "grid" in config.get("mm_newline_position", ""), size)
     text = {**config, **config.get("text_config", {})}
     kind = (config.get("architectures") or [""])[0]
-    if kind.startswith("Qwen"):
+    if kind.startswith(("Qwen2_5_VL", "Qwen3VL")):
         return _qwen(text, config["vision_config"], frames, kind.startswith("Qwen2_5"), size)
+    if not kind.startswith("Llava"):
+        raise ValueError(f"operations are counted of LLaVA, Qwen2.5-VL and Qwen3-VL alone, not of {kind or 'no class'}")
     return _siglip(text, {**SO400M_CONFIG, **config["vision_config"]}, frames, kind.startswith("LlavaVideo"), size)
 
 

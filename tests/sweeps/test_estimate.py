@@ -207,3 +207,31 @@ def test_a_model_that_is_not_known(capsys: pytest.CaptureFixture[str]) -> None:
     main(words)
     told = json.loads(capsys.readouterr().out)
     assert told["cells"] == [] and told["notes"][1] == "no estimate for name: its config.json is not here"
+
+
+@pytest.mark.parametrize(
+    "model_type, kind",
+    [
+        ("internvl", "InternVLForConditionalGeneration"),
+        ("video_llama_3", "VideoLlama3ForConditionalGeneration"),
+        ("qwen3_5", "Qwen3_5ForConditionalGeneration"),
+        ("qwen3_omni_moe_thinker", "Qwen3OmniMoeThinkerForConditionalGeneration"),
+    ],
+)
+def test_a_family_that_is_not_counted(model_type: str, kind: str) -> None:
+    raw = AutoConfig.for_model(model_type).to_dict() | {"architectures": [kind]}
+    with pytest.raises(ValueError, match=f"not of {kind}"):
+        model_of(raw, 8)
+
+
+def test_a_config_that_says_too_little(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    raw = json.loads((TINY / "config.json").read_text())
+    del raw["text_config"]["num_hidden_layers"]
+    with pytest.raises(ValueError, match=r"its config\.json lacks 'num_hidden_layers'"):
+        model_of(raw, 8)
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    words = ["sweep", "--framework", "VLMEvalKit", "--model", str(tmp_path), "--dry-run", "--estimate", "--json"]
+    main(words)
+    told = json.loads(capsys.readouterr().out)
+    assert told["cells"] == []
+    assert told["notes"][1] == f"no estimate for {tmp_path.name}: its config.json lacks 'num_hidden_layers'"
