@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import io
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -57,6 +58,17 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+class Notes(logging.Handler):
+    """Prints warnings as lines on stderr that command no terminal, whatever a file in them is called."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one."""
+        note(record.getMessage())
+
+
+logging.getLogger("tango").addHandler(Notes())
 
 
 def show_version(asked: bool) -> None:
