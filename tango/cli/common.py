@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import sys
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any
@@ -130,26 +131,12 @@ def stdout_for_json(asked: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on stderr, if that is a terminal; call what it gives with a step's name, how many are done, of how many."""
+def steps(total: int) -> Iterator[Callable[[str], None]]:
+    """A bar on stderr, if that is a terminal; call what it gives with the name of each of the steps as it starts."""
     screen = Console(stderr=True)
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     # Drawn once a second, so that drawing does not weigh on what is being timed.
     options: dict[str, Any] = {"transient": True, "refresh_per_second": 1, "disable": not screen.is_terminal}
     with Progress(*columns, console=screen, **options) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda name, done, total: bar.update(task, description=name, completed=done, total=total, refresh=True)
-
-
-@contextlib.contextmanager
-def steps(total: int) -> Iterator[Callable[[str], None]]:
-    """progress() for work whose number of steps is known: call what it gives with the name of each as it starts."""
-    with progress() as show:
-        begun = 0
-
-        def step(name: str) -> None:
-            nonlocal begun
-            show(name, begun, total)
-            begun += 1
-
-        yield step
+        task, begun = bar.add_task("", total=total), itertools.count()
+        yield lambda name: bar.update(task, description=name, completed=next(begun), refresh=True)

@@ -35,13 +35,13 @@ COLOURS = {WELL: "green", MISSING: "red", LITTLE: "yellow"}
 SHOWN = ("", "cli", "eval")  # extras of this package whose parts are listed; the last for some commands alone
 GIB = 2**30
 DRIVER = Path("/proc/driver/nvidia/version")
-# Parameters in billions of checkpoints that are not on this machine; of those that are, the files tell.
+# Parameters of checkpoints that are not on this machine; of those that are, the files tell.
 PUBLISHED = {
-    "lmms-lab/llava-onevision-qwen2-0.5b-ov": 0.89,
-    "lmms-lab/llava-onevision-qwen2-7b-ov": 8.03,
-    "lmms-lab/LLaVA-Video-7B-Qwen2": 8.03,
-    "Qwen/Qwen2.5-VL-7B-Instruct": 8.29,
-    "Qwen/Qwen3-VL-8B-Instruct": 8.77,
+    "lmms-lab/llava-onevision-qwen2-0.5b-ov": 0.89e9,
+    "lmms-lab/llava-onevision-qwen2-7b-ov": 8.03e9,
+    "lmms-lab/LLaVA-Video-7B-Qwen2": 8.03e9,
+    "Qwen/Qwen2.5-VL-7B-Instruct": 8.29e9,
+    "Qwen/Qwen3-VL-8B-Instruct": 8.77e9,
 }
 PUBLISHED_BYTES = 2  # those are stored in bfloat16
 ROOM = 1.3  # a video's tokens and their activations need about this much beyond the weights
@@ -239,7 +239,7 @@ def resources(models: Sequence[str]) -> Iterator[Finding]:
             found = f"{amount(weights(model)[1])} on this machine"
             yield Finding("Models", model, WELL, found, needed=needed)
             continue
-        size = PUBLISHED.get(model, 0) * 1e9 * PUBLISHED_BYTES / GIB
+        size = PUBLISHED.get(model, 0) * PUBLISHED_BYTES / GIB
         found = f"{amount(size)} to download" if size else "not on this machine"
         if size > room:
             advice = f"make room in {cache}, or set HF_HOME to a folder on a larger disk"
@@ -290,7 +290,8 @@ def weights(model: str) -> tuple[float, float]:
     files = weight_files(model)
     if count := sum(map(numbers_in, files)):
         return count, sum(file.stat().st_size for file in files) / GIB
-    return PUBLISHED.get(model, 0) * 1e9, PUBLISHED.get(model, 0) * 1e9 * PUBLISHED_BYTES / GIB
+    count = PUBLISHED.get(model, 0)
+    return count, count * PUBLISHED_BYTES / GIB
 
 
 def weight_files(model: str) -> list[Path]:

@@ -13,7 +13,7 @@ import typer
 from rich.table import Table
 
 from tango.cli import common
-from tango.cli.answering import check_fit, check_model, check_question, choose_pruners, input_errors, load
+from tango.cli.answering import check_model, check_question, choose_pruners, input_errors, load
 from tango.cli.common import CommandFailed, InputError, stdout_for_json, steps
 from tango.runs.screen import Screen, json_text
 from tango.runs.screen import note as say
@@ -74,12 +74,11 @@ def live(
         with input_errors():
             stream = Source(source, fps, not fast, note, patience=patience)
         check_model(model)
-        pruners = choose_pruners([method], ratio, config, fields or [])
+        pruners = choose_pruners([method], ratio, config, fields)
         if not pruners:
             raise InputError(f"--method {method!r} prunes nothing; use one of tango methods")
         step("loading the model")
-        checkpoint = load(model, device, dtype)
-        check_fit(checkpoint, pruners)
+        checkpoint = load(model, device, dtype, pruners)
     from tango.live.session import Live
 
     session = Live(checkpoint.model, checkpoint.processor, pruners[0], budget=budget, fps=fps, policy=policy)

@@ -14,7 +14,7 @@ import typer
 from rich.table import Table
 
 from tango.cli import common
-from tango.cli.answering import attached, frames_for, input_errors, label, start
+from tango.cli.answering import attached, check_asked, choose_pruners, frames_for, input_errors, label, load
 from tango.cli.common import console, print_json, stdout_for_json, steps
 from tango.inference.asking import STAGES, conversation
 
@@ -41,14 +41,10 @@ ALL = READING | STAGES | FIRST | {"answering_s": "from the file to it", "whole_s
 class Way:
     """A way of answering, measured: its tokens, and of every run the seconds of each stage and peak memory in GiB."""
 
+    name: str
     pruner: Pruner | None
     tokens: dict[str, float] = field(default_factory=dict)
     series: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-
-    @property
-    def name(self) -> str:
-        """What it is called in tables."""
-        return label(self.pruner)
 
     def count(self, which: str) -> str:
         """A number of tokens: the video's `before`, `after` pruning, or in the `average` over layers."""
@@ -106,8 +102,12 @@ def profile(
             output.parent.mkdir(parents=True, exist_ok=True)
             output.touch()
     with stdout_for_json(as_json), steps(2 + (1 + len(set(method))) * (warmup + repeats)) as step:
-        path, checkpoint, pruners = start(step, video, question, model, method, ratio, config, fields, device, dtype)
-        ways = [Way(pruner) for pruner in (None, *pruners)]
+        step("starting up")
+        path = check_asked(model, video, question)
+        pruners = choose_pruners(method, ratio, config, fields)
+        step("loading the model")
+        checkpoint = load(model, device, dtype, pruners)
+        ways = [Way(label(pruner), pruner) for pruner in (None, *pruners)]
         for turn in range(warmup + repeats):
             for way in ways:
                 step(f"{way.name}: {'warming up' if turn < warmup else f'run {turn - warmup + 1} of {repeats}'}")

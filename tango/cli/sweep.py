@@ -133,14 +133,8 @@ def one_cell(expanded: Expanded, number: int) -> dict[str, list[Cell]]:
     return {model: [cell]}
 
 
-def shell_line(cell: Cell) -> str:
-    """A cell's command as one would type it, in any folder."""
-    variables = [f"{name}={shlex.quote(value) if value else ''}" for name, value in cell.environment.items()]
-    return " ".join([*variables, shlex.join(cell.command)])
-
-
 def show_commands(expanded: Expanded, as_json: bool) -> None:
-    """Print the command of each cell, what is missing, and what is left out, for --dry-run."""
+    """Print the command of each cell as one would type it in any folder; as JSON with what is missing and left out."""
     cells = [(model, cell) for model, cells in expanded.cells.items() for cell in cells]
     if as_json:
         commands = [
@@ -150,7 +144,8 @@ def show_commands(expanded: Expanded, as_json: bool) -> None:
         print_json({"cells": commands, "missing": expanded.missing, "left_out": expanded.left_out})
         return
     for _, cell in cells:
-        print(shell_line(cell))
+        variables = [f"{name}={shlex.quote(value) if value else ''}" for name, value in cell.environment.items()]
+        print(" ".join([*variables, shlex.join(cell.command)]))
 
 
 def run(expanded: Expanded, grid: Grid, as_json: bool, part: bool = False) -> int:

@@ -26,9 +26,8 @@ from tango.inference.names import called
 from tango.inference.prompt import check_text
 from tango.live.answer import Answer
 from tango.live.encoder import Encoder, as_picture
-from tango.live.holding import Holding
 from tango.live.layout import layout_of
-from tango.live.memory import POLICIES, Held, Segment
+from tango.live.memory import POLICIES, Held, Holding
 from tango.live.writer import Writer
 from tango.models import attach, family_of, unwrapped
 from tango.pruners.base import Pruner
@@ -119,7 +118,15 @@ class Live:
             self._seam = self.model.generate.seam
             self._layout = layout_of(self._seam.family, self.model, self.processor)
             self._encoder = Encoder(self.model, self.processor, self._seam, self._layout.samples, self.limits)
-            self._holding = Holding(self._seam, self._layout, self.budget, self.window, self.policy, self._problem)
+            self._holding = Holding(
+                self._seam,
+                self._layout.samples,
+                self._layout.cost,
+                self.budget,
+                self.window,
+                self.policy,
+                self._problem,
+            )
             self._writer = Writer(self.model, decoder, self._layout, self.processor.tokenizer)
             most = self._layout.most_positions
             if self.budget >= most:
@@ -267,17 +274,13 @@ class Live:
         answer.begin()
         try:
             with self._seam.lock:
-                newest = self._newest_segment()
+                newest = self._holding.newest(self._encoder.rest())
                 self._writer.write(answer, self._holding.segments, newest, self._holding.grid, lambda: self._closed)
         except BaseException as error:
             self._writer.forget()  # it may have failed within the cache
             answer.end(error)
         else:
             answer.end()
-
-    def _newest_segment(self) -> Segment | None:
-        """The open frames, with sampled ones that are no frame of the tower yet, pruned for one question."""
-        return self._holding.newest(self._encoder.rest())
 
 
 def check_pruner(pruner: Any, decoder: Any) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import html
-import io
 import json
 import re
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from tango.inference.files import write_whole
-from tango.visualize.picture import HEAT, HUE_STEP, KEPT_COLOUR, SALIENT_COLOUR, Panel, Picture
+from tango.visualize.picture import HEAT, HUE_STEP, KEPT_COLOUR, SALIENT_COLOUR, Panel, Picture, data_uri
 
 TEMPLATE = Path(__file__).with_name("page.html")
 LONGEST = 448  # pixels of a frame's longer side
@@ -40,7 +39,7 @@ def page_data(picture: Picture) -> dict[str, Any]:
         "unpruned": picture.unpruned,
         "grid": list(picture.grid),
         "times": list(picture.times),
-        "frames": [_data_uri(frame) for frame in picture.frames],
+        "frames": [_frame(frame) for frame in picture.frames],
         "methods": [row[0].method for row in picture.panels],
         "ratios": list(picture.ratios),
         "heat": [list(colour) for colour in HEAT],
@@ -67,9 +66,7 @@ def _digits(values: Any) -> str:
     return bytes(np.asarray(values, dtype=np.uint8) + ord("0")).decode()
 
 
-def _data_uri(frame: Any) -> str:
+def _frame(frame: Any) -> str:
     image = Image.fromarray(frame)
     image.thumbnail((LONGEST, LONGEST))
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+    return data_uri(image, "JPEG", 85)

@@ -164,7 +164,7 @@ def test_earlytom_merges_behind_the_tower():
         features = torch.cat([unit.parts["features"] for unit in video._holding.open])
         saliency = torch.cat([unit.parts["saliency"] for unit in video._holding.open])
         with video._seam.lock:
-            tail = video._newest_segment()
+            tail = video._holding.newest(video._encoder.rest())
     whole, _ = of_the_clip(shipped(), Uniform(retention_ratio=0.5), pictures, computed=False)
     torch.testing.assert_close(features, whole, atol=2e-5, rtol=1e-4)
     wanted = pruner.prune_tokens(VideoTokens(features=features, saliency=saliency, grid=(8, 8), key="0"))

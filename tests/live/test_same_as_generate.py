@@ -67,7 +67,7 @@ def test_where_segments_have_closed(ratio):
         assert len(closed) > 5 and all(segment.final for segment in closed)
         assert sizes == record.segment_sizes[: len(sizes)]
         kept = [64 * (segment.number + segment.kept.frames) + segment.kept.places for segment in closed]
-        tail = video._newest_segment()
+        tail = video._holding.newest(video._encoder.rest())
         kept.append(64 * (tail.number + tail.kept.frames) + tail.kept.places)
         assert torch.equal(torch.cat(kept), record.indices)
 
