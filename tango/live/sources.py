@@ -202,7 +202,8 @@ class Source:
                 options, settings["format"] = {}, "v4l2"
                 settings["timeout"] = (self.timeout, self.timeout)
             elif self.name == "-":
-                file = SimpleNamespace(read=sys.stdin.buffer.read1)  # no seek(), so that FFmpeg does not try
+                pipe: Any = sys.stdin.buffer
+                file = SimpleNamespace(read=pipe.read1)  # and nothing else, so that FFmpeg does not seek in it
             else:  # FFmpeg does not see the name, which it may take for an address or a pattern of names
                 opener = self._pipe if Path(self.name).is_fifo() else None
                 real = stack.enter_context(open(self.name, "rb", buffering=0, opener=opener))
