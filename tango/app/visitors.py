@@ -120,10 +120,10 @@ class Visitors:
                 return answer, None
             (trace,), (record,) = traces, answer.videos
             run = Run(pruner, trace, record, str(answer.response))
-            picture = picture_of(self.checkpoint, video, read_video(video, self.frames), [[run]])
+            panel = run.panel()
             # The page draws no saliency and no segments, so neither belongs into its legend.
-            panel = replace(picture.panels[0][0], heat=None, segments=(len(picture.times),))
-            return answer, replace(picture, panels=((panel,),))
+            panel = replace(panel, heat=None, segments=(sum(panel.segments),))
+            return answer, picture_of(self.checkpoint, video, read_video(video, self.frames), run, [[panel]])
         except PromptTooLong as error:
             raise Refused(f"left out: {error}") from error
         except (ValueError, OSError) as error:

@@ -199,8 +199,9 @@ def benchmarks() -> Iterator[Finding]:
         yield Finding(*serving, WELL, "in build/vllm")
     else:
         yield Finding(*serving, MISSING, "not installed", "in a checkout: make vllm (docs/serving.md)")
-    there = root is not None and (root / DATA / "test.json").is_file()
-    found = f"{len(list((root / DATA / 'videos').glob('*.mp4')))} videos in {root / DATA}" if there else "no checkout"
+    data = None if root is None else root / DATA
+    there = data is not None and (data / "test.json").is_file()
+    found = f"{len(list((data / 'videos').glob('*.mp4')))} videos in {data}" if data and there else "no checkout"
     yield judged(there, "Data sets", "MotionQA", found, "run this in a checkout; there: make data", needed=True)
     for framework in FRAMEWORKS.values():
         for name, count in QUESTIONS.items():
@@ -288,7 +289,7 @@ def weights(model: str) -> tuple[float, float]:
     from tango.models.pooling_head import numbers_in
 
     files = weight_files(model)
-    if count := sum(map(numbers_in, files)):
+    if count := float(sum(map(numbers_in, files))):
         return count, sum(file.stat().st_size for file in files) / GIB
     count = PUBLISHED.get(model, 0)
     return count, count * PUBLISHED_BYTES / GIB

@@ -128,7 +128,7 @@ def profile(
     screen = console()
     title = f"{path}, {repeats} runs: "
     if len(ways) == 2:
-        screen.print(table(*ways, f"{title}median (least to most)"))
+        screen.print(table(ways[0], ways[1], f"{title}median (least to most)"))
     else:
         screen.print(comparison(ways, f"{title}median, in ms"))
     if output is not None:

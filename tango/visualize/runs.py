@@ -81,9 +81,9 @@ def capture(
         step("unpruned")
         with Chat(checkpoint, max_frames=frames).session() as chat:
             unpruned = str(chat.generate(messages, settings, "unpruned").response)
-    rows: list[list[Run]] = []
+    panels: list[list[Panel]] = []
     for row in pruners:
-        rows.append([])
+        panels.append([])
         for pruner in row:
             name = label(pruner)
             step(f"{name} at {pruner.retention_ratio:g}")
@@ -93,8 +93,9 @@ def capture(
             except ValueError as error:
                 raise ValueError(f"{name} at a ratio of {pruner.retention_ratio:g}: {error}") from error
             (trace,), (record,) = traces, answer.videos
-            rows[-1].append(Run(pruner, trace, record, None if question is None else str(answer.response)))
-    return picture_of(checkpoint, video, clip, rows, command=command, question=question, unpruned=unpruned)
+            run = Run(pruner, trace, record, None if question is None else str(answer.response))
+            panels[-1].append(run.panel())
+    return picture_of(checkpoint, video, clip, run, panels, command=command, question=question, unpruned=unpruned)
 
 
 @dataclass(frozen=True)
@@ -128,16 +129,21 @@ class Run:
 
 
 def picture_of(
-    checkpoint: Checkpoint, video: str | Path, clip: Clip, rows: Sequence[Sequence[Run]], **texts: str | None
+    checkpoint: Checkpoint,
+    video: str | Path,
+    clip: Clip,
+    run: Run,
+    panels: Sequence[Sequence[Panel]],
+    **texts: str | None,
 ) -> Picture:
     """What runs show of a video, with the frames that tokens stand for, as far as they do.
 
     Args:
         clip: the frames that the model was shown.
-        rows: a row a method, with a run for each ratio.
+        run: any of them. panels: a row a method, with a panel for each ratio.
         texts: command, question and unpruned, see Picture.
     """
-    trace, record = rows[-1][-1].trace, rows[-1][-1].record
+    trace, record = run.trace, run.record
     grid = (int(record["grid"][0]), int(record["grid"][1]))
     count = len(trace.roles) // (grid[0] * grid[1])
     # Qwen's frames are pairs of sampled ones: the first of each is shown.
@@ -145,9 +151,8 @@ def picture_of(
     shown = seen(clip.frames[::each], grid[0], checkpoint.model.config.vision_config)
     times = clip.timestamps if trace.video.timestamps is None else tuple(float(t) for t in trace.video.timestamps)
     times = times if len(times) == count else clip.timestamps[::each]
-    ratios = tuple(run.pruner.retention_ratio for run in rows[0])
-    panels = tuple(tuple(run.panel() for run in row) for row in rows)
-    return Picture(Path(video).name, checkpoint.described["pretrained"], shown, times, grid, ratios, panels, **texts)
+    ratios, rows = tuple(panel.ratio for panel in panels[0]), tuple(map(tuple, panels))
+    return Picture(Path(video).name, checkpoint.described["pretrained"], shown, times, grid, ratios, rows, **texts)
 
 
 def seen(frames: Array, rows: int, vision: Any) -> Array:
