@@ -66,22 +66,17 @@ def lacking(error: ModuleNotFoundError) -> str:
 
 
 def read_ratio(text: Any) -> float:
-    """A number; a percentage is turned away with the share that it is."""
+    """A retention ratio in (0, 1]; a percentage is turned away with the share that it is."""
     with contextlib.suppress(ValueError):
-        return float(text)
+        ratio = float(text)
+        if 0 < ratio <= 1:
+            return ratio
+        raise typer.BadParameter(f"{ratio:g} is no share of the tokens to keep; give a number in (0, 1], as 0.1")
     with contextlib.suppress(ValueError):
         if text.strip().endswith("%"):
             share = float(text.strip().removesuffix("%")) / 100
             raise typer.BadParameter(f"{text!r} is no number; give the share of the tokens to keep, {share:g}")
     raise typer.BadParameter(f"{text!r} is no number; give the share of the tokens to keep, as 0.1")
-
-
-def check_ratio(value: Any) -> Any:
-    """Turn away retention ratios outside (0, 1]: one, or several."""
-    for ratio in value if isinstance(value, list) else [value]:
-        if ratio is not None and not 0 < ratio <= 1:
-            raise typer.BadParameter(f"{ratio:g} is no share of the tokens to keep; give a number in (0, 1], as 0.1")
-    return value
 
 
 # Options and arguments that several commands have.
@@ -91,7 +86,7 @@ Model = Annotated[str | None, typer.Option("--model", metavar="NAME", help="Fold
 Methods = Annotated[
     list[str], typer.Option("--method", metavar="NAME", help="Pruning method (tango methods); may be repeated.")
 ]
-RATIO: dict[str, Any] = {"callback": check_ratio, "parser": read_ratio, "metavar": "SHARE"}
+RATIO: dict[str, Any] = {"parser": read_ratio, "metavar": "SHARE"}
 Ratio = Annotated[float, typer.Option("--ratio", help="Share of the video's tokens to keep.", **RATIO)]
 Ratios = Annotated[
     list[float], typer.Option("--ratio", help="Share of the video's tokens to keep; may be repeated.", **RATIO)
