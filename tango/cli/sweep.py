@@ -13,7 +13,7 @@ import typer
 from tango.cli import common
 from tango.cli.answering import input_errors
 from tango.cli.common import BAD_INPUT, FAILED, OK, RATIO, InputError, console, print_json, stdout_for_json, steps
-from tango.runs.screen import Screen, note
+from tango.runs.screen import Screen, note, visible
 from tango.sweeps.frameworks import FRAMEWORKS, MOTIONQA, QUESTIONS
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def show_commands(expanded: Expanded, as_json: bool) -> None:
         return
     for _, cell in cells:
         variables = [f"{name}={shlex.quote(value) if value else ''}" for name, value in cell.environment.items()]
-        print(" ".join([*variables, shlex.join(cell.command)]))
+        print(visible(" ".join([*variables, shlex.join(cell.command)])))
 
 
 def run(expanded: Expanded, grid: Grid, as_json: bool, part: bool = False) -> int:

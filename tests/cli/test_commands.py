@@ -285,6 +285,13 @@ def test_sweep_prints_its_commands(capsys: Captured) -> None:
         ]
 
 
+def test_a_printed_command_commands_no_terminal(capsys: Captured, tmp_path: Path) -> None:
+    (tmp_path / "a\x1b[31mb").symlink_to(ROOT / "checkpoints/tango-tiny")
+    assert main(["sweep", "--model", str(tmp_path / "a\x1b[31mb"), "--ratio", "0.1", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("pretrained=") == 2 and "a\\x1b[31mb," in said and "\x1b" not in said
+
+
 def test_sweep_of_ablations(capsys: Captured, tmp_path: Path) -> None:
     """Each file is Tango once more, at the smallest ratio, in each framework."""
     (tmp_path / "parts").mkdir()
