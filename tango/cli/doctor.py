@@ -233,9 +233,8 @@ def resources(models: Sequence[str]) -> Iterator[Finding]:
     )  # fmt: skip
     root = checkout()
     chosen = models or [MODEL if root is None else str(root / MODEL), *PUBLISHED, DEFAULT_ID]
-    problems = [(model, missing_checkpoint(model)) for model in chosen]
-    for model, problem in problems:
-        needed = model.endswith(MODEL) or bool(models)
+    looked_at = [(model, missing_checkpoint(model), model.endswith(MODEL) or bool(models)) for model in chosen]
+    for model, problem, needed in looked_at:
         if problem is None:
             found = f"{amount(weights(model)[1])} on this machine"
             yield Finding("Models", model, WELL, found, needed=needed)
@@ -248,14 +247,14 @@ def resources(models: Sequence[str]) -> Iterator[Finding]:
         else:
             yield Finding("Models", model, MISSING, found, problem.partition("; ")[2] or problem, needed)
     where, there = memory()
-    for model, problem in problems:
+    for model, problem, needed in looked_at:
         if model == DEFAULT_ID or (problem and model not in PUBLISHED):
             continue  # only its pooling head is read; or nobody knows how large it is
         count, size = weights(model)
         need = size * ROOM
         advice = f"use a smaller model, or a machine with {amount(need)} of free {where}"
         found = f"{count / 1e6:,.0f} million parameters need about {amount(need)}; {amount(there)} of {where} free"
-        yield judged(need <= there, "Memory", model, found, advice, needed=False, otherwise=LITTLE)
+        yield judged(need <= there, "Memory", model, found, advice, needed, LITTLE)
 
 
 def amount(gib: float) -> str:
