@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 import html
+import io
 
 from PIL import Image
-
-from tango.visualize.picture import data_uri
 
 
 def inline(image: Image.Image, alt: str, kind: str = "frame") -> str:
     """An image as an element of HTML."""
-    return f'<img class="{kind}" alt="{html.escape(alt)}" src="{data_uri(image, "WEBP", 90)}">'
+    file = io.BytesIO()
+    image.save(file, "WEBP", quality=90)
+    data = base64.b64encode(file.getvalue()).decode()
+    return f'<img class="{kind}" alt="{html.escape(alt)}" src="data:image/webp;base64,{data}">'
 
 
 def refused(error: Exception) -> str:

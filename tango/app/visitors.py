@@ -14,7 +14,7 @@ from tango.inference.video import read_video
 from tango.pruners import REGISTRY, Pruner
 from tango.pruners.trace import traced
 from tango.visualize.picture import Picture
-from tango.visualize.runs import ANSWER_TOKENS, Run, picture_of
+from tango.visualize.runs import ANSWER_TOKENS, label, panel_of, stills
 
 WARM_UP_TOKENS = 2
 NO_VIDEO = "there is no video yet: upload or record one, or choose a sample"
@@ -116,18 +116,19 @@ class Visitors:
                 with traced() as traces:
                     chat.generate(messages, {"max_new_tokens": WARM_UP_TOKENS}, "visitor")
                 answer = chat.generate(messages, {"max_new_tokens": ANSWER_TOKENS}, "visitor")
-            if pruner is None:
-                return answer, None
-            (trace,), (record,) = traces, answer.videos
-            run = Run(pruner, trace, record, str(answer.response))
-            panel = run.panel()
-            # The page draws no saliency and no segments, so neither belongs into its legend.
-            panel = replace(panel, heat=None, segments=(sum(panel.segments),))
-            return answer, picture_of(self.checkpoint, video, read_video(video, self.frames), run, [[panel]])
+            return answer, None if pruner is None else self._picture(video, pruner, traces, answer)
         except PromptTooLong as error:
             raise Refused(f"left out: {error}") from error
         except (ValueError, OSError) as error:
             raise Refused(told(error, video)) from error
+
+    def _picture(self, video: str, pruner: Pruner, traces: list, answer: Answer) -> Picture:  # type: ignore[type-arg]
+        (trace,), (record,) = traces, answer.videos
+        frames, times, grid = stills(self.checkpoint, read_video(video, self.frames), trace, record)
+        panel = panel_of(label(pruner), pruner.retention_ratio, trace, record, str(answer.response))
+        # The page draws no saliency and no segments, so neither belongs into its legend.
+        panel = replace(panel, heat=None, segments=(len(times),))
+        return Picture(Path(video).name, "", frames, times, grid, (panel.ratio,), ((panel,),))
 
 
 def told(error: Exception, video: str) -> str:

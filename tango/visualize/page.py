@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import io
 import json
 import re
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from tango.inference.files import write_whole
-from tango.visualize.picture import HEAT, HUE_STEP, KEPT_COLOUR, SALIENT_COLOUR, Panel, Picture, data_uri
+from tango.visualize.picture import HEAT, HUE_STEP, KEPT_COLOUR, SALIENT_COLOUR, Panel, Picture
 
 TEMPLATE = Path(__file__).with_name("page.html")
 LONGEST = 448  # pixels of a frame's longer side
@@ -39,7 +40,7 @@ def page_data(picture: Picture) -> dict[str, Any]:
         "unpruned": picture.unpruned,
         "grid": list(picture.grid),
         "times": list(picture.times),
-        "frames": [_frame(frame) for frame in picture.frames],
+        "frames": [_data_uri(frame) for frame in picture.frames],
         "methods": [row[0].method for row in picture.panels],
         "ratios": list(picture.ratios),
         "heat": [list(colour) for colour in HEAT],
@@ -66,7 +67,9 @@ def _digits(values: Any) -> str:
     return bytes(np.asarray(values, dtype=np.uint8) + ord("0")).decode()
 
 
-def _frame(frame: Any) -> str:
+def _data_uri(frame: Any) -> str:
     image = Image.fromarray(frame)
     image.thumbnail((LONGEST, LONGEST))
-    return data_uri(image, "JPEG", 85)
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()

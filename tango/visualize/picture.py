@@ -5,15 +5,12 @@ Plain arrays, so that what draws them needs no model.
 
 from __future__ import annotations
 
-import base64
 import colorsys
-import io
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 Array = NDArray[Any]
 Colour = tuple[int, int, int]
@@ -111,10 +108,3 @@ def group_colour(number: int) -> Colour:
     """The colour of a group by its number, as CSS has hsl(number * HUE_STEP, 85%, 60%)."""
     red, green, blue = colorsys.hls_to_rgb(number * HUE_STEP % 360 / 360, 0.6, 0.85)
     return round(red * 255), round(green * 255), round(blue * 255)
-
-
-def data_uri(image: Image.Image, form: str, quality: int) -> str:
-    """An image as an address that holds it, in the form JPEG or WEBP."""
-    file = io.BytesIO()
-    image.save(file, form, quality=quality)
-    return f"data:image/{form.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"

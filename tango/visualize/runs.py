@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,9 +81,9 @@ def capture(
         step("unpruned")
         with Chat(checkpoint, max_frames=frames).session() as chat:
             unpruned = str(chat.generate(messages, settings, "unpruned").response)
-    panels: list[list[Panel]] = []
+    panels: list[tuple[Panel, ...]] = []
     for row in pruners:
-        panels.append([])
+        drawn = []
         for pruner in row:
             name = label(pruner)
             step(f"{name} at {pruner.retention_ratio:g}")
@@ -93,66 +93,33 @@ def capture(
             except ValueError as error:
                 raise ValueError(f"{name} at a ratio of {pruner.retention_ratio:g}: {error}") from error
             (trace,), (record,) = traces, answer.videos
-            run = Run(pruner, trace, record, None if question is None else str(answer.response))
-            panels[-1].append(run.panel())
-    return picture_of(checkpoint, video, clip, run, panels, command=command, question=question, unpruned=unpruned)
+            response = str(answer.response) if question is not None else None
+            drawn.append(panel_of(name, pruner.retention_ratio, trace, record, response))
+        panels.append(tuple(drawn))
+    shown, times, grid = stills(checkpoint, clip, trace, record)
+    ratios = tuple(panel.ratio for panel in panels[0])
+    return Picture(
+        Path(video).name, checkpoint.described["pretrained"], shown, times, grid, ratios, tuple(panels), command,
+        question, unpruned,
+    )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Run:
-    """One run with a pruner: what was traced of it, its entry in Answer.videos, and its answer, if that is shown."""
-
-    pruner: Pruner
-    trace: Trace
-    record: dict[str, Any]
-    answer: str | None
-
-    def panel(self) -> Panel:
-        """The run as it is drawn."""
-        heat: Array | None = None
-        if self.trace.video.saliency is not None:
-            saliency = self.trace.video.saliency.detach().float().cpu()
-            heat = heat_of(zero_sinks(saliency, getattr(self.trace.pruner, "sink_tokens", None)).flatten().numpy())
-        return Panel(
-            method=label(self.pruner),
-            ratio=self.pruner.retention_ratio,
-            roles=self.trace.roles.cpu().numpy(),
-            joined=self.trace.joined.cpu().numpy(),
-            static=self.trace.static.cpu().numpy(),
-            heat=heat,
-            segments=tuple(int(size) for size in self.trace.pruned.segment_sizes),
-            before=self.record["tokens_before"],
-            after=self.record["tokens_after"],
-            in_llm=self.record["tokens_in_llm"],
-            answer=self.answer,
-        )
-
-
-def picture_of(
-    checkpoint: Checkpoint,
-    video: str | Path,
-    clip: Clip,
-    run: Run,
-    panels: Sequence[Sequence[Panel]],
-    **texts: str | None,
-) -> Picture:
-    """What runs show of a video, with the frames that tokens stand for, as far as they do.
+def stills(
+    checkpoint: Checkpoint, clip: Clip, trace: Trace, record: dict[str, Any]
+) -> tuple[Array, tuple[float, ...], tuple[int, int]]:
+    """The frames that tokens stand for, as far as they do, with their times and grid; see Picture.
 
     Args:
         clip: the frames that the model was shown.
-        run: any of them. panels: a row a method, with a panel for each ratio.
-        texts: command, question and unpruned, see Picture.
+        trace, record: of one run with a pruner: what it noted, and its entry in Answer.videos.
     """
-    trace, record = run.trace, run.record
     grid = (int(record["grid"][0]), int(record["grid"][1]))
     count = len(trace.roles) // (grid[0] * grid[1])
     # Qwen's frames are pairs of sampled ones: the first of each is shown.
     each = -(-len(clip.frames) // count)
     shown = seen(clip.frames[::each], grid[0], checkpoint.model.config.vision_config)
     times = clip.timestamps if trace.video.timestamps is None else tuple(float(t) for t in trace.video.timestamps)
-    times = times if len(times) == count else clip.timestamps[::each]
-    ratios, rows = tuple(panel.ratio for panel in panels[0]), tuple(map(tuple, panels))
-    return Picture(Path(video).name, checkpoint.described["pretrained"], shown, times, grid, ratios, rows, **texts)
+    return shown, times if len(times) == count else clip.timestamps[::each], grid
 
 
 def seen(frames: Array, rows: int, vision: Any) -> Array:
@@ -172,3 +139,24 @@ def seen(frames: Array, rows: int, vision: Any) -> Array:
     covered = min(patches, rows * round(patches / rows)) * patch / size
     height, width = (round(pixels * covered) for pixels in frames.shape[1:3])
     return frames[:, :height, :width]
+
+
+def panel_of(name: str, ratio: float, trace: Trace, record: dict[str, Any], answer: str | None) -> Panel:
+    """One run with a pruner as it is drawn; trace, record: see stills()."""
+    heat: Array | None = None
+    if trace.video.saliency is not None:
+        saliency = trace.video.saliency.detach().float().cpu()
+        heat = heat_of(zero_sinks(saliency, getattr(trace.pruner, "sink_tokens", None)).flatten().numpy())
+    return Panel(
+        method=name,
+        ratio=ratio,
+        roles=trace.roles.cpu().numpy(),
+        joined=trace.joined.cpu().numpy(),
+        static=trace.static.cpu().numpy(),
+        heat=heat,
+        segments=tuple(int(size) for size in trace.pruned.segment_sizes),
+        before=record["tokens_before"],
+        after=record["tokens_after"],
+        in_llm=record["tokens_in_llm"],
+        answer=answer,
+    )
