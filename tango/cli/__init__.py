@@ -65,7 +65,10 @@ class Notes(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one."""
-        note(record.getMessage())
+        try:
+            note(record.getMessage())
+        except OSError:  # nobody reads stderr any more
+            self.handleError(record)
 
 
 logging.getLogger("tango").addHandler(Notes())
