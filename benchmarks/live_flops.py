@@ -111,7 +111,7 @@ def watch(shape: Shape, args: argparse.Namespace) -> tuple[Seen, int]:
                 video.wait()
                 answer = video.ask(QUESTION, 1)
                 answer.text()
-                hit, still = answer.reused >= before, len(video._open)
+                hit, still = answer.reused >= before, len(video._holding.open)
                 seen.questions.append((now, answer.prompt, answer.reused, hit, still))
                 before = video.status.tokens
             video.add(picture, now, wait=True)

@@ -57,7 +57,8 @@ def nothing_left_over(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The environment of a subprocess: one thread, no network, a cache of its own."""
     cache = tmp_path_factory.mktemp("cache")
-    chosen = {k: v for k, v in os.environ.items() if k not in ("WRAPPER", "TANGO_CONFIG", "TANGO_ARGS")}
+    ours = ("WRAPPER", "TANGO_CONFIG", "TANGO_ARGS", "MPLBACKEND")  # the last is set by the command, in its process
+    chosen = {name: value for name, value in os.environ.items() if name not in ours}
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     offline = dict.fromkeys(("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"), "1")
     return chosen | threads | offline | {"HF_HOME": str(cache), "TOKENIZERS_PARALLELISM": "false", "COLUMNS": "200"}

@@ -5,8 +5,10 @@ Nothing heavy is imported until a command needs it, so that `tango --help` answe
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import io
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -36,7 +38,7 @@ from tango.cli.common import (
 )
 from tango.inference.names import calling
 from tango.motionqa.shipped import NotShipped
-from tango.runs.screen import note
+from tango.runs.screen import note, visible
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS", "NUMEXPR_MAX_THREADS")  # read at imports
 GOES_ON = ("sweep", "demo", "calibrate")  # from what they had finished
@@ -57,6 +59,17 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+class Notes(logging.Handler):
+    """Prints warnings on stderr, as Python does by itself, but no name of a file in them commands the terminal."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one."""
+        try:
+            print(visible(self.format(record)), file=sys.stderr, flush=True)
+        except OSError:  # nobody reads stderr any more
+            self.handleError(record)
 
 
 def show_version(asked: bool) -> None:
@@ -90,8 +103,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     open_standard_streams()
     words = list(sys.argv[1:] if arguments is None else arguments)
     as_json = "--json" in words
+    log, notes = logging.getLogger("tango"), Notes()
     try:
-        with calling(TYPED):
+        with calling(TYPED), contextlib.ExitStack() as stack:
+            log.addHandler(notes)
+            stack.callback(log.removeHandler, notes)
             status = app(words, prog_name="tango", standalone_mode=False)
         sys.stdout.flush()  # a full disk shows here, not when Python ends
     except TyperException as error:

@@ -1,9 +1,9 @@
-"""A model that answers a question about one video, pruned and not: what `tango ask` and `tango profile` share."""
+"""A model that answers questions about videos, pruned and not: what the commands that load one share."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,9 @@ def label(pruner: Pruner | None) -> str:
     return UNPRUNED if pruner is None else f"{pruner.name} {pruner.retention_ratio:g}"
 
 
-def choose_pruners(methods: Sequence[str], ratio: float, config: str | None, fields: Sequence[str]) -> list[Pruner]:
+def choose_pruners(
+    methods: Sequence[str], ratio: float, config: str | None, fields: Sequence[str] | None
+) -> list[Pruner]:
     """The methods to compare with the unpruned model, their settings checked.
 
     Raises:
@@ -37,10 +39,18 @@ def choose_pruners(methods: Sequence[str], ratio: float, config: str | None, fie
         if name not in REGISTRY:
             raise InputError(f"--method {name!r}: there is no such method; use one of {', '.join(REGISTRY)}")
         with input_errors():
-            values = parse_args(",".join(fields), name, {"retention_ratio": ratio})
+            values = parse_args(",".join(fields or []), name, {"retention_ratio": ratio})
             if (pruner := make_pruner(name, config, values)) is not None:
                 chosen.append(pruner)
     return chosen
+
+
+def check_model(model: str | None) -> None:
+    """Turn away a model's name that is neither a folder nor a hub id; InputError."""
+    from tango.inference.names import check_pretrained
+
+    with input_errors():
+        check_pretrained(shipped(MODEL) if model is None else model)
 
 
 def check_video(video: str | None) -> str:
@@ -59,14 +69,6 @@ def check_video(video: str | None) -> str:
     return path
 
 
-def check_model(model: str | None) -> None:
-    """Turn away a model's name that is neither a folder nor a hub id; InputError."""
-    from tango.inference.names import check_pretrained
-
-    with input_errors():
-        check_pretrained(shipped(MODEL) if model is None else model)
-
-
 def check_question(question: str | None) -> None:
     """Turn away a question of nothing, and one that a shell passed on as bytes that are no text; InputError."""
     from tango.inference.prompt import check_text
@@ -75,6 +77,14 @@ def check_question(question: str | None) -> None:
         raise InputError(f"the question {question!r} asks nothing; write one")
     with input_errors():
         check_text(question or "")
+
+
+def check_asked(model: str | None, video: str | None, question: str | None) -> str:
+    """All that can be known of these before a model is loaded; returns the video's path. InputError as above."""
+    check_model(model)
+    path = check_video(video)
+    check_question(question)
+    return path
 
 
 @contextlib.contextmanager
@@ -86,11 +96,12 @@ def input_errors() -> Iterator[None]:
         raise InputError(str(error)) from error
 
 
-def load(model: str | None, device: str | None, dtype: str) -> Checkpoint:
-    """The model and its processor.
+def load(model: str | None, device: str | None, dtype: str, pruners: Sequence[Pruner] = ()) -> Checkpoint:
+    """The model and its processor. Each method is attached once, so that one that does not fit is found before anything
+    is computed.
 
     Raises:
-        InputError: no such checkpoint, one that cannot be used, or no such device.
+        InputError: no such checkpoint, one that cannot be used, no such device, or a method that does not fit.
     """
     import accelerate  # noqa: F401 (transformers puts models on devices with it, and is late to say that it is missing)
     import torch
@@ -104,41 +115,16 @@ def load(model: str | None, device: str | None, dtype: str) -> Checkpoint:
         raise InputError(f"--device {device!r}: use cpu, cuda, or cuda:1 for a certain GPU")
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # there is a bar already
     try:
-        return load_checkpoint(source, device=device, dtype=dtype)
+        checkpoint = load_checkpoint(source, device=device, dtype=dtype)
     except (ValueError, OSError, RuntimeError) as error:
         if starved(error):
             raise
         first = str(error).strip().split("\n")[0]
         raise InputError(first if source in first else f"{source}: {first}") from error
-
-
-def start(
-    step: Callable[[str], None],
-    video: str | None,
-    question: str | None,
-    model: str | None,
-    methods: Sequence[str],
-    ratio: float,
-    config: str | None,
-    fields: Sequence[str] | None,
-    device: str | None,
-    dtype: str,
-) -> tuple[str, Checkpoint, list[Pruner]]:
-    """The video, the model and the methods that `tango ask` and `tango profile` are given, in two steps: first all that
-    can be known without the model.
-
-    Raises:
-        InputError: any of them cannot be, or they do not fit each other.
-    """
-    step("starting up")
-    check_model(model)
-    path = check_video(video)
-    check_question(question)
-    pruners = choose_pruners(methods, ratio, config, fields or [])
-    step("loading the model")
-    checkpoint = load(model, device, dtype)
-    check_fit(checkpoint, pruners)
-    return path, checkpoint, pruners
+    for pruner in pruners:
+        with attached(checkpoint, pruner, 1):
+            pass
+    return checkpoint
 
 
 def frames_for(frames: int | None, model: str | None) -> int:
@@ -159,14 +145,3 @@ def attached(checkpoint: Checkpoint, pruner: Pruner | None, frames: int) -> Iter
 
     with input_errors(), Chat(checkpoint, pruner, max_frames=frames).session() as chat:
         yield chat
-
-
-def check_fit(checkpoint: Checkpoint, pruners: Sequence[Pruner]) -> None:
-    """Attach each method once, so that one that does not fit the model is found before anything is computed.
-
-    Raises:
-        InputError: as attached() does.
-    """
-    for pruner in pruners:
-        with attached(checkpoint, pruner, 1):
-            pass

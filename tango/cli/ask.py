@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
 from tango.cli import common
-from tango.cli.answering import attached, frames_for, label, start
+from tango.cli.answering import attached, check_asked, choose_pruners, frames_for, label, load
 from tango.cli.common import InputError, console, print_json, stdout_for_json, steps
 from tango.inference.asking import conversation, rows
 from tango.motionqa.shipped import DATA, shipped
@@ -47,7 +47,11 @@ def ask(
     answers: dict[str, Answer] = {}
     left_out: dict[str, str] = {}
     with stdout_for_json(as_json), steps(2 + 2 * (1 + len(set(method)))) as step:
-        path, checkpoint, pruners = start(step, video, question, model, method, ratio, config, fields, device, dtype)
+        step("starting up")
+        path = check_asked(model, video, question)
+        pruners = choose_pruners(method, ratio, config, fields)
+        step("loading the model")
+        checkpoint = load(model, device, dtype, pruners)
         question = shipped_question(path) if question is None else question
         from tango.inference.prompt import PromptTooLong
 
@@ -68,7 +72,11 @@ def ask(
             raise InputError(next(iter(left_out.values())))
     if as_json:
         settings = {label(pruner): pruner.settings() for pruner in pruners}
-        ways = [{"name": name, "settings": settings.get(name), **as_dict(answer)} for name, answer in answers.items()]
+        ways = [
+            {"name": name, "settings": settings.get(name), "answer": answer.response, "tokens": answer.tokens,
+             "seconds": answer.timing, "videos": answer.videos}
+            for name, answer in answers.items()
+        ]  # fmt: skip
         print_json(
             {"video": path, "question": question, "model": checkpoint.described, "answers": ways, "left_out": left_out}
         )
@@ -87,11 +95,6 @@ def shipped_question(video: str) -> str:
 
     row = next(row for row in read_questions(Path(shipped(DATA))) if Path(row["video"]).name == Path(video).name)
     return prompt(row["question"], row["options"])
-
-
-def as_dict(answer: Answer) -> dict[str, Any]:
-    """An answer as --json prints it."""
-    return {"answer": answer.response, "tokens": answer.tokens, "seconds": answer.timing, "videos": answer.videos}
 
 
 def table(answers: dict[str, Answer]) -> Table:

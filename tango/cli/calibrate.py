@@ -10,26 +10,8 @@ import typer
 from rich.table import Table
 
 from tango.cli import common
-from tango.cli.answering import (
-    check_fit,
-    check_model,
-    check_question,
-    check_video,
-    choose_pruners,
-    frames_for,
-    input_errors,
-    load,
-)
-from tango.cli.common import (
-    FAILED,
-    OK,
-    CommandFailed,
-    InputError,
-    console,
-    print_json,
-    stdout_for_json,
-    steps,
-)
+from tango.cli.answering import check_model, check_question, check_video, choose_pruners, frames_for, input_errors, load
+from tango.cli.common import FAILED, OK, CommandFailed, InputError, console, print_json, stdout_for_json, steps
 from tango.motionqa.shipped import DATA, MODEL, shipped
 
 if TYPE_CHECKING:
@@ -84,11 +66,10 @@ def calibrate(
         clips = clips_of(model, videos or [], question or [], questions)
         ratios = sorted(set(ratio))
         check_model(model)
-        pruners = [one for share in ratios for one in choose_pruners(method, share, config, fields or [])]
+        pruners = [one for share in ratios for one in choose_pruners(method, share, config, fields)]
         with steps(2 + len(clips) * (1 + len(pruners))) as step:
             step("loading the model")
-            checkpoint = load(model, device, dtype)
-            check_fit(checkpoint, pruners)
+            checkpoint = load(model, device, dtype, pruners)
             from tango.calibrate import best, compare, settings_file, summaries
             from tango.calibrate.plot import plot
             from tango.inference.chat import Chat

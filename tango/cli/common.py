@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import sys
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any
@@ -65,22 +66,17 @@ def lacking(error: ModuleNotFoundError) -> str:
 
 
 def read_ratio(text: Any) -> float:
-    """A number; a percentage is turned away with the share that it is."""
+    """A retention ratio in (0, 1]; a percentage is turned away with the share that it is."""
     with contextlib.suppress(ValueError):
-        return float(text)
+        ratio = float(text)
+        if 0 < ratio <= 1:
+            return ratio
+        raise typer.BadParameter(f"{ratio:g} is no share of the tokens to keep; give a number in (0, 1], as 0.1")
     with contextlib.suppress(ValueError):
         if text.strip().endswith("%"):
             share = float(text.strip().removesuffix("%")) / 100
             raise typer.BadParameter(f"{text!r} is no number; give the share of the tokens to keep, {share:g}")
     raise typer.BadParameter(f"{text!r} is no number; give the share of the tokens to keep, as 0.1")
-
-
-def check_ratio(value: Any) -> Any:
-    """Turn away retention ratios outside (0, 1]: one, or several."""
-    for ratio in value if isinstance(value, list) else [value]:
-        if ratio is not None and not 0 < ratio <= 1:
-            raise typer.BadParameter(f"{ratio:g} is no share of the tokens to keep; give a number in (0, 1], as 0.1")
-    return value
 
 
 # Options and arguments that several commands have.
@@ -90,7 +86,7 @@ Model = Annotated[str | None, typer.Option("--model", metavar="NAME", help="Fold
 Methods = Annotated[
     list[str], typer.Option("--method", metavar="NAME", help="Pruning method (tango methods); may be repeated.")
 ]
-RATIO: dict[str, Any] = {"callback": check_ratio, "parser": read_ratio, "metavar": "SHARE"}
+RATIO: dict[str, Any] = {"parser": read_ratio, "metavar": "SHARE"}
 Ratio = Annotated[float, typer.Option("--ratio", help="Share of the video's tokens to keep.", **RATIO)]
 Ratios = Annotated[
     list[float], typer.Option("--ratio", help="Share of the video's tokens to keep; may be repeated.", **RATIO)
@@ -130,26 +126,12 @@ def stdout_for_json(asked: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on stderr, if that is a terminal; call what it gives with a step's name, how many are done, of how many."""
+def steps(total: int) -> Iterator[Callable[[str], None]]:
+    """A bar on stderr, if that is a terminal; call what it gives with the name of each of the steps as it starts."""
     screen = Console(stderr=True)
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     # Drawn once a second, so that drawing does not weigh on what is being timed.
     options: dict[str, Any] = {"transient": True, "refresh_per_second": 1, "disable": not screen.is_terminal}
     with Progress(*columns, console=screen, **options) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda name, done, total: bar.update(task, description=name, completed=done, total=total, refresh=True)
-
-
-@contextlib.contextmanager
-def steps(total: int) -> Iterator[Callable[[str], None]]:
-    """progress() for work whose number of steps is known: call what it gives with the name of each as it starts."""
-    with progress() as show:
-        begun = 0
-
-        def step(name: str) -> None:
-            nonlocal begun
-            show(name, begun, total)
-            begun += 1
-
-        yield step
+        task, begun = bar.add_task("", total=total), itertools.count()
+        yield lambda name: bar.update(task, description=name, completed=next(begun), refresh=True)

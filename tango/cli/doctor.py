@@ -6,15 +6,17 @@ is 1 if one of those is not well. The rest tells what else could be run here.
 
 from __future__ import annotations
 
+import itertools
 import os
 import platform
 import re
 import shutil
 import sys
 import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -33,13 +35,13 @@ COLOURS = {WELL: "green", MISSING: "red", LITTLE: "yellow"}
 SHOWN = ("", "cli", "eval")  # extras of this package whose parts are listed; the last for some commands alone
 GIB = 2**30
 DRIVER = Path("/proc/driver/nvidia/version")
-# Parameters in billions of checkpoints that are not on this machine; of those that are, the files tell.
+# Parameters of checkpoints that are not on this machine; of those that are, the files tell.
 PUBLISHED = {
-    "lmms-lab/llava-onevision-qwen2-0.5b-ov": 0.89,
-    "lmms-lab/llava-onevision-qwen2-7b-ov": 8.03,
-    "lmms-lab/LLaVA-Video-7B-Qwen2": 8.03,
-    "Qwen/Qwen2.5-VL-7B-Instruct": 8.29,
-    "Qwen/Qwen3-VL-8B-Instruct": 8.77,
+    "lmms-lab/llava-onevision-qwen2-0.5b-ov": 0.89e9,
+    "lmms-lab/llava-onevision-qwen2-7b-ov": 8.03e9,
+    "lmms-lab/LLaVA-Video-7B-Qwen2": 8.03e9,
+    "Qwen/Qwen2.5-VL-7B-Instruct": 8.29e9,
+    "Qwen/Qwen3-VL-8B-Instruct": 8.77e9,
 }
 PUBLISHED_BYTES = 2  # those are stored in bfloat16
 ROOM = 1.3  # a video's tokens and their activations need about this much beyond the weights
@@ -56,6 +58,13 @@ class Finding:
     found: str
     advice: str = ""
     needed: bool = False
+
+
+def judged(
+    well: bool, group: str, name: str, found: str, advice: str, needed: bool = False, otherwise: str = MISSING
+) -> Finding:
+    """A finding that is well, and then needs no advice, or is not."""
+    return Finding(group, name, WELL if well else otherwise, found, "" if well else advice, needed)
 
 
 def doctor(
@@ -87,13 +96,12 @@ def doctor(
     shown = Table(show_header=False, box=None)
     for _ in range(4):
         shown.add_column(overflow="fold")
-    group = ""
-    for one in findings:
-        if one.group != group:
-            group = one.group
-            shown.add_row("", Text(f"\n{group}", style="bold"))
-        coloured = Text(one.status, style=COLOURS[one.status])
-        shown.add_row(coloured, ("* " if one.needed else "  ") + one.name, one.found, Text(one.advice, style="cyan"))
+    for group, members in itertools.groupby(findings, lambda one: one.group):
+        shown.add_row("", Text(f"\n{group}", style="bold"))
+        for one in members:
+            mark = "* " if one.needed else "  "
+            coloured = Text(one.status, style=COLOURS[one.status])
+            shown.add_row(coloured, mark + one.name, one.found, Text(one.advice, style="cyan"))
     screen.print(shown)
     works = "These models work here." if models else "The shipped model and commands work here."
     screen.print(f"\n{works}" if well else "\nWhat is marked * has to be ok.")
@@ -105,30 +113,25 @@ def packages() -> Iterator[Finding]:
     from packaging.requirements import Requirement
     from packaging.specifiers import SpecifierSet
 
-    group = "Python"
     wanted, requirements = declared()
     version = platform.python_version()
     fits = SpecifierSet(wanted).contains(version, prereleases=True)
-    yield Finding(
-        group, "Python", WELL if fits else LITTLE, version, "" if fits else f"use Python {wanted}", needed=True
-    )
+    yield judged(fits, "Python", "Python", version, f"use Python {wanted}", True, LITTLE)
     for requirement in map(Requirement, requirements):
-        extras = [
-            extra for extra in SHOWN if requirement.marker is None or requirement.marker.evaluate({"extra": extra})
-        ]
-        if not extras or requirement.name == "tango-vlm":
+        marker = requirement.marker
+        extra = next((one for one in SHOWN if marker is None or marker.evaluate({"extra": one})), None)
+        if extra is None or requirement.name == "tango-vlm":
             continue
-        needed = extras[0] != "eval"
-        asked = f"pip install '{requirement.name}{requirement.specifier}'"
+        needed, specifier = extra != "eval", requirement.specifier
+        advice = f"pip install '{requirement.name}{specifier}'"
         try:
             version = metadata.version(requirement.name)
         except metadata.PackageNotFoundError:
-            advice = asked if needed else "for sweeps and tables: pip install 'tango-vlm[eval]'"
-            yield Finding(group, requirement.name, MISSING, "not installed", advice, needed=needed)
+            advice = advice if needed else "for sweeps and tables: pip install 'tango-vlm[eval]'"
+            yield Finding("Python", requirement.name, MISSING, "not installed", advice, needed)
             continue
-        fits = requirement.specifier.contains(version, prereleases=True)
-        status, advice = (WELL, "") if fits else (LITTLE, f"wanted: {requirement.specifier}; {asked}")
-        yield Finding(group, requirement.name, status, version, advice, needed=needed)
+        fits = specifier.contains(version, prereleases=True)
+        yield judged(fits, "Python", requirement.name, version, f"wanted: {specifier}; {advice}", needed, LITTLE)
 
 
 def declared() -> tuple[str, list[str]]:
@@ -151,12 +154,12 @@ def accelerators() -> Iterator[Finding]:
         return
     cores = f"{torch.get_num_threads()} threads, {os.cpu_count()} cores"
     yield Finding(group, "import torch", WELL, f"{torch.__version__}, {cores}", needed=True)
-    built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             properties = torch.cuda.get_device_properties(index)
             yield Finding(group, f"GPU {index}", WELL, f"{properties.name}, {properties.total_memory / GIB:.0f} GiB")
     else:
+        built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
         advice = "models run on the CPU: fine for the shipped one, days for a benchmark with a 7B model"
         if DRIVER.is_file() and torch.version.cuda:  # a GPU may well be there: the most frequent reason is its driver
             built += f"; NVIDIA driver {' '.join(re.findall(r'[0-9]+[.][0-9.]+', DRIVER.read_text())[:1])}"
@@ -165,15 +168,12 @@ def accelerators() -> Iterator[Finding]:
                 f"torch cannot use it: nvidia-smi must show CUDA {need} or later, else get a newer driver; {advice}"
             )
         yield Finding(group, "GPU", MISSING, built, advice)
-    yield importable(
-        group, "flash_attn", "flash-attn", "optional, sdpa is used without; on a GPU: pip install flash-attn"
-    )
+    advice = "optional, sdpa is used without; on a GPU: pip install flash-attn"
+    yield importable(group, "flash_attn", "flash-attn", advice)
 
 
 def importable(group: str, module: str, name: str, advice: str) -> Finding:
     """Whether a module is there and its package's version."""
-    from importlib.util import find_spec
-
     if find_spec(module) is None:
         return Finding(group, name, MISSING, "not installed", advice)
     try:
@@ -186,23 +186,23 @@ def benchmarks() -> Iterator[Finding]:
     """Both frameworks, the plugins, the shipped videos, and the data sets of the hub."""
     from tango.sweeps.preflight import missing_dataset
 
-    group, setup = "Frameworks", "in a checkout: make setup"
     for module, name in (
         ("lmms_eval", "lmms-eval"), ("tango_lmms_eval", "tango-lmms-eval"),
         ("vlmeval", "ms-vlmeval"), ("tango_vlmeval", "tango-vlmeval"),
     ):  # fmt: skip
-        yield importable(group, module, name, setup)
-    root = checkout()
-    yield serving(root)
-    group = "Data sets"
-    questions = None if root is None else root / DATA / "test.json"
-    if questions is not None and questions.is_file():
-        count = len(list((questions.parent / "videos").glob("*.mp4")))
-        yield Finding(group, "MotionQA", WELL, f"{count} videos in {questions.parent}", needed=True)
+        yield importable("Frameworks", module, name, "in a checkout: make setup")
+    # vLLM and its plugin have an environment of their own, as make vllm makes it, or are in this one.
+    root, serving = checkout(), ("Serving", "vLLM and tango-vllm")
+    if find_spec("vllm") is not None and find_spec("tango_vllm") is not None:
+        yield Finding(*serving, WELL, "installed")
+    elif root is not None and (root / "build" / "vllm" / "installed").is_file():
+        yield Finding(*serving, WELL, "in build/vllm")
     else:
-        yield Finding(
-            group, "MotionQA", MISSING, "no checkout", "run this in a checkout; there: make data", needed=True
-        )
+        yield Finding(*serving, MISSING, "not installed", "in a checkout: make vllm (docs/serving.md)")
+    data = None if root is None else root / DATA
+    there = data is not None and (data / "test.json").is_file()
+    found = f"{len(list((data / 'videos').glob('*.mp4')))} videos in {data}" if data and there else "no checkout"
+    yield judged(there, "Data sets", "MotionQA", found, "run this in a checkout; there: make data", needed=True)
     for framework in FRAMEWORKS.values():
         for name, count in QUESTIONS.items():
             one = framework.benchmarks[name]
@@ -210,67 +210,51 @@ def benchmarks() -> Iterator[Finding]:
                 problem = missing_dataset(one.repository, one.pattern)
                 found = f"{one.repository}, {count} questions"
                 advice = (problem or "").partition("; ")[2]
-                yield Finding(group, f"{name} in {framework.name}", MISSING if problem else WELL, found, advice)
+                yield judged(problem is None, "Data sets", f"{name} in {framework.name}", found, advice)
 
 
-def serving(root: Path | None) -> Finding:
-    """Whether vLLM and its plugin are in an environment of their own, as make vllm makes it, or in this one."""
-    from importlib.util import find_spec
-
-    if find_spec("vllm") is not None and find_spec("tango_vllm") is not None:
-        return Finding("Serving", "vLLM and tango-vllm", WELL, "installed")
-    made = root is not None and (root / "build" / "vllm" / "installed").is_file()
-    found, advice = ("in build/vllm", "") if made else ("not installed", "in a checkout: make vllm (docs/serving.md)")
-    return Finding("Serving", "vLLM and tango-vllm", WELL if made else MISSING, found, advice)
-
-
-def resources(models: Iterable[str]) -> Iterator[Finding]:
+def resources(models: Sequence[str]) -> Iterator[Finding]:
     """Hub cache, disk, and each model's files and memory against what is there."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     from tango.models.pooling_head import DEFAULT_ID
     from tango.sweeps.preflight import missing_checkpoint
 
-    group = "Disk"
     here = shutil.disk_usage(Path.cwd()).free / GIB
-    status = WELL if here >= RESULTS_GIB else LITTLE
-    yield Finding(
-        group, "for results", status, f"{here:.0f} GiB free in {Path.cwd()}",
-        "" if status == WELL else f"make room for {RESULTS_GIB:g} GiB", needed=True,
+    yield judged(
+        here >= RESULTS_GIB, "Disk", "for results", f"{here:.0f} GiB free in {Path.cwd()}",
+        f"make room for {RESULTS_GIB:g} GiB", True, LITTLE,
     )  # fmt: skip
     cache = Path(HF_HUB_CACHE)
-    writable = os.access(next(folder for folder in (cache, *cache.parents) if folder.exists()), os.W_OK)
     room = free_at(cache)
-    yield Finding(
-        group, "hub cache", WELL if writable else MISSING, f"{cache}, {room:.0f} GiB free",
-        "" if writable else "it cannot be written; set HF_HOME to a folder that can",
+    yield judged(
+        os.access(standing(cache), os.W_OK), "Disk", "hub cache", f"{cache}, {room:.0f} GiB free",
+        "it cannot be written; set HF_HOME to a folder that can",
     )  # fmt: skip
     root = checkout()
-    chosen = list(models)
-    if not chosen:
-        chosen = [str(root / MODEL) if root is not None else MODEL, *PUBLISHED, DEFAULT_ID]
-    needed = {model: model.endswith(MODEL) or bool(models) for model in chosen}
-    for model in chosen:
-        problem = missing_checkpoint(model)
-        size = PUBLISHED.get(model, 0) * 1e9 * PUBLISHED_BYTES / GIB if problem else weights(model)[1]
+    chosen = models or [MODEL if root is None else str(root / MODEL), *PUBLISHED, DEFAULT_ID]
+    looked_at = [(model, missing_checkpoint(model), model.endswith(MODEL) or bool(models)) for model in chosen]
+    for model, problem, needed in looked_at:
         if problem is None:
-            yield Finding("Models", model, WELL, f"{amount(size)} on this machine", needed=needed[model])
-        elif size > room:
-            found = f"{amount(size)} to download, {amount(room)} free"
+            found = f"{amount(weights(model)[1])} on this machine"
+            yield Finding("Models", model, WELL, found, needed=needed)
+            continue
+        size = PUBLISHED.get(model, 0) * PUBLISHED_BYTES / GIB
+        found = f"{amount(size)} to download" if size else "not on this machine"
+        if size > room:
             advice = f"make room in {cache}, or set HF_HOME to a folder on a larger disk"
-            yield Finding("Models", model, LITTLE, found, advice, needed[model])
+            yield Finding("Models", model, LITTLE, f"{found}, {amount(room)} free", advice, needed)
         else:
-            found = f"{amount(size)} to download" if size else "not on this machine"
-            yield Finding("Models", model, MISSING, found, problem.partition("; ")[2] or problem, needed[model])
+            yield Finding("Models", model, MISSING, found, problem.partition("; ")[2] or problem, needed)
     where, there = memory()
-    for model in chosen:
-        if model == DEFAULT_ID or (missing_checkpoint(model) and model not in PUBLISHED):
+    for model, problem, needed in looked_at:
+        if model == DEFAULT_ID or (problem and model not in PUBLISHED):
             continue  # only its pooling head is read; or nobody knows how large it is
         count, size = weights(model)
         need = size * ROOM
-        advice = "" if need <= there else f"use a smaller model, or a machine with {amount(need)} of free {where}"
+        advice = f"use a smaller model, or a machine with {amount(need)} of free {where}"
         found = f"{count / 1e6:,.0f} million parameters need about {amount(need)}; {amount(there)} of {where} free"
-        yield Finding("Memory", model, WELL if need <= there else LITTLE, found, advice, needed[model])
+        yield judged(need <= there, "Memory", model, found, advice, needed, LITTLE)
 
 
 def amount(gib: float) -> str:
@@ -278,9 +262,14 @@ def amount(gib: float) -> str:
     return f"{gib:.1f} GiB" if gib >= 1 else f"{1024 * gib:.0f} MiB"
 
 
+def standing(folder: Path) -> Path:
+    """A folder, or where it is not there the one above it that is."""
+    return next(one for one in (folder, *folder.parents) if one.exists())
+
+
 def free_at(folder: Path) -> float:
     """GiB free where a folder is, or would be made."""
-    return shutil.disk_usage(next(one for one in (folder, *folder.parents) if one.exists())).free / GIB
+    return shutil.disk_usage(standing(folder)).free / GIB
 
 
 def memory() -> tuple[str, float]:
@@ -299,9 +288,10 @@ def weights(model: str) -> tuple[float, float]:
     from tango.models.pooling_head import numbers_in
 
     files = weight_files(model)
-    if count := sum(map(numbers_in, files)):
+    if count := float(sum(map(numbers_in, files))):
         return count, sum(file.stat().st_size for file in files) / GIB
-    return PUBLISHED.get(model, 0) * 1e9, PUBLISHED.get(model, 0) * 1e9 * PUBLISHED_BYTES / GIB
+    count = PUBLISHED.get(model, 0)
+    return count, count * PUBLISHED_BYTES / GIB
 
 
 def weight_files(model: str) -> list[Path]:

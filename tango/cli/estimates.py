@@ -15,14 +15,12 @@ if TYPE_CHECKING:
     from tango.sweeps.expand import Expanded
     from tango.sweeps.grid import Grid
 
-COLUMNS = {
-    "questions": "{:d}", "prompt": "{:d}", "vision": "{:.3g}", "prefill": "{:.3g}", "decoding": "{:.2g}",
-    "computing": "{:.2f}", "hours": "{:.2f}", "gpu_hours": "{:.2f}", "memory": "{:.2f}",
-}  # fmt: skip
-HEADINGS = {
-    "prompt": "tokens of\nthe prompt", "vision": "vision\n(TFLOP)", "prefill": "prefill\n(TFLOP)",
-    "decoding": "decoding\n(TFLOP)", "computing": "generate()\n(GPU h)", "hours": "wall\n(h)",
-    "gpu_hours": "GPUs held\n(h)", "memory": "memory of\na GPU (GB)",
+COLUMNS = {  # of the table: heading and format
+    "questions": ("questions", "{:d}"), "prompt": ("tokens of\nthe prompt", "{:d}"),
+    "vision": ("vision\n(TFLOP)", "{:.3g}"), "prefill": ("prefill\n(TFLOP)", "{:.3g}"),
+    "decoding": ("decoding\n(TFLOP)", "{:.2g}"), "computing": ("generate()\n(GPU h)", "{:.2f}"),
+    "hours": ("wall\n(h)", "{:.2f}"), "gpu_hours": ("GPUs held\n(h)", "{:.2f}"),
+    "memory": ("memory of\na GPU (GB)", "{:.2f}"),
 }  # fmt: skip
 
 
@@ -67,7 +65,7 @@ def show_estimates(expanded: Expanded, grid: Grid, tflops: float | None, as_json
             "cells": [asdict(one) for one in cells],
             "disk": [{"name": name, "GB": size, "known": known} for name, size, known in disk],
             "total": total,
-            "units": {name: text.partition("(")[2].rstrip(")") for name, text in HEADINGS.items() if "(" in text},
+            "units": {name: text.rpartition("(")[2].rstrip(")") for name, (text, _) in COLUMNS.items() if "(" in text},
             "notes": notes,
         })  # fmt: skip
         return
@@ -86,9 +84,10 @@ def _gigabytes(size: float) -> str:
 
 def _table(cells: list[dict[str, Any]], total: Mapping[str, float]) -> Table:
     table = terminal_table("Estimates")
-    for column in COLUMNS:
-        table.add_column(HEADINGS.get(column, column), justify="right", no_wrap=True)
+    for heading, _ in COLUMNS.values():
+        table.add_column(heading, justify="right", no_wrap=True)
     for one in cells:
-        table.add_row(f"{one['model']}: {one['name']}", *(text.format(one[name]) for name, text in COLUMNS.items()))
-    table.add_row("all", *(text.format(total[name]) if name in total else "" for name, text in COLUMNS.items()))
+        numbers = (text.format(one[name]) for name, (_, text) in COLUMNS.items())
+        table.add_row(f"{one['model']}: {one['name']}", *numbers)
+    table.add_row("all", *(text.format(total[name]) if name in total else "" for name, (_, text) in COLUMNS.items()))
     return table

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
+from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +13,7 @@ import typer
 from rich.table import Table
 
 from tango.cli import common
-from tango.cli.answering import check_fit, check_model, check_question, choose_pruners, input_errors, load
+from tango.cli.answering import check_model, check_question, choose_pruners, input_errors, load
 from tango.cli.common import CommandFailed, InputError, stdout_for_json, steps
 from tango.runs.screen import Screen, json_text
 from tango.runs.screen import note as say
@@ -73,12 +74,11 @@ def live(
         with input_errors():
             stream = Source(source, fps, not fast, note, patience=patience)
         check_model(model)
-        pruners = choose_pruners([method], ratio, config, fields or [])
+        pruners = choose_pruners([method], ratio, config, fields)
         if not pruners:
             raise InputError(f"--method {method!r} prunes nothing; use one of tango methods")
         step("loading the model")
-        checkpoint = load(model, device, dtype)
-        check_fit(checkpoint, pruners)
+        checkpoint = load(model, device, dtype, pruners)
     from tango.live.session import Live
 
     session = Live(checkpoint.model, checkpoint.processor, pruners[0], budget=budget, fps=fps, policy=policy)
@@ -120,7 +120,6 @@ class Watching:
     def __init__(self, video: Live, stream: Source, seconds: float | None, fast: bool) -> None:
         self.video, self.stream, self.seconds, self.fast = video, stream, seconds, fast
         self.ended: str | None = None  # why nothing more comes
-        self._told = 0
 
     def frames(self) -> Iterator[float]:
         """Add frame after frame; yields the time of each that was taken."""
@@ -133,17 +132,9 @@ class Watching:
             except ValueError as error:
                 note(str(error))
                 continue
-            self.tell()
             if taken:
                 yield time
         self.ended = "the source ended"
-
-    def tell(self) -> None:
-        """Print the session's problems that are new."""
-        problems = list(self.video.problems)
-        for sentence in problems[self._told :]:
-            note(sentence)
-        self._told = len(problems)
 
     def read(self) -> None:
         """Add all frames, for a thread of its own."""
@@ -168,42 +159,43 @@ class Watching:
 
 def unattended(watching: Watching, questions: list[str], every: float, longest: int) -> None:
     """Ask at every so many seconds, and print each answer as a line of JSON when it is finished."""
-    asked: list[tuple[float, Answer]] = []
+    asked: deque[tuple[float, Answer]] = deque()
     skipped, due, last = 0, every, None
-
-    def show(finished_alone: bool) -> None:
-        while asked and (asked[0][1].done or not finished_alone):
-            time, answer = asked.pop(0)
-            line: dict[str, Any] = {"time": round(time, 3), "question": answer.question}
-            try:
-                line["answer"] = answer.text().strip()
-            except (ValueError, RuntimeError) as error:
-                line["error"] = str(error)
-            line |= {"prompt_tokens": answer.prompt, "reused_tokens": answer.reused, "new_tokens": answer.new_tokens}
-            line |= {"seconds_to_first": round(answer.seconds_to_first, 4)}
-            print_line(line | watching.counts())
-
     failed: str | None = None
     try:
-        for time_ in watching.frames():
-            last = time_
-            show(finished_alone=True)
-            if time_ >= due:
-                due = every * (time_ // every + 1)
+        for time in watching.frames():
+            last = time
+            while asked and asked[0][1].done:
+                print_answer(watching, *asked.popleft())
+            if time >= due:
+                due = every * (time // every + 1)
                 if asked:
                     skipped += len(questions)  # rather than falling behind
                 else:
-                    asked += [(time_, watching.video.ask(text, longest)) for text in questions]
-                    if watching.fast:
-                        show(finished_alone=False)
+                    asked.extend((time, watching.video.ask(text, longest)) for text in questions)
+                while watching.fast and asked:
+                    print_answer(watching, *asked.popleft())
     except ValueError as error:
         failed = str(error)
-    show(finished_alone=False)
+    for time, answer in asked:
+        print_answer(watching, time, answer)
     watching.video.wait()
-    watching.tell()
     print_line({"time": last, "ended": failed or watching.ended, "questions_skipped": skipped} | watching.counts())
     if failed:
         raise CommandFailed(failed) if last is not None else InputError(failed)
+
+
+def print_answer(watching: Watching, time: float, answer: Answer) -> None:
+    """A line about a question that was put at this time; waits for the answer."""
+    try:
+        said = {"answer": answer.text().strip()}
+    except (ValueError, RuntimeError) as error:
+        said = {"error": str(error)}
+    print_line({
+        "time": round(time, 3), "question": answer.question, **said, "prompt_tokens": answer.prompt,
+        "reused_tokens": answer.reused, "new_tokens": answer.new_tokens,
+        "seconds_to_first": round(answer.seconds_to_first, 4), **watching.counts(),
+    })  # fmt: skip
 
 
 def print_line(line: dict[str, Any]) -> None:

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
 from tango.cli import common
-from tango.cli.answering import attached, frames_for, input_errors, label, start
+from tango.cli.answering import attached, check_asked, choose_pruners, frames_for, input_errors, label, load
 from tango.cli.common import console, print_json, stdout_for_json, steps
 from tango.inference.asking import STAGES, conversation
 
 if TYPE_CHECKING:
-    from tango.inference.checkpoints import Checkpoint
+    from tango.inference.chat import Chat
     from tango.pruners.base import Pruner
 
 EXAMPLES = (
@@ -29,7 +31,44 @@ QUESTION = "What happens in this video?"
 MEMORY = "peak_memory_gib"
 # Before the model: read_s taken apart.
 READING = {"video_s": "reading the file", "resize_s": "resizing", "processor_s": "processor"}
-PARTS = {key: text for key, text in STAGES.items() if key != "decode_s"} | {"first_token_s": "time to first token"}
+FIRST = {"first_token_s": "time to first token"}
+BEFORE_FIRST = {key: text for key, text in STAGES.items() if key != "decode_s"}
+PARTS = BEFORE_FIRST | FIRST
+ALL = READING | STAGES | FIRST | {"answering_s": "from the file to it", "whole_s": "all of it"}
+
+
+@dataclass
+class Way:
+    """A way of answering, measured: its tokens, and of every run the seconds of each stage and peak memory in GiB."""
+
+    name: str
+    pruner: Pruner | None
+    tokens: dict[str, float] = field(default_factory=dict)
+    series: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+
+    def count(self, which: str) -> str:
+        """A number of tokens: the video's `before`, `after` pruning, or in the `average` over layers."""
+        return f"{self.tokens[f'video_tokens_{which}']:.0f}"
+
+    def milliseconds(self, key: str) -> str:
+        """Median and range of a stage."""
+        low, high = 1000 * min(self.series[key]), 1000 * max(self.series[key])
+        return f"{1000 * median(self.series[key]):.1f} ({low:.1f} to {high:.1f})"
+
+    def share(self, *keys: str) -> float:
+        """Percent that stages take of what is between the file and the first token, by medians."""
+        return 100 * sum(median(self.series[key]) for key in keys) / median(self.series["answering_s"])
+
+    def faster(self, first: Way, key: str = "first_token_s") -> str:
+        """How many times faster than the first way this one is at something; empty for the first itself."""
+        return "" if self is first else f"{median(first.series[key]) / median(self.series[key]):.2f}"
+
+    def spread(self) -> dict[str, Any]:
+        """Median, least and most of each series, and the series itself."""
+        return {
+            key: {"median": median(values), "min": min(values), "max": max(values), "all": values}
+            for key, values in self.series.items()
+        }
 
 
 def profile(
@@ -62,47 +101,49 @@ def profile(
         with input_errors():  # now, not after minutes of measuring
             output.parent.mkdir(parents=True, exist_ok=True)
             output.touch()
-    series: dict[str, dict[str, list[float]]] = {}
-    tokens: dict[str, dict[str, float]] = {}
     with stdout_for_json(as_json), steps(2 + (1 + len(set(method))) * (warmup + repeats)) as step:
-        path, checkpoint, pruners = start(step, video, question, model, method, ratio, config, fields, device, dtype)
+        step("starting up")
+        path = check_asked(model, video, question)
+        pruners = choose_pruners(method, ratio, config, fields)
+        step("loading the model")
+        checkpoint = load(model, device, dtype, pruners)
+        ways = [Way(label(pruner), pruner) for pruner in (None, *pruners)]
         for turn in range(warmup + repeats):
-            for pruner in (None, *pruners):
-                name = label(pruner)
-                step(f"{name}: {'warming up' if turn < warmup else f'run {turn - warmup + 1} of {repeats}'}")
-                one, tokens[name] = run(checkpoint, pruner, path, question, frames_for(frames, model), new_tokens)
+            for way in ways:
+                step(f"{way.name}: {'warming up' if turn < warmup else f'run {turn - warmup + 1} of {repeats}'}")
+                with attached(checkpoint, way.pruner, frames_for(frames, model)) as chat:
+                    one, way.tokens = run(chat, path, question, new_tokens)
                 for key, value in one.items() if turn >= warmup else ():
-                    series.setdefault(name, defaultdict(list))[key].append(value)
+                    way.series[key].append(value)
     if output is not None:
-        whole = next(iter(tokens.values()))["video_tokens_before"]
-        origin = f"{path}, {whole:.0f} tokens; each way {repeats} times in turn after {warmup} not counted"
-        write_whole(output, page(series, tokens, provenance(checkpoint.device), origin))
+        tokens = f"{ways[0].count('before')} tokens"
+        origin = f"{path}, {tokens}; each way {repeats} times in turn after {warmup} not counted"
+        write_whole(output, page(ways, provenance(checkpoint.device), origin))
     if as_json:
         print_json(
             {"video": path, "model": checkpoint.described, "repeats": repeats, "warmup": warmup}
-            | {"ways": [{"name": name, "tokens": tokens[name]} | spread(series[name]) for name in series]}
+            | {"ways": [{"name": way.name, "tokens": way.tokens} | way.spread() for way in ways]}
         )
         return
     screen = console()
-    few = len(series) == 2
-    title = f"{path}, {repeats} runs: " + ("median (least to most)" if few else "median, in ms")
-    screen.print(table(series, tokens, title) if few else comparison(series, tokens, title))
+    title = f"{path}, {repeats} runs: "
+    if len(ways) == 2:
+        screen.print(table(ways[0], ways[1], f"{title}median (least to most)"))
+    else:
+        screen.print(comparison(ways, f"{title}median, in ms"))
     if output is not None:
         screen.say(f"written: {output}")
 
 
-def run(
-    checkpoint: Checkpoint, pruner: Pruner | None, video: str, question: str, frames: int, new_tokens: int
-) -> tuple[dict[str, float], dict[str, float]]:
+def run(chat: Chat, video: str, question: str, new_tokens: int) -> tuple[dict[str, float], dict[str, float]]:
     """One answer from the file on: seconds of each stage and peak memory in GiB; and its tokens."""
     length = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens}
-    with attached(checkpoint, pruner, frames) as chat:
-        counted = reset_peak()
-        began = time.perf_counter()
-        answer = chat.generate(conversation(video, question), length, video)
-        whole = time.perf_counter() - began
-        timing = answer.timing or {}
-        reading, resizing = chat.seconds["read_s"], chat.seconds.get("resize_s", 0.0)
+    counted = reset_peak()
+    began = time.perf_counter()
+    answer = chat.generate(conversation(video, question), length, video)
+    whole = time.perf_counter() - began
+    timing = answer.timing or {}
+    reading, resizing = chat.seconds["read_s"], chat.seconds.get("resize_s", 0.0)
     found = {"read_s": whole - timing["generate_s"], "video_s": reading - resizing, "resize_s": resizing}
     found |= {"processor_s": found["read_s"] - reading} | {key: timing[key] for key in STAGES}
     found |= {"first_token_s": timing["vit_s"] + timing["other_s"] + timing["prefill_s"], "whole_s": whole}
@@ -137,57 +178,48 @@ def peak_since_reset() -> float:
     return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024 / GIB
 
 
-def spread(series: dict[str, list[float]]) -> dict[str, Any]:
-    """Median, least and most of each series, and the series itself."""
-    return {
-        key: {"median": statistics.median(values), "min": min(values), "max": max(values), "all": values}
-        for key, values in series.items()
-    }
-
-
-def table(series: dict[str, dict[str, list[float]]], tokens: dict[str, dict[str, float]], title: str) -> Table:
-    """Stages as rows, ways as columns, each beside how many times faster than unpruned it is."""
+def table(unpruned: Way, pruned: Way, title: str) -> Table:
+    """Stages as rows, both ways as columns, and how many times faster the pruned one is."""
     shown = Table(title=title, title_justify="left")
-    first, *others = series
-    for heading in ("", first, *(heading for name in others for heading in (name, "times faster"))):
-        shown.add_column(heading, justify="right" if heading else "left")
-
-    def add(text: str, values: list[str], key: str | None = None, end: bool = True) -> None:
-        beside = ["" if key is None else faster(series, name, key) for name in others]
-        pairs = zip(values[1:], beside, strict=True)
-        shown.add_row(text, values[0], *(cell for pair in pairs for cell in pair), end_section=end)
-
-    add("video tokens", [f"{tokens[name]['video_tokens_before']:.0f}" for name in series], end=False)
-    add("  into the language model", [f"{tokens[name]['video_tokens_after']:.0f}" for name in series])
-    rows = READING | STAGES | {"first_token_s": "time to first token", "answering_s": "from the file to it"}
-    for key, text in (rows | {"whole_s": "all of it"}).items():
-        times = [milliseconds(found[key]) for found in series.values()]
-        add(f"{text} (ms)", times, key, end=key in ("decode_s", "whole_s"))
-    add("from the file to it, before the model", [f"{share(found, *READING):.0f} %" for found in series.values()])
-    if MEMORY in series[first]:
-        add("peak memory (GiB)", [f"{max(found[MEMORY]):.2f}" for found in series.values()], end=False)
+    shown.add_column("")
+    for heading in (unpruned.name, pruned.name, "times faster"):
+        shown.add_column(heading, justify="right")
+    both = (unpruned, pruned)
+    shown.add_row("video tokens", *(way.count("before") for way in both))
+    shown.add_row("  into the language model", *(way.count("after") for way in both), end_section=True)
+    for key, text in ALL.items():
+        times = [way.milliseconds(key) for way in both]
+        shown.add_row(f"{text} (ms)", *times, pruned.faster(unpruned, key), end_section=key in ("decode_s", "whole_s"))
+    shares = [f"{way.share(*READING):.0f} %" for way in both]
+    shown.add_row("from the file to it, before the model", *shares, end_section=True)
+    if MEMORY in unpruned.series:
+        shown.add_row("peak memory (GiB)", *(f"{max(way.series[MEMORY]):.2f}" for way in both))
     return shown
 
 
-def comparison(series: dict[str, dict[str, list[float]]], tokens: dict[str, dict[str, float]], title: str) -> Table:
+def comparison(ways: Sequence[Way], title: str) -> Table:
     """Ways as rows, the medians of stages as columns, for more ways than have room beside each other."""
     from tango.runs.summary import terminal_table
 
     shown = terminal_table(title)
     for heading in ("tokens", "tower", "projector,\npruning", "prefill", "first\ntoken", "times\nfaster"):
         shown.add_column(heading, justify="right", no_wrap=True)
-    for name, found in series.items():
-        texts = [f"{1000 * statistics.median(found[key]):.1f}" for key in PARTS]
-        shown.add_row(name, f"{tokens[name]['video_tokens_average']:.0f}", *texts, faster(series, name))
+    for way in ways:
+        times = [f"{1000 * median(way.series[key]):.1f}" for key in PARTS]
+        shown.add_row(way.name, way.count("average"), *times, way.faster(ways[0]))
     return shown
 
 
-def page(
-    series: dict[str, dict[str, list[float]]], tokens: dict[str, dict[str, float]], found: dict[str, Any], video: str
-) -> str:
+def page(ways: Sequence[Way], found: dict[str, Any], video: str) -> str:
     """The same as Markdown, with least and most, below where it comes from (see provenance())."""
     from tango.runs.provenance import commit_text, device_text, versions_text
 
+    def rows(headings: Iterable[str], cells: Iterable[Iterable[str]]) -> list[str]:
+        names = list(headings)
+        lines = [f"| {' | '.join(row)} |" for row in (["method", *names], *cells)]
+        return [lines[0], "|---|" + "---:|" * len(names), *lines[1:]]
+
+    parts = READING | BEFORE_FIRST
     lines = [
         "# Time of a video, way by way",
         "",
@@ -196,40 +228,16 @@ def page(
         f"- commit: {commit_text(found)}; versions: {versions_text(found)}; {found['time'][:10]}",
         f"- video: {video}; milliseconds, median (least to most)",
         "",
-        f"| method | tokens, mean over layers | {' | '.join(PARTS.values())} | times faster |",
-        "|---|" + "---:|" * (len(PARTS) + 2),
-    ]
-    for name, one in series.items():
-        texts = [f"{tokens[name]['video_tokens_average']:.0f}", *(milliseconds(one[key]) for key in PARTS)]
-        lines.append(f"| {' | '.join([name, *texts, faster(series, name)])} |")
-    parts = READING | {key: text for key, text in PARTS.items() if key != "first_token_s"}
-    lines += [
+        *rows(
+            ("tokens, mean over layers", *PARTS.values(), "times faster"),
+            ([w.name, w.count("average"), *map(w.milliseconds, PARTS), w.faster(ways[0])] for w in ways),
+        ),
         "",
         "From the file to the first token, and the share of each part in percent (of medians):",
         "",
-        f"| method | all of it | {' | '.join(parts.values())} |",
-        "|---|" + "---:|" * (len(parts) + 1),
+        *rows(
+            ("all of it", *parts.values()),
+            ([w.name, w.milliseconds("answering_s"), *(f"{w.share(key):.1f}" for key in parts)] for w in ways),
+        ),
     ]
-    for name, one in series.items():
-        texts = [milliseconds(one["answering_s"]), *(f"{share(one, key):.1f}" for key in parts)]
-        lines.append(f"| {' | '.join([name, *texts])} |")
     return "\n".join(lines) + "\n"
-
-
-def faster(series: dict[str, dict[str, list[float]]], name: str, key: str = "first_token_s") -> str:
-    """How many times faster than the first way one is at something; empty for the first itself."""
-    first = next(iter(series))
-    if name == first:
-        return ""
-    return f"{statistics.median(series[first][key]) / statistics.median(series[name][key]):.2f}"
-
-
-def share(one: dict[str, list[float]], *keys: str) -> float:
-    """Percent that parts take of what is between the file and the first token, by medians."""
-    return 100 * sum(statistics.median(one[key]) for key in keys) / statistics.median(one["answering_s"])
-
-
-def milliseconds(values: list[float]) -> str:
-    """Median and range in ms of times in seconds."""
-    low, high = 1000 * min(values), 1000 * max(values)
-    return f"{1000 * statistics.median(values):.1f} ({low:.1f} to {high:.1f})"

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from tango.cli.answering import input_errors
 from tango.cli.common import InputError, Json, console, print_json, stdout_for_json, steps
 
 EXAMPLES = (
@@ -58,24 +59,21 @@ def results(
         raise InputError(f"--videos {videos}: there is no such folder")
     output = output or (None if site or compare else TABLES)
     told: dict[str, Any] = {}
-    with stdout_for_json(as_json), steps(5) as step:
-        from tango.results import ResultsError, report
+    with stdout_for_json(as_json), steps(5) as step, input_errors():
+        from tango.results import report
         from tango.results.compare import compare_runs
         from tango.results.escaping import plain
         from tango.site import write_site
 
-        try:
-            made = None
-            if output:
-                step("reading cells, comparing, drawing")
-                made = report(folders, output)
-                told |= {"files": made.files, "remarks": made.remarks}
-            compared = compare_runs(folders, *compare) if compare else None
-            if site:
-                told |= {"site": site / "index.html"}
-                told["remarks"] = [*told.get("remarks", []), *write_site(folders, site, compare, videos, model, step)]
-        except (ResultsError, ValueError, OSError) as error:
-            raise InputError(str(error)) from error
+        made = None
+        if output:
+            step("reading cells, comparing, drawing")
+            made = report(folders, output)
+            told |= {"files": made.files, "remarks": made.remarks}
+        compared = compare_runs(folders, *compare) if compare else None
+        if site:
+            told |= {"site": site / "index.html"}
+            told["remarks"] = [*told.get("remarks", []), *write_site(folders, site, compare, videos, model, step)]
     if as_json:
         print_json(told | ({"compared": asdict(compared)} if compared else {}))
         return

@@ -13,7 +13,7 @@ import typer
 from tango.cli import common
 from tango.cli.answering import input_errors
 from tango.cli.common import BAD_INPUT, FAILED, OK, RATIO, InputError, console, print_json, stdout_for_json, steps
-from tango.runs.screen import Screen, note
+from tango.runs.screen import Screen, note, visible
 from tango.sweeps.frameworks import FRAMEWORKS, MOTIONQA, QUESTIONS
 
 if TYPE_CHECKING:
@@ -133,14 +133,8 @@ def one_cell(expanded: Expanded, number: int) -> dict[str, list[Cell]]:
     return {model: [cell]}
 
 
-def shell_line(cell: Cell) -> str:
-    """A cell's command as one would type it, in any folder."""
-    variables = [f"{name}={shlex.quote(value) if value else ''}" for name, value in cell.environment.items()]
-    return " ".join([*variables, shlex.join(cell.command)])
-
-
 def show_commands(expanded: Expanded, as_json: bool) -> None:
-    """Print the command of each cell, what is missing, and what is left out, for --dry-run."""
+    """Print the command of each cell as one would type it in any folder; as JSON with what is missing and left out."""
     if as_json:
         commands = [
             {"model": model, "name": cell.name, "environment": cell.environment, "command": list(cell.command)}
@@ -149,7 +143,8 @@ def show_commands(expanded: Expanded, as_json: bool) -> None:
         print_json({"cells": commands, "missing": expanded.missing, "left_out": expanded.left_out})
         return
     for _, cell in expanded.every:
-        print(shell_line(cell))
+        variables = [f"{name}={shlex.quote(value) if value else ''}" for name, value in cell.environment.items()]
+        print(visible(" ".join([*variables, shlex.join(cell.command)])))
 
 
 def run(expanded: Expanded, grid: Grid, as_json: bool, part: bool = False) -> int:

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from tango.cli import common
-from tango.cli.answering import check_model, check_question, check_video, choose_pruners, frames_for, input_errors, load
-from tango.cli.common import console, print_json, progress, stdout_for_json
+from tango.cli.answering import check_asked, choose_pruners, frames_for, input_errors, load
+from tango.cli.common import console, print_json, stdout_for_json, steps
 
 EXAMPLES = (
     "tango visualize",
@@ -32,15 +32,15 @@ def visualize(
     as_json: common.Json = False,
 ) -> None:
     """Draw which tokens of a video each method keeps, drops and merges: a page with sliders and a contact sheet."""
-    with stdout_for_json(as_json), progress() as show:
-        show("starting up", 0, 1)
-        check_model(model)
+    # Starting, loading, each method at each ratio, and without any where there is a question, the sheet and the page.
+    total = 2 + len(set(method)) * len(ratio) + (question is not None) + 2
+    with stdout_for_json(as_json), steps(total) as step:
+        step("starting up")
+        path = check_asked(model, video, question)
         from tango.visualize import visualize as draw
 
-        path = check_video(video)
-        check_question(question)
-        pruners = choose_pruners(method, ratio[0], config, fields or [])
-        show("loading the model", 0, 1)
+        pruners = choose_pruners(method, ratio[0], config, fields)
+        step("loading the model")
         with input_errors():
             made = draw(
                 path,
@@ -50,7 +50,7 @@ def visualize(
                 ratios=ratio,
                 frames=frames_for(frames, model),
                 question=question,
-                progress=show,
+                progress=lambda name, *_: step(name),
             )
     if as_json:
         print_json({"page": made.page, "sheets": made.sheets})

@@ -5,8 +5,9 @@
         for text in video.ask("What is on the table now?"):
             print(text, end="")
 
-`session.py` is the class, `cuts.py` closes segments as frames come, `memory.py` keeps what is held within the budget,
-`layout.py` says what the language model receives of it, and `sources.py` reads files, cameras and streams.
+`session.py` is the class, `encoder.py` runs the vision tower on each frame, `cuts.py` closes segments as frames come,
+`memory.py` keeps what is held within the budget, `layout.py` says what the language model receives of it, `writer.py`
+writes answers, and `sources.py` reads files, cameras and streams.
 """
 
 from tango.live.answer import Answer

@@ -37,11 +37,13 @@ class Piece:
 class Layout:
     """LLaVA-OneVision's: kept tokens one after another, a newline after the last, positions without gaps.
 
-    Base of the others. axes: positions of a token.
+    Base of the others. axes: positions of a token. samples: sampled frames that make a frame of the tower. scale: what
+    positions depend on besides the segments; a cache was made with the same.
     """
 
     axes = 1
-    samples = 1  # sampled frames that make a frame of the tower
+    samples = 1
+    scale = 1.0
 
     def __init__(self, model: Any, processor: Any) -> None:
         self.model, self.processor = model, processor
@@ -92,11 +94,6 @@ class Layout:
     def fit(self, last: float) -> None:
         """Make room for positions up to a frame that begins at `last` seconds, where they are times."""
 
-    @property
-    def scale(self) -> float:
-        """What positions depend on besides the segments: a cache was made with the same."""
-        return 1.0
-
 
 class Qwen25(Layout):
     """Qwen2.5-VL: temporal positions are real seconds, rows and columns those of the grid.
@@ -113,19 +110,14 @@ class Qwen25(Layout):
         self.samples = int(vision.temporal_patch_size)
         self.rate = float(getattr(vision, "tokens_per_second", 0))
         self.most = min(self.most_positions, 32768) // 2
-        self._scale = 1.0
-
-    @property
-    def scale(self) -> float:
-        return self._scale
 
     def fit(self, last: float) -> None:
-        while last * self.rate * self._scale > self.most:
-            self._scale /= 2
+        while last * self.rate * self.scale > self.most:
+            self.scale /= 2
 
     def ticks(self, seconds: Tensor) -> Tensor:
         """Temporal positions of times; a thousandth more, for times that are all but a tick."""
-        return (seconds * (self.rate * self._scale) + 1e-3).floor().long()
+        return (seconds * (self.rate * self.scale) + 1e-3).floor().long()
 
     def segment(self, segment: Segment, grid: tuple[int, int], at: int) -> Piece:
         kept = segment.kept

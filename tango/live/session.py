@@ -8,7 +8,6 @@ queue, and read what was published: `history`, `status`, `problems`.
 from __future__ import annotations
 
 import contextlib
-import copy
 import logging
 import math
 import queue
@@ -19,30 +18,24 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms.v2.functional import InterpolationMode, resize
 
 from tango.inference.chat import PixelLimits
 from tango.inference.names import called
 from tango.inference.prompt import check_text
 from tango.live.answer import Answer
-from tango.live.cuts import Cuts
-from tango.live.layout import Layout, layout_of
-from tango.live.memory import POLICIES, Held, Segment, levels, prune, thin
+from tango.live.encoder import Encoder, as_picture
+from tango.live.layout import layout_of
+from tango.live.memory import POLICIES, Held, Holding
 from tango.live.writer import Writer
 from tango.models import attach, family_of, unwrapped
-from tango.ops.segmentation import holitom_threshold, neighbour_similarity
 from tango.pruners.base import Pruner
-from tango.pruners.tango import Tango
-from tango.pruners.video import VideoTokens
 
 log = logging.getLogger(__name__)
 
 WAITING = 16  # frames that may wait to be encoded
 LEAST_BUDGET = 16
-PARTS = ("features", "saliency", "segment_features", "frame_vectors", "keys")
 
 
 @dataclass(frozen=True)
@@ -62,16 +55,6 @@ class Status:
     tokens: int
     seconds: float | None
     memory: int
-
-
-@dataclass(frozen=True)
-class Unit:
-    """One frame as the tower sees it: its parts (1, ..), and the seconds at which it begins, is, and ends."""
-
-    parts: dict[str, Any]
-    begin: float
-    time: float
-    end: float
 
 
 class Live:
@@ -133,8 +116,17 @@ class Live:
         self._context.enter_context(attach(self.model, self.pruner))
         try:
             self._seam = self.model.generate.seam
-            self._reused = getattr(self._seam.family, "rule", None)  # with tower_reuse
-            self._layout: Layout = layout_of(self._seam.family, self.model, self.processor)
+            self._layout = layout_of(self._seam.family, self.model, self.processor)
+            self._encoder = Encoder(self.model, self.processor, self._seam, self._layout.samples, self.limits)
+            self._holding = Holding(
+                self._seam,
+                self._layout.samples,
+                self._layout.cost,
+                self.budget,
+                self.window,
+                self.policy,
+                self._problem,
+            )
             self._writer = Writer(self.model, decoder, self._layout, self.processor.tokenizer)
             most = self._layout.most_positions
             if self.budget >= most:
@@ -149,13 +141,6 @@ class Live:
         self._newest: float | None = None  # on the caller's clock
         self._closed = False
         self._start: float | None = None  # the first frame's time
-        self._pending: list[tuple[Tensor, float]] = []  # sampled frames that are no frame of the tower yet
-        self._open: list[Unit] = []
-        self._segments: list[Segment] = []
-        self._number = 0  # of the first open frame
-        self._grid: Any = None
-        self._size: list[int] | None = None
-        self._cuts: Cuts | None = None
         self._thread = threading.Thread(target=self._work, name="tango-live", daemon=True)
         self._thread.start()
         return self
@@ -166,8 +151,7 @@ class Live:
         assert self._thread is not None
         self._thread.join()
         self._context.close()
-        self._writer.forget()
-        self._open, self._segments, self._pending, self._reused = [], [], [], None
+        del self._encoder, self._holding, self._writer
 
     # -- what callers do -------------------------------------------------------------------------------------------
 
@@ -272,17 +256,13 @@ class Live:
         failed = False
         try:
             self._start = time if self._start is None else self._start
-            self._pending.append((picture, time - self._start))
-            if len(self._pending) == self._layout.samples:
-                pending, self._pending = self._pending, []
-                unit, self._reused = self._encode(pending)
-                self._place(unit)
+            unit = self._encoder.add(picture, time - self._start)
+            if unit is not None:
+                self._holding.add(unit)
+                self.history = self._holding.held()
         except Exception as error:  # whatever a processor, a tower or a method has against one frame
-            failed, self._pending = True, []
-            if self._cuts is not None and self._cuts.frames != len(self._open):
-                self._number += len(self._open)
-                self._open, self._cuts = [], Cuts(self._cuts.threshold, self._cuts.window)
-                self._problem("the open segment was lost with a frame that failed")
+            failed, self._encoder.pending = True, []
+            self._holding.failed()
             self._problem(f"the frame at {time} s was left out: {type(error).__name__}: {error}")
         finally:
             with self._room:
@@ -290,132 +270,17 @@ class Live:
                 self._waiting -= 1
                 self._room.notify_all()
 
-    def _encode(self, frames: list[tuple[Tensor, float]]) -> tuple[Unit, Any]:
-        """One frame of the tower from its sampled ones, of which the last is repeated where some are missing.
-
-        Also returns what the next frame may reuse of it, for the caller to hold where the stream goes on from it.
-        """
-        pictures = [self._sized(picture) for picture, _ in frames]
-        times = [time for _, time in frames]
-        missing = self._layout.samples - len(frames)
-        stacked = torch.stack([*pictures, *pictures[-1:] * missing])
-        options: dict[str, Any] = {"do_sample_frames": False, "return_tensors": "pt"}
-        if self._layout.samples > 1:
-            options["do_resize"] = False
-        batch = self.processor.video_processor(videos=[stacked], **options)
-        inputs = {
-            name: value.to(self.model.device, self.model.dtype if value.is_floating_point() else None)
-            for name, value in batch.items()
-            if isinstance(value, Tensor)
-        }
-        reused, family = copy.copy(self._reused), self._seam.family
-        with self._seam.lock, contextlib.nullcontext() if reused is None else family.following(reused):
-            (parts,) = family.encode(inputs)
-        grid = tuple(parts.pop("grid"))
-        if self._grid is None:
-            self._grid = grid
-            self._plan(len(parts["features"][0]))
-        parts.pop("timestamps", None)
-        mean = (sum(times) + missing * times[-1]) / self._layout.samples
-        return Unit(parts, times[0], mean, times[-1]), reused
-
-    def _sized(self, picture: Tensor) -> Tensor:
-        """A sampled frame (3, H, W) as large as the model is to see all of them, by the first one's shape."""
-        if self._layout.samples == 1:  # the processor has one size for all
-            return picture
-        if self._size is None:
-            processor = self.processor.video_processor
-            factor = processor.patch_size * processor.merge_size
-            self._size = list(self.limits.frame_size(2, picture.shape[1], picture.shape[2], factor))
-        sized: Tensor = resize(picture, self._size, InterpolationMode.BICUBIC, antialias=True)
-        return sized
-
-    def _plan(self, tokens: int) -> None:
-        """How many frames may be open, from how many tokens one has."""
-        self._tail = self.budget // 4
-        each = max(1, math.ceil(self.pruner.retention_ratio * tokens))
-        if each > self._tail:
-            self._problem(
-                f"budget {self.budget} leaves {self._tail} tokens for the newest segment, and one frame keeps {each} "
-                f"at ratio {self.pruner.retention_ratio:g}: it is pruned to fit; {4 * each} would do, or a lower ratio"
-            )
-        self._cuts = Cuts(own_threshold(self.pruner), max(1, min(self.window, self._tail // each)))
-
-    def _place(self, unit: Unit) -> None:
-        """A new frame: close what it closes, and thin what is held."""
-        assert self._cuts is not None
-        similarity = None
-        if self._open:
-            pair = torch.cat([self._open[-1].parts["features"], unit.parts["features"]])
-            similarity = neighbour_similarity(pair)[0].cpu()
-        self._open.append(unit)
-        for size, final in self._cuts.add(similarity):
-            closed, self._open = self._open[:size], self._open[size:]
-            self._segments.append(self._close(closed, final))
-            self._number += size
-        room = self.budget - self._tail
-        if sum(map(self._layout.cost, self._segments)) > room:
-            self._segments = thin(self._segments, 0.75 * room, self.policy, self._layout.cost)
-        self._publish()
-
-    def _video(self, units: list[Unit]) -> tuple[VideoTokens, Tensor | None]:
-        """Frames as the method sees them, and their extra (F, L, X)."""
-        parts = {name: torch.cat([unit.parts[name] for unit in units]) for name in PARTS if name in units[0].parts}
-        times = torch.tensor([unit.time for unit in units], dtype=torch.float64)
-        extra = None
-        if units[0].parts.get("extra") is not None and units[0].parts["extra"].shape[-1]:
-            extra = torch.cat([unit.parts["extra"] for unit in units])
-        return VideoTokens(**parts, grid=self._grid, timestamps=times, key=str(self._number)), extra
-
-    def _close(self, units: list[Unit], final: bool) -> Segment:
-        video, extra = self._video(units)
-        return self._segment(units, levels(self._seam.pruner_for(self._grid), video, extra), final)
-
-    def _segment(self, units: list[Unit], kept: Any, final: bool, level: int = 0) -> Segment:
-        times = torch.tensor([[unit.begin, unit.time] for unit in units], dtype=torch.float64)
-        span = units[0].begin, units[-1].end
-        return Segment(self._number, *span, len(units), times, kept, level=level, final=final)
-
-    def _publish(self) -> None:
-        samples = self._layout.samples
-        held = [
-            Held(s.start, s.end, s.frames * samples, self._layout.cost(s), s.level, s.joined, s.final)
-            for s in self._segments
-        ]
-        if self._open:
-            count = len(self._open) * samples
-            held.append(Held(self._open[0].begin, self._open[-1].end, count, 0, 0, 1, None))
-        self.history = tuple(held)
-
-    # -- answering -------------------------------------------------------------------------------------------------
-
     def _answer(self, answer: Answer) -> None:
         answer.begin()
         try:
             with self._seam.lock:
-                tail = self._tail_segment()
-                self._writer.write(answer, self._segments, tail, self._grid, lambda: self._closed)
+                newest = self._holding.newest(self._encoder.rest())
+                self._writer.write(answer, self._holding.segments, newest, self._holding.grid, lambda: self._closed)
         except BaseException as error:
             self._writer.forget()  # it may have failed within the cache
             answer.end(error)
         else:
             answer.end()
-
-    def _tail_segment(self) -> Segment | None:
-        """The open frames, with sampled ones that are no frame of the tower yet, pruned for one question."""
-        units = [*self._open, *([self._encode(self._pending)[0]] if self._pending else [])]
-        if not units:
-            return None
-        video, extra = self._video(units)
-        pruner = self._seam.pruner_for(self._grid)
-        found = self._segment(units, (prune(pruner, video, extra),), True)
-        if (over := self._layout.cost(found) - self._tail) > 0:
-            count = max(1, len(found.kept.frames) - over)
-            found = self._segment(units, (prune(pruner, video, extra, count),), True)
-            while self._layout.cost(found) > self._tail and count > 1:  # times as text
-                count //= 2
-                found = self._segment(units, (prune(pruner, video, extra, count),), True, level=1)
-        return found
 
 
 def check_pruner(pruner: Any, decoder: Any) -> None:
@@ -429,25 +294,6 @@ def check_pruner(pruner: Any, decoder: Any) -> None:
         raise ValueError("tower_reuse='stc' is for clips, and a stream's frames come one at a time; use 'pixels'")
     if "sliding_attention" in (getattr(decoder.config, "layer_types", None) or ()):
         raise ValueError("no live video with a language model of sliding windows; unset use_sliding_window")
-
-
-def own_threshold(pruner: Pruner) -> float | None:
-    """The similarity at which a method cuts whose segments are pruned each by itself; None for all other methods."""
-    if not isinstance(pruner, Tango) or pruner.segmentation != "holitom" or pruner.exact_budget:
-        return None
-    return holitom_threshold(pruner.retention_ratio, pruner.similarity_threshold)
-
-
-def as_picture(frame: Any) -> Any:
-    """A frame as an array (height, width, 3) uint8; ValueError for anything else."""
-    try:
-        picture = np.asarray(frame.cpu() if isinstance(frame, Tensor) else frame)
-    except Exception as error:
-        raise ValueError(f"a frame is a picture, not {type(frame).__name__}") from error
-    if picture.ndim != 3 or picture.shape[2] != 3 or 0 in picture.shape or picture.dtype != np.uint8:
-        shape = f"{picture.dtype} {picture.shape}"
-        raise ValueError(f"a frame is an array (height, width, 3) of uint8, RGB, got {shape}")
-    return picture
 
 
 def resident() -> int:

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
@@ -201,7 +202,8 @@ class Source:
                 options, settings["format"] = {}, "v4l2"
                 settings["timeout"] = (self.timeout, self.timeout)
             elif self.name == "-":
-                file = Unseekable(sys.stdin.buffer)
+                pipe: Any = sys.stdin.buffer
+                file = SimpleNamespace(read=pipe.read1)  # and nothing else, so that FFmpeg does not seek in it
             else:  # FFmpeg does not see the name, which it may take for an address or a pattern of names
                 opener = self._pipe if Path(self.name).is_fifo() else None
                 real = stack.enter_context(open(self.name, "rb", buffering=0, opener=opener))
@@ -249,15 +251,3 @@ class Source:
                 if last is None or (seconds > last and (self.fps is None or seconds - last > (1 - 1e-3) / self.fps)):
                     last = seconds
                     yield show(frame), seconds
-
-
-class Unseekable:
-    """A pipe, of which FFmpeg sees that it can be read alone."""
-
-    def __init__(self, pipe: Any) -> None:
-        self.pipe = pipe
-
-    def read(self, size: int) -> bytes:
-        """Up to so many bytes; none at the end."""
-        data: bytes = self.pipe.read1(size)
-        return data

@@ -222,7 +222,8 @@ def test_doctor_says_what_is_too_little(capsys: Captured, monkeypatch: pytest.Mo
     monkeypatch.setattr(doctor, "free_at", lambda folder: 0.5)
     found = told(capsys, "doctor", "--model", "checkpoints/tango-tiny", "--model", next(iter(doctor.PUBLISHED)), code=1)
     by_name = {(one["group"], one["name"]): one for one in found["findings"]}
-    assert by_name["Memory", "checkpoints/tango-tiny"]["status"] == "too little"
+    memory = by_name["Memory", "checkpoints/tango-tiny"]
+    assert memory["status"] == "too little" and memory["needed"]
     download = by_name["Models", next(iter(doctor.PUBLISHED))]
     assert download["status"] == "too little" and "HF_HOME" in download["advice"] and not found["ok"]
 
@@ -283,6 +284,13 @@ def test_sweep_prints_its_commands(capsys: Captured) -> None:
         assert str(ROOT / "checkpoints/tango-tiny") in line and not [
             w for w in words_of if w.startswith((".", "build"))
         ]
+
+
+def test_a_printed_command_commands_no_terminal(capsys: Captured, tmp_path: Path) -> None:
+    (tmp_path / "a\x1b[31mb").symlink_to(ROOT / "checkpoints/tango-tiny")
+    assert main(["sweep", "--model", str(tmp_path / "a\x1b[31mb"), "--ratio", "0.1", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("pretrained=") == 2 and "a\\x1b[31mb," in said and "\x1b" not in said
 
 
 def test_sweep_of_ablations(capsys: Captured, tmp_path: Path) -> None:

@@ -262,3 +262,13 @@ def test_other_errors_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tango.cli.methods.describe", fail)
     with pytest.raises(RuntimeError, match="a mistake of ours"):
         main(["methods"])
+
+
+def test_a_warning_commands_no_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = bytearray((ROOT / "data/motionqa/videos/0.mp4").read_bytes())
+    middle = whole.find(b"mdat") + 9000
+    whole[middle : middle + 400] = b"Z" * 400
+    (tmp_path / "a\x1b[31mb.mp4").write_bytes(whole)
+    assert main(["ask", str(tmp_path / "a\x1b[31mb.mp4"), "What?", "--frames", "16", "--max-new-tokens", "1"]) == 0
+    said = capsys.readouterr().err
+    assert "a\\x1b[31mb.mp4 is damaged: 11 of 16 frames" in said and "\x1b" not in said

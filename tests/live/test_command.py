@@ -1,6 +1,8 @@
 """`tango live` unattended: JSON lines, and what it refuses."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -47,3 +49,11 @@ def test_bad_input_is_a_sentence_and_exit_code_2(capsys, words, message):
 def test_questions_are_typed_in_a_terminal(capsys):
     assert main(["live", VIDEO]) == 2
     assert "give --question" in capsys.readouterr().err
+
+
+def test_a_problem_is_told_once():
+    """In a process of its own: elsewhere pytest takes what is logged."""
+    words = ["--fast", "--seconds", "1", "--every", "1", "--budget", "16", "--ratio", "0.9", "--question", QUESTION]
+    command = [sys.executable, "-m", "tango.cli", "live", VIDEO, *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and done.stderr.count("budget 16 leaves 4 tokens for the newest segment") == 1

@@ -64,7 +64,7 @@ def test_each_frame_is_that_of_the_finished_clip(monkeypatch, interval, call):
             if number in (6, 12):
                 assert video.ask(QUESTION, 2).text()
         video.wait()
-        check(video, video._open, wanted)
+        check(video, video._holding.open, wanted)
 
 
 @pytest.mark.parametrize("new", [False, True], ids=["qwen2.5", "qwen3"])
@@ -84,7 +84,7 @@ def test_qwen_also_where_a_question_saw_half_a_frame(monkeypatch, tmp_path, new)
             if number in (4, 11):  # 4 and 11: with a frame of its own for the odd one, and without
                 video.ask(QUESTION, 1).text()
         video.wait()
-        check(video, video._open, taken)
+        check(video, video._holding.open, taken)
 
 
 def test_answers_are_those_of_generate():
@@ -114,7 +114,7 @@ def test_a_frame_that_fails_leaves_nothing_behind():
         hook.remove()
         watch(video, pictures[6:], range(6, 9))
         assert len(video.problems) == 1 and "no tower now" in video.problems.pop()
-        check(video, video._open, wanted)
+        check(video, video._holding.open, wanted)
 
 
 def test_a_prompt_of_its_own_meanwhile_is_another_video():
@@ -128,7 +128,7 @@ def test_a_prompt_of_its_own_meanwhile_is_another_video():
             (parts,) = video._seam.family.encode(inputs)
         watch(video, pictures[7:], range(7, 12))
         assert torch.equal(parts["features"], alone[0])
-        check(video, video._open, wanted)
+        check(video, video._holding.open, wanted)
 
 
 def test_what_is_held_of_the_tower_is_one_frame():
@@ -136,12 +136,12 @@ def test_what_is_held_of_the_tower_is_one_frame():
     with live(pruner=Uniform(**REUSING), window=4) as video:
         for number, picture in enumerate(pictures):
             watch(video, [picture], [number])
-            sizes.append(sum(state.nbytes for state in [*video._reused.states, video._reused.pixels]))
+            sizes.append(sum(state.nbytes for state in [*video._encoder.reused.states, video._encoder.reused.pixels]))
         config = shipped().model.config.vision_config
         depth = config.num_hidden_layers - 1
         patches = (config.image_size // config.patch_size) ** 2
         assert {*sizes} == {4 * patches * (3 * depth * config.hidden_size + 3 * config.patch_size**2)}
-    assert video._reused is None
+    assert not hasattr(video, "_encoder")
 
 
 def test_settings_that_a_stream_cannot_have_are_refused(tmp_path):
@@ -161,10 +161,10 @@ def test_earlytom_merges_behind_the_tower():
     pruner, pictures = EarlyTom(retention_ratio=0.5), moving(6)
     with live(pruner=pruner, budget=1 << 14) as video:
         watch(video, pictures, range(6))
-        features = torch.cat([unit.parts["features"] for unit in video._open])
-        saliency = torch.cat([unit.parts["saliency"] for unit in video._open])
+        features = torch.cat([unit.parts["features"] for unit in video._holding.open])
+        saliency = torch.cat([unit.parts["saliency"] for unit in video._holding.open])
         with video._seam.lock:
-            tail = video._tail_segment()
+            tail = video._holding.newest(video._encoder.rest())
     whole, _ = of_the_clip(shipped(), Uniform(retention_ratio=0.5), pictures, computed=False)
     torch.testing.assert_close(features, whole, atol=2e-5, rtol=1e-4)
     wanted = pruner.prune_tokens(VideoTokens(features=features, saliency=saliency, grid=(8, 8), key="0"))

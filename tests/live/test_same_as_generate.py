@@ -63,11 +63,11 @@ def test_where_segments_have_closed(ratio):
     with live(pruner=pruner) as video:
         watch(video, pictures, times)
         assert [video.ask(question, 8).text().strip() for question in questions] == [a.strip() for a in answers]
-        closed, sizes = video._segments, [segment.frames for segment in video._segments]
+        closed, sizes = video._holding.segments, [segment.frames for segment in video._holding.segments]
         assert len(closed) > 5 and all(segment.final for segment in closed)
         assert sizes == record.segment_sizes[: len(sizes)]
         kept = [64 * (segment.number + segment.kept.frames) + segment.kept.places for segment in closed]
-        tail = video._tail_segment()
+        tail = video._holding.newest(video._encoder.rest())
         kept.append(64 * (tail.number + tail.kept.frames) + tail.kept.places)
         assert torch.equal(torch.cat(kept), record.indices)
 

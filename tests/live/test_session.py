@@ -85,12 +85,12 @@ def test_a_second_question_prefills_its_text_and_what_is_open_alone():
 
 def test_the_clock_of_a_long_stream_stays_within_the_models_positions():
     layout = object.__new__(Qwen25)
-    layout.rate, layout.most, layout._scale = 2.0, 16384, 1.0
+    layout.rate, layout.most, layout.scale = 2.0, 16384, 1.0
     for hours in (1, 2, 10, 1000):
         layout.fit(3600.0 * hours)
         assert int(layout.ticks(torch.tensor(3600.0 * hours))) <= 16385
     assert layout.scale < 1 / 256
-    layout._scale = 1.0
+    layout.scale = 1.0
     layout.fit(7200.0)
     assert layout.scale == 1.0
 
