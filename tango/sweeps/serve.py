@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
+from tango.runs.screen import visible
 from tango.runs.settings import VANILLA
 from tango.sweeps.machines import STOP_SECONDS, begin, end
 
@@ -88,7 +89,7 @@ def main(words: Sequence[str]) -> int:
             running.append(begin(command_of(model, port, options), environment(), out))
         if (problem := _wait(running[0], f"{url}/health")) is not None:
             print(f"the server of vLLM {problem}; the end of {log}:", file=sys.stderr)
-            print("\n".join(log.read_text(errors="replace").splitlines()[-15:]), file=sys.stderr)
+            print(visible("\n".join(log.read_text(errors="replace").splitlines()[-15:])), file=sys.stderr)
             return FAILED_TO_START
         running.append(begin([word.replace(PLACE, url) for word in command], os.environ))
         return running[1].wait()

@@ -111,6 +111,13 @@ def test_a_server_that_does_not_start(stub: Path, capfd: Any, monkeypatch: pytes
     assert "ended with status 1" in said and "KeyError: 'nothing'" in said and "never" not in said
 
 
+def test_what_a_server_says_commands_no_terminal(stub: Path, capfd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(serve.LOG, str(stub))
+    (stub / "python").write_text(f"#!{sys.executable}\nraise SystemExit('no room \\x1b[2J here')\n")
+    assert serve.main(["model", "--", sys.executable, "-c", ""]) == serve.FAILED_TO_START
+    assert "no room \\x1b[2J here" in capfd.readouterr().err
+
+
 def test_the_command_ends_with_its_status_and_the_server_with_it(stub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(serve.LOG, str(stub))
     monkeypatch.setenv("WRAPPER", "tango")
