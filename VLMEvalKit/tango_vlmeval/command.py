@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tango.inference.names import CheckpointError, calling
 from tango.runs.hooks import mask_output
+from tango.runs.screen import visible
 from tango.runs.settings import ARGS, VANILLA, SettingsError, from_environment
 
 # Flag of the command line: field of the method.
@@ -106,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from_environment()  # a mistake in the settings is found before VLMEvalKit is even imported
         return hand_over(rest)
     except (SettingsError, CheckpointError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(visible(f"error: {error}"), file=sys.stderr)
         return 2
 
 
@@ -152,5 +153,5 @@ def hand_over(words: Sequence[str]) -> int:
     finally:
         sys.argv = before
     for problem in hooks.RUN.problems:
-        print(f"tango_vlmeval: {problem}", file=sys.stderr)
+        print(visible(f"tango_vlmeval: {problem}"), file=sys.stderr)
     return hooks.RUN.status()

@@ -28,6 +28,7 @@ from huggingface_hub import get_token
 
 from tango.runs.hooks import give_up, mask_output, wrap
 from tango.runs.journal import write_json
+from tango.runs.screen import visible
 
 TASKS = Path(__file__).parent / "tasks"
 UNFINISHED = "an evaluation ended before its results were saved; see the error above"
@@ -152,7 +153,7 @@ def _save_results(original: Any, self: Any, results: dict[str, Any], *args: Any,
 
 def refuse(mistake: str) -> NoReturn:
     """End the process over a mistake in the settings, with status 2, as VLMEvalKit's plugin and `tango` do."""
-    print(f"error: {mistake}", file=sys.stderr)
+    print(visible(f"error: {mistake}"), file=sys.stderr)
     raise SystemExit(2)
 
 

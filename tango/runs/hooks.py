@@ -15,6 +15,8 @@ from typing import Any, NoReturn
 
 from huggingface_hub import get_token
 
+from tango.runs.screen import visible
+
 # In names of variables. MAX_TOKENS, TOKENIZERS_PARALLELISM and where a token's file lies are no secrets.
 SECRET = re.compile(r"(TOKEN(?!S|IZER)|SECRET|PASSWORD|API_?KEY|ACCESS_?KEY)(?!.*(PATH|FILE|DIR|URL)$)", re.IGNORECASE)
 HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{8,}")
@@ -79,7 +81,7 @@ def _record_masked(original: Callable[..., logging.LogRecord], *args: Any, **kwa
 def give_up(plugin: str, problems: Iterable[str]) -> NoReturn:
     """Say what is wrong and end this process at once, with status 1."""
     for problem in problems:
-        print(f"{plugin}: {problem}", file=sys.stderr)
+        print(visible(f"{plugin}: {problem}"), file=sys.stderr)
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()

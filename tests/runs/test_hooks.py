@@ -2,6 +2,7 @@
 
 import io
 import logging
+import subprocess
 import sys
 from pathlib import Path
 
@@ -76,3 +77,9 @@ def test_the_command_of_a_result(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (
         provenance.command().endswith("--hf_hub_log_args 'token=[hidden]'") or "token=[hidden]" in provenance.command()
     )
+
+
+def test_problems_command_no_terminal() -> None:
+    end = "from tango.runs.hooks import give_up; give_up('lmms-eval', ['no file \\x1b[2J.mp4'])"
+    done = subprocess.run([sys.executable, "-c", end], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "lmms-eval: no file \\x1b[2J.mp4\n")
