@@ -17,13 +17,13 @@ from tango.results.cells import (
     ResultsError,
     Row,
     accuracy,
+    answers,
     benchmarks,
     device,
     each_cell,
     frameworks,
     label,
     machine,
-    questions,
     reference,
     tokens_kept,
 )
@@ -39,12 +39,12 @@ def paired_scores(one: Cell, other: Cell) -> tuple[Scores, Scores]:
     Raises:
         ResultsError: they answered different questions.
     """
-    first, second = ({str(row["id"]): float(row["score"]) for row in cell["samples"]} for cell in (one, other))
+    first, second = answers(one), answers(other)
     if first.keys() != second.keys():
         differ = sorted(first.keys() ^ second.keys())
         raise ResultsError(f"{label(one)} and {label(other)} answered different questions: {', '.join(differ[:5])}, ..")
     ids = sorted(first)
-    return np.array([first[i] for i in ids]), np.array([second[i] for i in ids])
+    return np.array([float(first[i]["score"]) for i in ids]), np.array([float(second[i]["score"]) for i in ids])
 
 
 def accuracy_table(rows: Sequence[Row]) -> pd.DataFrame:
@@ -61,11 +61,11 @@ def accuracy_table(rows: Sequence[Row]) -> pd.DataFrame:
     for row in rows:
         scores = {name: _accuracy(row.cells.get(name)) for name in names}
         scores["average"] = average(list(scores.values()))
-        line = _who(row) | {"tokens_kept": float(np.mean([tokens_kept(cell) for cell in row.cells.values()]))}
+        line = _who(row) | {"tokens_kept": row.tokens_kept}
         line |= {name: score.value for name, score in scores.items()} | _against(row, reference(rows, row), names)
         for name, score in scores.items():
             line |= _interval(name, score)
-        table.append(line | {"questions": sum(len(cell["samples"]) for cell in row.cells.values())})
+        table.append(line | {"questions": row.questions})
     return pd.DataFrame(table)
 
 
@@ -99,25 +99,18 @@ def comparison_table(rows: Sequence[Row]) -> pd.DataFrame:
 
     Budgets round differently, so the shares of tokens that both really kept stand beside it.
     """
-    names = benchmarks(rows)
-    kept = dict(zip(((row.framework, row.what) for row in rows), accuracy_table(rows)["tokens_kept"], strict=True))
     table = []
     for row in rows:
         ours = (row.framework, ("tango", row.retention_ratio, ""))
         tango = next((other for other in rows if (other.framework, other.what) == ours), None)
-        if row.unpruned or tango is None or tango is row:
+        if row.unpruned or tango is None or tango is row or not (found := compare(tango, row, benchmarks(rows))):
             continue
-        found = compare(tango, row, names)
-        if found is not None:
-            difference, _ = found
-            verdict = "better" if difference.low > 0 else "worse" if difference.high < 0 else "not distinguishable"
-            table.append(
-                {"framework": row.framework, "against": row.name, "retention_ratio": row.retention_ratio}
-                | _interval("difference", difference)
-                | {"questions": sum(len(cell["samples"]) for cell in row.cells.values())}
-                | {"tokens_kept_tango": kept[ours], "tokens_kept_baseline": kept[row.framework, row.what]}
-                | {"Tango is": verdict}
-            )
+        difference, _ = found
+        verdict = "better" if difference.low > 0 else "worse" if difference.high < 0 else "not distinguishable"
+        line: dict[str, Any] = {"framework": row.framework, "against": row.name, "retention_ratio": row.retention_ratio}
+        line |= _interval("difference", difference) | {"questions": row.questions}
+        line |= {"tokens_kept_tango": tango.tokens_kept, "tokens_kept_baseline": row.tokens_kept}
+        table.append(line | {"Tango is": verdict})
     return pd.DataFrame(table)
 
 
@@ -136,12 +129,11 @@ def agreement_table(rows: Sequence[Row]) -> pd.DataFrame:
             if other.what != row.what or names.index(other.framework) <= names.index(row.framework):
                 continue
             for name in (name for name in benchmarks(rows) if name in row.cells and name in other.cells):
-                one, two = ({str(a["id"]): a for a in r.cells[name]["samples"]} for r in (row, other))
-                both = sorted(questions(row.cells[name]) & questions(other.cells[name]))
-                pairs = [(one[i], two[i]) for i in both]
+                one, two = answers(row.cells[name]), answers(other.cells[name])
+                pairs = [(one[i], two[i]) for i in sorted(one.keys() & two.keys())]
                 known = all(tells_kept(answer) for pair in pairs for answer in pair)
                 line = {"benchmark": name, "name": row.name, "frameworks": f"{row.framework}, {other.framework}"}
-                line |= {"questions": len(both), "only_one": len(one.keys() ^ two.keys())}
+                line |= {"questions": len(pairs), "only_one": len(one.keys() ^ two.keys())}
                 line |= {"answers_differ": _differ(pairs, "prediction"), "scores_differ": _differ(pairs, "score")}
                 table.append(line | {"kept_differ": _differ(pairs, "tokens_after", "kept") if known else None})
     return pd.DataFrame(table).astype({"kept_differ": "Int64"}) if table else pd.DataFrame()
@@ -183,20 +175,27 @@ def published_table(rows: Sequence[Row]) -> pd.DataFrame:
     Columns: benchmark, name, quantity, published, published_on, source, and one column for each framework with what was
     measured in it: NaN where nothing was.
     """
-    entries = yaml.safe_load(files("tango.results").joinpath("published.yaml").read_text(encoding="utf-8"))
     model = next(cell["cell"]["model"] for row in rows for cell in row.cells.values())
     table = []
-    for entry in (entry for entry in entries if model in entry["names"]):
+    for entry in (entry for entry in published_figures() if model in entry["names"]):
         what, name = (entry["method"], entry["retention_ratio"], ""), entry["benchmark"]
         for quantity, figure in entry["figures"].items():
-            line = {"benchmark": name, "name": label({"cell": {"method": what[0], "ratio": what[1]}})}
-            line |= {"quantity": quantity}
+            line = {"benchmark": name, "name": entry["label"], "quantity": quantity}
             for framework in frameworks(rows):
                 row = next((row for row in rows if (row.framework, row.what) == (framework, what)), None)
                 line[framework] = _measured(rows, row, name, quantity)
             line |= {"published": figure, "published_on": f"{entry['machine']}, {entry['framework']}"}
             table.append(line | {"source": entry["source"]})
     return pd.DataFrame(table)
+
+
+def published_figures() -> list[dict[str, Any]]:
+    """The entries of published.yaml, each with the label of its method in tables."""
+    entries = yaml.safe_load(files("tango.results").joinpath("published.yaml").read_text(encoding="utf-8"))
+    return [
+        {**entry, "label": label({"cell": {"method": entry["method"], "ratio": entry["retention_ratio"]}})}
+        for entry in entries
+    ]
 
 
 def _measured(rows: Sequence[Row], row: Row | None, name: str, quantity: str) -> float:
@@ -220,13 +219,7 @@ def compare(one: Row, other: Row, names: Sequence[str]) -> tuple[Interval, Inter
 
 
 def _who(row: Row) -> dict[str, Any]:
-    return {
-        "framework": row.framework,
-        "name": row.name,
-        "method": row.method,
-        "variant": row.variant,
-        "retention_ratio": row.retention_ratio,
-    }
+    return {name: getattr(row, name) for name in ("framework", "name", "method", "variant", "retention_ratio")}
 
 
 def _against(row: Row, unpruned: Row | None, names: Sequence[str]) -> dict[str, float]:
