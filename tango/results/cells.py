@@ -201,7 +201,41 @@ class Row:
         return sum(len(cell["samples"]) for cell in self.cells.values())
 
 
-def arrange(cells: Sequence[Cell]) -> tuple[list[Row], list[str]]:
+class Rows(list[Row]):
+    """The lines of the tables of one model, in their order."""
+
+    @property
+    def frameworks(self) -> list[str]:
+        """In order of appearance."""
+        return list(dict.fromkeys(row.framework for row in self))
+
+    @property
+    def benchmarks(self) -> list[str]:
+        """In the paper's order."""
+        found = {name for row in self for name in row.cells}
+        known = [*QUESTIONS, MOTIONQA]
+        return sorted(found, key=lambda name: (known.index(name) if name in known else len(known), name))
+
+    @property
+    def cells(self) -> list[Cell]:
+        """Line by line."""
+        return [cell for row in self for cell in row.cells.values()]
+
+    def by_benchmark(self) -> Iterator[tuple[str, Row, Cell]]:
+        """All cells with their benchmark and line, benchmark by benchmark."""
+        return ((name, row, row.cells[name]) for name in self.benchmarks for row in self if name in row.cells)
+
+    def find(self, framework: str, method: str, retention_ratio: float) -> Row | None:
+        """The line of a method as it is, no variant of it."""
+        wanted = (framework, (method, retention_ratio, ""))
+        return next((row for row in self if (row.framework, row.what) == wanted), None)
+
+    def reference(self, row: Row) -> Row | None:
+        """The unpruned model in the same framework."""
+        return next((other for other in self if other.unpruned and other.framework == row.framework), None)
+
+
+def arrange(cells: Sequence[Cell]) -> tuple[Rows, list[str]]:
     """The lines of the tables of one model, in their order: by framework, the unpruned model first, then Tango, then
     the others, then variants. Cells that did not answer the unpruned model's questions are left out; of several runs
     of the same the one with most questions is taken, and the latest of these.
@@ -222,13 +256,14 @@ def arrange(cells: Sequence[Cell]) -> tuple[list[Row], list[str]]:
     for cell in used:
         line = _line(cell)
         rows.setdefault(line, Row(*line, label(cell))).cells[benchmark(cell)] = cell
-    remarks += _different_settings(list(rows.values())) + _different_scores(list(rows.values()))
     methods = list(dict.fromkeys([VANILLA, "tango", *(row.method for row in rows.values())]))
 
     def place(row: Row) -> tuple[Any, ...]:
         return row.framework.casefold(), row.variant != "", methods.index(row.method), row.retention_ratio, row.variant
 
-    return sorted(rows.values(), key=place), remarks
+    arranged = Rows(rows.values())
+    remarks += _different_settings(arranged) + _different_scores(arranged)
+    return Rows(sorted(arranged, key=place)), remarks
 
 
 def grouped(cells: Iterable[Cell], by: Callable[[Cell], Key]) -> dict[Key, list[Cell]]:
@@ -279,10 +314,10 @@ def _same_questions(cells: Sequence[Cell], remarks: list[str]) -> list[Cell]:
     return alike
 
 
-def _different_settings(rows: Sequence[Row]) -> list[str]:
+def _different_settings(rows: Rows) -> list[str]:
     """Lines of one name whose cells were not run with the same settings."""
     remarks = []
-    for group in grouped((cell for row in rows for cell in row.cells.values()), lambda cell: _line(cell)[1:]).values():
+    for group in grouped(rows.cells, lambda cell: _line(cell)[1:]).values():
         first, *others = [cell["provenance"].get("settings", {}) for cell in group]
         names = sorted(set(first).union(*others))
         differ = [name for name in names if any(other.get(name) != first.get(name) for other in others)]
@@ -291,33 +326,11 @@ def _different_settings(rows: Sequence[Row]) -> list[str]:
     return remarks
 
 
-def _different_scores(rows: Sequence[Row]) -> list[str]:
+def _different_scores(rows: Rows) -> list[str]:
     """Cells whose framework came to another score than the share of right answers, which is what tables hold."""
     return [
         f"{row.name} on {name}: {row.framework} itself reports {cell['reported']:.1f} %, since it weighs questions "
         f"otherwise; {accuracy(cell):.1f} % of the answers are right"
-        for name, row, cell in each_cell(rows)
+        for name, row, cell in rows.by_benchmark()
         if cell.get("reported") is not None and abs(cell["reported"] - accuracy(cell)) >= 0.05
     ]
-
-
-def benchmarks(rows: Sequence[Row]) -> list[str]:
-    """All benchmarks of some lines, in the paper's order."""
-    found = {name for row in rows for name in row.cells}
-    known = [*QUESTIONS, MOTIONQA]
-    return sorted(found, key=lambda name: (known.index(name) if name in known else len(known), name))
-
-
-def each_cell(rows: Sequence[Row]) -> Iterator[tuple[str, Row, Cell]]:
-    """All cells of some lines with their benchmark and line, benchmark by benchmark."""
-    return ((name, row, row.cells[name]) for name in benchmarks(rows) for row in rows if name in row.cells)
-
-
-def reference(rows: Sequence[Row], row: Row) -> Row | None:
-    """The unpruned model in the same framework."""
-    return next((other for other in rows if other.unpruned and other.framework == row.framework), None)
-
-
-def frameworks(rows: Sequence[Row]) -> list[str]:
-    """The frameworks of the rows, in order of appearance."""
-    return list(dict.fromkeys(row.framework for row in rows))

@@ -289,47 +289,52 @@ def hold_sentences(outcome: Outcome, file: Path, expected: Mapping[str, Table], 
 
 def hold_one_another(outcome: Outcome, folder: Path, tables: Mapping[str, Table]) -> None:
     """Hold CSV files without cells against one another: what follows in one from numbers that stand in others."""
-
-    def hold(name: str, key: tuple[str, ...], values: Mapping[str, Any]) -> None:
+    for name, key, values in _follow(tables):
         line = tables[name].get(key, {})
         for column, value in values.items():
             if line.get(column) is not None and value is not None:
                 text = f"{line[column]:.4f}" if isinstance(line[column], float) else str(line[column])
                 outcome.hold_text(folder / f"{name}.csv", f"{', '.join(key)}: {column}", text, value, ROUNDED)
 
-    accuracy, efficiency = tables["accuracy"], tables["efficiency"]
-    lines = [item for table in (accuracy, tables["benchmarks"], efficiency) for item in table.items()]
-    unpruned = {key[:-1]: line for key, line in lines if line.get("method") == VANILLA}
-    for name, table, column in (("accuracy", accuracy, "average"), ("benchmarks", tables["benchmarks"], "accuracy")):
-        for key, line in table.items():
-            mine, theirs = line.get(column), unpruned.get(key[:-1], {}).get(column)
-            if mine is not None and theirs:
-                hold(name, key, {"share_kept": 100 * mine / theirs, "difference": mine - theirs})
-    for key, line in tables["benchmarks"].items():
+
+def _follow(tables: Mapping[str, Table]) -> Iterator[tuple[str, tuple[str, ...], dict[str, Any]]]:
+    """Tables' names, lines and columns, as they follow from others. None: from a number that is not there."""
+    accuracy, scores, efficiency = tables["accuracy"], tables["benchmarks"], tables["efficiency"]
+    for key, line, base in _with_unpruned(accuracy):
+        mine, theirs = line.get("average"), base.get("average")
+        if mine is not None and theirs:
+            yield "accuracy", key, {"share_kept": 100 * mine / theirs, "difference": mine - theirs}
+    for key, line in scores.items():
         of_kinds = [values for kind, values in tables["kinds"].items() if kind[:3] == key]
         total = sum(values["questions"] for values in of_kinds)
         right = sum(values["questions"] * values["accuracy"] for values in of_kinds)
-        hold("benchmarks", key, {"questions": total, "accuracy": right / total} if total else {})
-        hold("accuracy", key[1:], {key[0]: line["accuracy"]})
-    names = {key[0] for key in tables["benchmarks"]}
+        yield "benchmarks", key, {"questions": total, "accuracy": right / total} if total else {}
+        yield "accuracy", key[1:], {key[0]: line["accuracy"]}
+    names = {key[0] for key in scores}
     for key, line in accuracy.items():
-        scores = [line[name] for name in names if line.get(name) is not None]
-        hold("accuracy", key, {"average": sum(scores) / len(names)} if len(scores) == len(names) > 0 else {})
-    for key, line in efficiency.items():
+        found = [line[name] for name in names if line.get(name) is not None]
+        yield "accuracy", key, {"average": sum(found) / len(names)} if len(found) == len(names) > 0 else {}
+    for key, line, base in _with_unpruned(efficiency):
         parts = [line[WITH_UNITS[f"Avg_{part}_Time"]] for part in ("ViT", "Other", "LLM_Prefill")]
-        hold("efficiency", key, {WITH_UNITS["Avg_Total_TTFT"]: sum(parts)} if None not in parts else {})
-        base = unpruned.get(key[:-1], {})
+        yield "efficiency", key, {WITH_UNITS["Avg_Total_TTFT"]: sum(parts) if None not in parts else None}
         for title in SPED_UP:
             mine, theirs = (one.get(WITH_UNITS[title]) for one in (line, base))
             if mine and theirs and line.get("machine") == base.get("machine"):
-                hold("efficiency", key, {f"{title} speed-up": theirs / mine})
+                yield "efficiency", key, {f"{title} speed-up": theirs / mine}
     for (framework, against), line in tables["comparisons"].items():
-        other = accuracy.get((framework, against), {})
-        ours = ("tango", line["retention_ratio"], None)
-        of_framework = [values for key, values in accuracy.items() if key[0] == framework]
-        of_tango = [one for one in of_framework if (one["method"], one["retention_ratio"], one["variant"]) == ours]
-        tango = of_tango[0] if of_tango else {}
+        other, wanted = accuracy.get((framework, against), {}), ("tango", line["retention_ratio"], None)
+        of_framework = [one for key, one in accuracy.items() if key[0] == framework]
+        same = (one for one in of_framework if (one["method"], one["retention_ratio"], one["variant"]) == wanted)
+        tango = next(same, {})
+        values = {
+            f"tokens_kept_{which}": one.get("tokens_kept") for which, one in (("tango", tango), ("baseline", other))
+        }
         if tango.get("average") is not None and other.get("average") is not None:
-            hold("comparisons", (framework, against), {"difference": tango["average"] - other["average"]})
-        kept = {"tokens_kept_tango": tango.get("tokens_kept"), "tokens_kept_baseline": other.get("tokens_kept")}
-        hold("comparisons", (framework, against), kept | {"Tango is": verdict(line)})
+            values = {"difference": tango["average"] - other["average"]} | values
+        yield "comparisons", (framework, against), values | {"Tango is": verdict(line)}
+
+
+def _with_unpruned(table: Table) -> Iterator[tuple[tuple[str, ...], dict[str, Any], dict[str, Any]]]:
+    """Each line with the unpruned model's in the same framework, which is empty where there is none."""
+    unpruned = {key[:-1]: line for key, line in table.items() if line.get("method") == VANILLA}
+    return ((key, line, unpruned.get(key[:-1], {})) for key, line in table.items())

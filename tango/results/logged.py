@@ -74,8 +74,9 @@ def _vlmeval_rows(file: Path) -> Iterator[Logged]:
     table = pd.read_excel(check_regular(scores), keep_default_na=False)
     kind, choice, answer = (next((name for name in names if name in table), "") for names in (KINDS, CHOICES, ANSWERS))
     for line in table.to_dict("records"):
+        name = str(line["index"])
         row = {
-            "id": str(line["index"]),
+            "id": name,
             "kind": str(line[kind]) if kind else "all",
             "score": max(0.0, float(line["score"])),
             "prediction": (line[choice] or None) if choice else None,
@@ -83,4 +84,4 @@ def _vlmeval_rows(file: Path) -> Iterator[Logged]:
         }
         options = [f"{letter}. {line[letter]}" for letter in LETTERS if line.get(letter, "") != ""]
         asked, video = "\n".join([str(line.get("question", "")), *options]), str(line.get("video", ""))
-        yield Logged(scores, None, row["id"], line.get("prediction"), {}, row, asked, video)
+        yield Logged(scores, None, name, line.get("prediction"), {}, row, asked, video)

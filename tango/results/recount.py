@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tango.results.cells import Cell, Row, answers, benchmarks, device, each_cell, frameworks, machine, reference
+from tango.results.cells import Cell, Row, Rows, answers, device, machine
 from tango.results.statistics import CORNERS, Scores, bootstrap
 from tango.runs.summary import WITH_UNITS
 
@@ -39,19 +39,16 @@ def times(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         loops.setdefault(record["rank"], []).append(record["wall_s"])
     timed = [record for record in records if record["failure"] is None and record["timing"] is not None]
     averaged = [record["timing"] for record in timed if not record["cold"]] or [record["timing"] for record in timed]
-    three = [1000 * (timing["vit_s"] + timing["other_s"] + timing["prefill_s"]) for timing in averaged]
-    each = {name: [1000 * timing[part] for timing in averaged] for name, part in PARTS.items()} | {
-        "Avg_Total_TTFT": three
-    }
+    each = {name: [1000 * timing[part] for timing in averaged] for name, part in PARTS.items()}
+    each["Avg_Total_TTFT"] = [math.fsum(three) for three in zip(*each.values(), strict=True)]
     after_first = math.fsum(timing["decode_s"] for timing in averaged)
+    later = sum(timing["new_tokens"] - 1 for timing in averaged)
     return {
         "Total_runtime": max(map(math.fsum, loops.values()), default=0.0),
         "Total_GPU_runtime": math.fsum(record["timing"]["generate_s"] for record in timed),
         "Peak_mem": max((record["peak_mem_gb"] for record in records), default=None),
         **{name: fmean(values) if averaged else None for name, values in each.items()},
-        "Avg_Decoding_Throughput": sum(timing["new_tokens"] - 1 for timing in averaged) / after_first
-        if after_first > 0
-        else None,
+        "Avg_Decoding_Throughput": later / after_first if after_first > 0 else None,
         "spread": {name: _deviation(values) for name, values in each.items()},
         "samples_timed": len(timed),
         "samples_averaged": len(averaged),
@@ -149,9 +146,9 @@ def drawn_again(pairs: Sequence[tuple[Scores, Scores]]) -> tuple[Scores, Scores]
     return 100 * (accuracies[0] - accuracies[1]), 100 * accuracies[0] / accuracies[1]
 
 
-def recount(rows: Sequence[Row]) -> dict[str, Table]:
+def recount(rows: Rows) -> dict[str, Table]:
     """The numbers of all tables of some lines, by the tables' names, lines (KEYS) and columns."""
-    names, order = benchmarks(rows), frameworks(rows)
+    names, order = rows.benchmarks, rows.frameworks
     found: dict[str, Table] = {name: {} for name in KEYS}
     for row in rows:
         line: dict[str, Any] = {"method": row.method}
@@ -163,10 +160,10 @@ def recount(rows: Sequence[Row]) -> dict[str, Table]:
         for end, sign in (("_low", -1), ("_high", 1)):  # distances from both ends, added in squares
             reach = math.hypot(*(line[name + end] - line[name] for name in names))
             line[f"average{end}"] = line["average"] + sign * reach / len(names)
-        found["accuracy"][row.framework, row.name] = line | against(row, reference(rows, row), names)
-    for name, row, cell in each_cell(rows):
+        found["accuracy"][row.framework, row.name] = line | against(row, rows.reference(row), names)
+    for name, row, cell in rows.by_benchmark():
         key, asked = (name, row.framework, row.name), cell["samples"]
-        unpruned = reference(rows, row)
+        unpruned = rows.reference(row)
         found["benchmarks"][key] = {
             "method": row.method,
             "questions": len(asked),
@@ -186,13 +183,12 @@ def recount(rows: Sequence[Row]) -> dict[str, Table]:
                 pair = f"{row.framework}, {other.framework}"
                 found["agreement"][name, row.name, pair] = _agreement(cell, other.cells[name])
     for row in rows:
-        tango = next((one for one in rows if one.framework == row.framework
-                      and one.what == ("tango", row.retention_ratio, "")), None)  # fmt: skip
+        tango = rows.find(row.framework, "tango", row.retention_ratio)
         if not row.unpruned and tango is not None and tango is not row and (line := against(tango, row, names)):
             ours, theirs = (found["accuracy"][one.framework, one.name] for one in (tango, row))
-            line |= {"questions": theirs["questions"], "Tango is": verdict(line)}
-            line |= {"tokens_kept_tango": ours["tokens_kept"], "tokens_kept_baseline": theirs["tokens_kept"]}
-            found["comparisons"][row.framework, row.name] = line
+            kept = {"tokens_kept_tango": ours["tokens_kept"], "tokens_kept_baseline": theirs["tokens_kept"]}
+            what = {"questions": theirs["questions"], "Tango is": verdict(line)}
+            found["comparisons"][row.framework, row.name] = line | kept | what
     return found
 
 

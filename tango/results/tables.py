@@ -12,21 +12,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from tango.results.cells import (
-    Cell,
-    ResultsError,
-    Row,
-    accuracy,
-    answers,
-    benchmarks,
-    device,
-    each_cell,
-    frameworks,
-    label,
-    machine,
-    reference,
-    tokens_kept,
-)
+from tango.results.cells import Cell, ResultsError, Row, Rows, accuracy, answers, device, label, machine, tokens_kept
 from tango.results.statistics import Interval, Scores, average, bootstrap, wilson
 from tango.runs.summary import TITLES, WITH_UNITS
 
@@ -47,7 +33,7 @@ def paired_scores(one: Cell, other: Cell) -> tuple[Scores, Scores]:
     return np.array([float(first[i]["score"]) for i in ids]), np.array([float(second[i]["score"]) for i in ids])
 
 
-def accuracy_table(rows: Sequence[Row]) -> pd.DataFrame:
+def accuracy_table(rows: Rows) -> pd.DataFrame:
     """The paper's table, one row a line: accuracy in percent on each benchmark, their mean, and that against the
     unpruned model in the same framework.
 
@@ -56,36 +42,36 @@ def accuracy_table(rows: Sequence[Row]) -> pd.DataFrame:
     the ends of each benchmark's and the average's intervals, and questions, of all benchmarks together. A line that
     lacks a benchmark has no average and is not compared.
     """
-    names = benchmarks(rows)
+    names = rows.benchmarks
     table = []
     for row in rows:
         scores = {name: _accuracy(row.cells.get(name)) for name in names}
         scores["average"] = average(list(scores.values()))
         line = _who(row) | {"tokens_kept": row.tokens_kept}
-        line |= {name: score.value for name, score in scores.items()} | _against(row, reference(rows, row), names)
+        line |= {name: score.value for name, score in scores.items()} | _against(row, rows.reference(row), names)
         for name, score in scores.items():
             line |= _interval(name, score)
         table.append(line | {"questions": row.questions})
     return pd.DataFrame(table)
 
 
-def benchmark_table(rows: Sequence[Row]) -> pd.DataFrame:
+def benchmark_table(rows: Rows) -> pd.DataFrame:
     """One row a cell: what accuracy_table says, for each benchmark alone, with questions and unparsed replies."""
     table = []
-    for name, row, cell in each_cell(rows):
+    for name, row, cell in rows.by_benchmark():
         line = {"benchmark": name} | _who(row) | {"questions": len(cell["samples"])}
         line |= _interval("accuracy", _accuracy(cell))
-        line |= {"tokens_kept": tokens_kept(cell)} | _against(row, reference(rows, row), [name])
+        line |= {"tokens_kept": tokens_kept(cell)} | _against(row, rows.reference(row), [name])
         table.append(line | {"unparsed": sum(answer["prediction"] is None for answer in cell["samples"])})
     return pd.DataFrame(table)
 
 
-def kind_table(rows: Sequence[Row]) -> pd.DataFrame:
+def kind_table(rows: Rows) -> pd.DataFrame:
     """One row a cell and kind of question: benchmark, framework, name, .., kind, questions, accuracy in percent, and
     the ends of its interval.
     """
     table = []
-    for name, row, cell in each_cell(rows):
+    for name, row, cell in rows.by_benchmark():
         who = {"benchmark": name} | _who(row)
         for kind, score in pd.DataFrame(cell["samples"]).groupby("kind")["score"]:
             what = {"kind": kind, "questions": len(score)}
@@ -93,7 +79,7 @@ def kind_table(rows: Sequence[Row]) -> pd.DataFrame:
     return pd.DataFrame(table)
 
 
-def comparison_table(rows: Sequence[Row]) -> pd.DataFrame:
+def comparison_table(rows: Rows) -> pd.DataFrame:
     """Tango against each other method and each variant of itself at the same retention ratio in the same framework, on
     the mean over all benchmarks: difference in points, on so many questions.
 
@@ -101,9 +87,8 @@ def comparison_table(rows: Sequence[Row]) -> pd.DataFrame:
     """
     table = []
     for row in rows:
-        ours = (row.framework, ("tango", row.retention_ratio, ""))
-        tango = next((other for other in rows if (other.framework, other.what) == ours), None)
-        if row.unpruned or tango is None or tango is row or not (found := compare(tango, row, benchmarks(rows))):
+        tango = rows.find(row.framework, "tango", row.retention_ratio)
+        if row.unpruned or tango is None or tango is row or not (found := compare(tango, row, rows.benchmarks)):
             continue
         difference, _ = found
         verdict = "better" if difference.low > 0 else "worse" if difference.high < 0 else "not distinguishable"
@@ -114,21 +99,21 @@ def comparison_table(rows: Sequence[Row]) -> pd.DataFrame:
     return pd.DataFrame(table)
 
 
-def agreement_table(rows: Sequence[Row]) -> pd.DataFrame:
+def agreement_table(rows: Rows) -> pd.DataFrame:
     """What two frameworks made of the same questions with the same method: one row for each pair of cells.
 
     Columns: benchmark, name, frameworks; questions: how many both were asked; answers_differ, scores_differ,
     kept_differ: for how many of these the choice, the score, and the tokens kept are not the same. Questions are the
     same if they have the same id. kept_differ is missing where a cell does not say which tokens it kept.
     """
-    names = frameworks(rows)
+    names = rows.frameworks
     table: list[dict[str, Any]] = []
     line: dict[str, Any]
     for row in rows:
         for other in rows:
             if other.what != row.what or names.index(other.framework) <= names.index(row.framework):
                 continue
-            for name in (name for name in benchmarks(rows) if name in row.cells and name in other.cells):
+            for name in (name for name in rows.benchmarks if name in row.cells and name in other.cells):
                 one, two = answers(row.cells[name]), answers(other.cells[name])
                 pairs = [(one[i], two[i]) for i in sorted(one.keys() & two.keys())]
                 known = all(tells_kept(answer) for pair in pairs for answer in pair)
@@ -148,18 +133,18 @@ def _differ(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], *field
     return sum(any(one[name] != other[name] for name in fields) for one, other in pairs)
 
 
-def efficiency_table(rows: Sequence[Row]) -> pd.DataFrame:
+def efficiency_table(rows: Rows) -> pd.DataFrame:
     """One row a cell, with the columns of the framework's efficiency table in their units, the standard deviations over
     its samples and the load of the machine (tango.runs.load) if the run noted them, where it ran, and how many times
     less it took than the unpruned model on the same questions, framework and machine (NaN if that is not there).
     """
     table = []
-    for name, row, cell in each_cell(rows):
+    for name, row, cell in rows.by_benchmark():
         line = {"benchmark": name} | _who(row) | {"device": device(cell), "machine": machine(cell)}
         line |= {title: _number(cell["efficiency"][key]) for key, title in WITH_UNITS.items()}
         line |= {f"{key} sd": _number(sd) for key, sd in cell["efficiency"].get("spread", {}).items() if key in TITLES}
         line |= {f"load_{key}": _number(value) for key, value in (cell["provenance"].get("load") or {}).items()}
-        unpruned = reference(rows, row)
+        unpruned = rows.reference(row)
         base = None if unpruned is None else unpruned.cells.get(name)
         for key in SPEED_UPS:
             times = [np.nan if one is None else _number(one["efficiency"][key]) for one in (base, cell)]
@@ -169,20 +154,20 @@ def efficiency_table(rows: Sequence[Row]) -> pd.DataFrame:
     return pd.DataFrame(table)
 
 
-def published_table(rows: Sequence[Row]) -> pd.DataFrame:
+def published_table(rows: Rows) -> pd.DataFrame:
     """Published figures of this model beside what was measured here, one row a figure; empty for other models.
 
     Columns: benchmark, name, quantity, published, published_on, source, and one column for each framework with what was
     measured in it: NaN where nothing was.
     """
-    model = next(cell["cell"]["model"] for row in rows for cell in row.cells.values())
+    model = rows.cells[0]["cell"]["model"]
     table = []
     for entry in (entry for entry in published_figures() if model in entry["names"]):
-        what, name = (entry["method"], entry["retention_ratio"], ""), entry["benchmark"]
+        name = entry["benchmark"]
         for quantity, figure in entry["figures"].items():
             line = {"benchmark": name, "name": entry["label"], "quantity": quantity}
-            for framework in frameworks(rows):
-                row = next((row for row in rows if (row.framework, row.what) == (framework, what)), None)
+            for framework in rows.frameworks:
+                row = rows.find(framework, entry["method"], entry["retention_ratio"])
                 line[framework] = _measured(rows, row, name, quantity)
             line |= {"published": figure, "published_on": f"{entry['machine']}, {entry['framework']}"}
             table.append(line | {"source": entry["source"]})
@@ -198,13 +183,13 @@ def published_figures() -> list[dict[str, Any]]:
     ]
 
 
-def _measured(rows: Sequence[Row], row: Row | None, name: str, quantity: str) -> float:
+def _measured(rows: Rows, row: Row | None, name: str, quantity: str) -> float:
     """A published quantity as it came out here, NaN if it did not."""
     if row is None or name not in row.cells:
         return np.nan
     if quantity in TITLES:
         return _number(row.cells[name]["efficiency"][quantity])
-    unpruned = reference(rows, row)
+    unpruned = rows.reference(row)
     found = None if unpruned is None or quantity != "share_kept" else compare(row, unpruned, [name])
     return np.nan if found is None else found[1].value
 

@@ -138,7 +138,7 @@ class _Check:
         """Tables against the numbers that cells give, with where they come from."""
         rows, remarks = arrange(cells)
         self.outcome.notes += [f"{folder}: {remark}" for remark in remarks]
-        used = [cell for row in rows for cell in row.cells.values()]
+        used = rows.cells
         expected = recount(rows)
         if "published" in tables:
             expected["published"] = _published(tables["published"], expected)
