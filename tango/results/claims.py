@@ -250,8 +250,10 @@ def shown_line(
     return found | {"accuracy (%)": with_ends("accuracy")}
 
 
-def hold_sentences(outcome: Outcome, file: Path, expected: Mapping[str, Table], cold: int | None = None) -> None:
-    """Hold the numbers in a README's sentences against those of the tables."""
+def hold_sentences(outcome: Outcome, folder: Path, expected: Mapping[str, Table], cold: int | None = None) -> None:
+    """Hold the numbers in README.md's sentences against those of the tables."""
+    if not (file := folder / "README.md").is_file():
+        return
     text = file.read_text(encoding="utf-8", errors="replace")
     asked = {markdown_text(key[0]): line["questions"] for key, line in expected["benchmarks"].items()}
     for number, name in re.findall(r"(\d+) questions of ([^,;\n]+)", text.partition("; share kept")[0]):

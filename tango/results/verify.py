@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tango.inference.files import DAMAGED, regular
 from tango.results import claims, layout
-from tango.results.cells import Cell, ResultsError, arrange, grouped, setting, setting_text
+from tango.results.cells import Cell, ResultsError, Rows, arrange, grouped, setting, setting_text
 from tango.results.claims import NUMBER, Finding, Lines, Outcome, made_by, read_csv, read_latex, read_markdown
 from tango.results.escaping import markdown_items, plain
 from tango.results.follow import verify_run
@@ -97,9 +97,13 @@ class _Check:
         if lines and "model" in lines[0]:
             self.all_models(folder, comment, own)
             return
-        tables = {name: lines for name, (_, lines) in sheets.items()}
+        tables = {name: claims.as_numbers(sheets[name][1], KEYS[name]) if name in sheets else {} for name in KEYS}
         if used := [cell for cell in own if belongs(cell, comment)]:
-            self.against_cells(folder, tables, comment, used)
+            rows, remarks = arrange(used)
+            self.outcome.notes += [f"{folder}: {remark}" for remark in remarks]
+            expected = recount(rows)
+            expected["published"] = _published(tables["published"], expected)
+            self.against_cells(folder, {name: lines for name, (_, lines) in sheets.items()}, comment, rows, expected)
         else:
             self.against_itself(folder, tables, comment)
         if plots := sorted(file.name for file in folder.glob("*.png")):
@@ -134,43 +138,38 @@ class _Check:
             for key in sorted(left):
                 self.outcome.differs(file, ", ".join(key), "nothing", "a finished cell")
 
-    def against_cells(self, folder: Path, tables: Mapping[str, Lines], comment: str, cells: Sequence[Cell]) -> None:
+    def against_cells(
+        self, folder: Path, sheets: Mapping[str, Lines], comment: str, rows: Rows, expected: Mapping[str, Table]
+    ) -> None:
         """Tables against the numbers that cells give, with where they come from."""
-        rows, remarks = arrange(cells)
-        self.outcome.notes += [f"{folder}: {remark}" for remark in remarks]
-        used = rows.cells
-        expected = recount(rows)
-        if "published" in tables:
-            expected["published"] = _published(tables["published"], expected)
-        files = {name: folder / f"{name}.csv" for name in tables}
+        files = {name: folder / f"{name}.csv" for name in sheets}
+        origin = layout.origin(rows.cells, made_by(comment))
         for file in [*files.values(), *regular(folder, "*.tex"), *regular(folder, "README.md")]:
             lines = [line[2:] for line in file.read_text(encoding="utf-8").split("\n")[:8]]
-            for line in layout.origin(used, made_by(comment))[1:]:
+            for line in origin[1:]:
                 name = line.partition(":")[0]
                 should = markdown_items([line])[2:] if file.suffix == ".md" else plain(line)
                 says = next((one for one in lines if one.startswith(f"{name}: ")), "nothing")
                 what = "where it comes from: " + ("device, and when its cells ran" if name == "device" else name)
                 self.outcome.hold(file, what, says, should)
         for name, file in files.items():
-            claims.hold_csv(self.outcome, file, tables[name], expected[name])
+            claims.hold_csv(self.outcome, file, sheets[name], expected[name])
         for name, table in expected.items():
-            if table and name not in tables:
+            if table and name not in sheets:
                 self.outcome.differs(folder / f"{name}.csv", "the file", "is missing", f"{len(table)} lines")
         claims.hold_shown(self.outcome, folder, expected)
-        if (folder / "README.md").is_file():
-            cold = sum(int(cell["efficiency"]["cold_samples"]) for cell in used)
-            claims.hold_sentences(self.outcome, folder / "README.md", expected, cold)
+        claims.hold_sentences(
+            self.outcome, folder, expected, sum(cell["efficiency"]["cold_samples"] for cell in rows.cells)
+        )
 
-    def against_itself(self, folder: Path, sheets: Mapping[str, Lines], comment: str) -> None:
+    def against_itself(self, folder: Path, tables: Mapping[str, Table], comment: str) -> None:
         """Tables without cells, which cannot be checked, but follow in part from one another."""
-        tables = {name: claims.as_numbers(sheets.get(name, []), keys) for name, keys in KEYS.items()}
         numbers = [value for table in tables.values() for line in table.values() for value in line.values()]
         self.cannot(folder, sum(isinstance(value, float) for value in numbers), made_by(comment))
         before = self.outcome.agree + len(self.outcome.differ)
         claims.hold_one_another(self.outcome, folder, tables)
         claims.hold_shown(self.outcome, folder, tables, claims.ROUNDED)
-        if (folder / "README.md").is_file():
-            claims.hold_sentences(self.outcome, folder / "README.md", tables)
+        claims.hold_sentences(self.outcome, folder, tables)
         within = self.outcome.agree + len(self.outcome.differ) - before
         self.outcome.notes.append(
             f"{folder}: {NO_SAMPLES}; {within} of its numbers were held against one another instead"
@@ -211,12 +210,12 @@ def belongs(cell: Cell, comment: str) -> bool:
     )
 
 
-def _published(lines: Lines, expected: Mapping[str, Table]) -> Table:
+def _published(stated: Table, expected: Mapping[str, Table]) -> Table:
     """Lines of published.csv as they should be: what was measured, and the figures that this package has."""
     figures = {(entry["benchmark"], entry["label"], quantity): figure for entry in published_figures()
                for quantity, figure in entry["figures"].items()}  # fmt: skip
     found: Table = {}
-    for benchmark, name, quantity in claims.as_numbers(lines, KEYS["published"]):
+    for benchmark, name, quantity in stated:
         table, column = ("efficiency", WITH_UNITS[quantity]) if quantity in TITLES else ("benchmarks", quantity)
         found[benchmark, name, quantity] = {"published": figures.get((benchmark, name, quantity))} | {
             framework: expected[table].get((benchmark, framework, name), {}).get(column)
