@@ -65,36 +65,24 @@ class Outcome:
         """Compare the numbers of a table's text with those they should be, to the digits that it has. gives: a number,
         several, a word, or None, NaN and infinity for what has no number. alone: the first of several will do.
         """
+        several = gives if isinstance(gives, tuple) else (gives,)
         if isinstance(gives, str):
-            found, right = says.strip(), says.strip() == gives
+            right = says.strip() == gives
         else:
-            wanted = [one for one in _several(gives) if one is not None and math.isfinite(one)]
-            if len(wanted) < len(_several(gives)):
-                wanted = []  # one that is not finite has its interval left out, too
-            found = "" if says.strip() in ("-", "", "nan", "inf", "-inf", "unknown") else says.strip()
-            numbers = NUMBER.findall(found)
+            numbers = NUMBER.findall(says)
+            # One that is not finite has its interval left out, too.
+            wanted = several if all(one is not None and math.isfinite(one) for one in several) else ()
             wanted = wanted[:1] if alone and len(numbers) == 1 else wanted
             right = len(numbers) == len(wanted) and all(
-                abs(float(text) - value)
-                <= 0.500001 * 10.0 ** -len(text.partition(".")[2]) + slack * max(1.0, abs(value))
+                abs(float(text) - value) <= 0.500001 * 10 ** -len(text.partition(".")[2]) + slack * max(1.0, abs(value))
                 for text, value in zip(numbers, wanted, strict=True)
             )
         if right:
             self.agree += 1
-        else:
-            self.differs(file, what, says.strip() or "nothing", shown(gives))
-
-
-def _several(value: Any) -> Sequence[Any]:
-    return value if isinstance(value, tuple) else (value,)
-
-
-def shown(value: Any) -> str:
-    """A value or a value with its interval, for people."""
-    texts = [
-        f"{one:.4f}" if isinstance(one, float) else "nothing" if one is None else str(one) for one in _several(value)
-    ]
-    return texts[0] + (f" [{', '.join(texts[1:])}]" if texts[1:] else "")
+            return
+        texts = (f"{one:.4f}" if isinstance(one, float) else "nothing" if one is None else str(one) for one in several)
+        value, *ends = texts
+        self.differs(file, what, says.strip() or "nothing", value + (f" [{', '.join(ends)}]" if ends else ""))
 
 
 def read_csv(file: Path) -> tuple[str, Lines]:

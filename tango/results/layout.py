@@ -102,9 +102,7 @@ def shown_accuracy(rows: Rows, frame: pd.DataFrame, narrow: bool = False) -> pd.
         title = "accuracy (%)" + same if len(names) == 1 else name
         shown[title] = _rounded(frame[name]) if narrow else _intervals(frame, name)
     if "share_kept" in frame:
-        compared = frame["method"] != VANILLA
-        shown[SHARE] = _intervals(frame, "share_kept", where=compared)
-        shown[DIFFERENCE] = _intervals(frame, "difference", signed=True, where=compared)
+        shown |= {SHARE: _intervals(frame, "share_kept"), DIFFERENCE: _intervals(frame, "difference")}
     return pd.DataFrame(shown)
 
 
@@ -123,8 +121,8 @@ def shown_models(models: Sequence[tuple[str, Rows, pd.DataFrame]]) -> pd.DataFra
         whole = len(rows.benchmarks) == len(names)
         there = [*rows.benchmarks, *(["average"] if whole else [])]
         shown |= {name: _rounded(frame[name]) if name in there else ["-"] * len(frame) for name in [*names, "average"]}
-        share = whole and "share_kept" in frame
-        shown[SHARE] = _intervals(frame, "share_kept", where=frame["method"] != VANILLA) if share else [""] * len(frame)
+        compared = whole and "share_kept" in frame
+        shown[SHARE] = _intervals(frame, "share_kept") if compared else [""] * len(frame)
         tables.append(pd.DataFrame(shown))
     return pd.concat(tables, ignore_index=True)
 
@@ -144,7 +142,7 @@ def shown_kinds(rows: Rows, scores: pd.DataFrame, kinds: pd.DataFrame, name: str
     if len(rows.benchmarks) > 1:  # with one, the main table says this
         shown["accuracy (%)"] = _intervals(frame, "accuracy")
         if "difference" in frame:
-            shown[DIFFERENCE] = _intervals(frame, "difference", signed=True, where=frame["method"] != VANILLA)
+            shown[DIFFERENCE] = _intervals(frame, "difference")
     shown |= {f"{kind} (n = {asked[kind]})": _rounded(kinds[kind]) for kind in sorted(kinds.columns)}
     if frame["unparsed"].any():
         shown["unparsed replies"] = [str(count) for count in frame["unparsed"]]
@@ -229,8 +227,11 @@ def _rounded(numbers: pd.Series[float], digits: int = 1) -> list[str]:
     return ["-" if pd.isna(number) else f"{number:.{digits}f}" for number in numbers]
 
 
-def _intervals(frame: pd.DataFrame, name: str, signed: bool = False, where: Any = None) -> list[str]:
-    """A value and its interval; empty where it is not wanted."""
+def _intervals(frame: pd.DataFrame, name: str) -> list[str]:
+    """A value and its interval; empty where the unpruned model would be compared with itself."""
+    alone = (frame["method"] == VANILLA) & (name in ("share_kept", "difference"))
     ends = (frame[name + end] for end in ("", "_low", "_high"))
-    wanted = [True] * len(frame) if where is None else where
-    return [Interval(*values).text(signed=signed) if want else "" for want, *values in zip(wanted, *ends, strict=True)]
+    return [
+        "" if itself else Interval(*values).text(signed=name == "difference")
+        for itself, *values in zip(alone, *ends, strict=True)
+    ]

@@ -48,7 +48,7 @@ def accuracy_table(rows: Rows) -> pd.DataFrame:
         scores = {name: _accuracy(row.cells.get(name)) for name in names}
         scores["average"] = average(list(scores.values()))
         line = _who(row) | {"tokens_kept": row.tokens_kept}
-        line |= {name: score.value for name, score in scores.items()} | _against(row, rows.reference(row), names)
+        line |= {name: score.value for name, score in scores.items()} | _against(rows, row, names)
         for name, score in scores.items():
             line |= _interval(name, score)
         table.append(line | {"questions": row.questions})
@@ -61,7 +61,7 @@ def benchmark_table(rows: Rows) -> pd.DataFrame:
     for name, row, cell in rows.by_benchmark():
         line = {"benchmark": name} | _who(row) | {"questions": len(cell["samples"])}
         line |= _interval("accuracy", _accuracy(cell))
-        line |= {"tokens_kept": tokens_kept(cell)} | _against(row, rows.reference(row), [name])
+        line |= {"tokens_kept": tokens_kept(cell)} | _against(rows, row, [name])
         table.append(line | {"unparsed": sum(answer["prediction"] is None for answer in cell["samples"])})
     return pd.DataFrame(table)
 
@@ -107,20 +107,19 @@ def agreement_table(rows: Rows) -> pd.DataFrame:
     same if they have the same id. kept_differ is missing where a cell does not say which tokens it kept.
     """
     names = rows.frameworks
-    table: list[dict[str, Any]] = []
-    line: dict[str, Any]
-    for row in rows:
-        for other in rows:
-            if other.what != row.what or names.index(other.framework) <= names.index(row.framework):
-                continue
-            for name in (name for name in rows.benchmarks if name in row.cells and name in other.cells):
-                one, two = answers(row.cells[name]), answers(other.cells[name])
-                pairs = [(one[i], two[i]) for i in sorted(one.keys() & two.keys())]
-                known = all(tells_kept(answer) for pair in pairs for answer in pair)
-                line = {"benchmark": name, "name": row.name, "frameworks": f"{row.framework}, {other.framework}"}
-                line |= {"questions": len(pairs), "only_one": len(one.keys() ^ two.keys())}
-                line |= {"answers_differ": _differ(pairs, "prediction"), "scores_differ": _differ(pairs, "score")}
-                table.append(line | {"kept_differ": _differ(pairs, "tokens_after", "kept") if known else None})
+    shared = [(row, other, name) for row in rows for other in rows for name in rows.benchmarks
+              if row.what == other.what and names.index(row.framework) < names.index(other.framework)
+              and name in row.cells and name in other.cells]  # fmt: skip
+    table = []
+    for row, other, name in shared:
+        one, two = answers(row.cells[name]), answers(other.cells[name])
+        pairs = [(one[i], two[i]) for i in sorted(one.keys() & two.keys())]
+        known = all(tells_kept(answer) for pair in pairs for answer in pair)
+        line: dict[str, Any] = {"benchmark": name, "name": row.name}
+        line |= {"frameworks": f"{row.framework}, {other.framework}"}
+        line |= {"questions": len(pairs), "only_one": len(one.keys() ^ two.keys())}
+        line |= {"answers_differ": _differ(pairs, "prediction"), "scores_differ": _differ(pairs, "score")}
+        table.append(line | {"kept_differ": _differ(pairs, "tokens_after", "kept") if known else None})
     return pd.DataFrame(table).astype({"kept_differ": "Int64"}) if table else pd.DataFrame()
 
 
@@ -161,14 +160,18 @@ def published_table(rows: Rows) -> pd.DataFrame:
     measured in it: NaN where nothing was.
     """
     model = rows.cells[0]["cell"]["model"]
+    entries = [entry for entry in published_figures() if model in entry["names"]]
+    if not entries:
+        return pd.DataFrame()
+    keys = ["benchmark", "framework", "method", "variant", "retention_ratio"]
+    measured = benchmark_table(rows).merge(efficiency_table(rows), on=keys).set_index(keys)
     table = []
-    for entry in (entry for entry in published_figures() if model in entry["names"]):
-        name = entry["benchmark"]
+    for entry in entries:
         for quantity, figure in entry["figures"].items():
+            name, column = entry["benchmark"], measured.get(WITH_UNITS.get(quantity, quantity), {})
             line = {"benchmark": name, "name": entry["label"], "quantity": quantity}
             for framework in rows.frameworks:
-                row = rows.find(framework, entry["method"], entry["retention_ratio"])
-                line[framework] = _measured(rows, row, name, quantity)
+                line[framework] = column.get((name, framework, entry["method"], "", entry["retention_ratio"]), np.nan)
             line |= {"published": figure, "published_on": f"{entry['machine']}, {entry['framework']}"}
             table.append(line | {"source": entry["source"]})
     return pd.DataFrame(table)
@@ -183,20 +186,9 @@ def published_figures() -> list[dict[str, Any]]:
     ]
 
 
-def _measured(rows: Rows, row: Row | None, name: str, quantity: str) -> float:
-    """A published quantity as it came out here, NaN if it did not."""
-    if row is None or name not in row.cells:
-        return np.nan
-    if quantity in TITLES:
-        return _number(row.cells[name]["efficiency"][quantity])
-    unpruned = rows.reference(row)
-    found = None if unpruned is None or quantity != "share_kept" else compare(row, unpruned, [name])
-    return np.nan if found is None else found[1].value
-
-
-def compare(one: Row, other: Row, names: Sequence[str]) -> tuple[Interval, Interval] | None:
+def compare(one: Row, other: Row | None, names: Sequence[str]) -> tuple[Interval, Interval] | None:
     """bootstrap() of two lines over some benchmarks; None if one of them lacks one."""
-    if any(name not in row.cells for row in (one, other) for name in names):
+    if other is None or any(name not in row.cells for row in (one, other) for name in names):
         return None
     if one is other:  # the same answers, not only alike
         return Interval(0.0, 0.0, 0.0), Interval(100.0, 100.0, 100.0)
@@ -207,12 +199,10 @@ def _who(row: Row) -> dict[str, Any]:
     return {name: getattr(row, name) for name in ("framework", "name", "method", "variant", "retention_ratio")}
 
 
-def _against(row: Row, unpruned: Row | None, names: Sequence[str]) -> dict[str, float]:
+def _against(rows: Rows, row: Row, names: Sequence[str]) -> dict[str, float]:
     """Columns that compare a line with the unpruned model; none without one."""
-    found = None if unpruned is None else compare(row, unpruned, names)
-    if found is None:
-        return {}
-    return _interval("share_kept", found[1]) | _interval("difference", found[0])
+    found = compare(row, rows.reference(row), names)
+    return {} if found is None else _interval("share_kept", found[1]) | _interval("difference", found[0])
 
 
 def _interval(name: str, interval: Interval) -> dict[str, float]:
