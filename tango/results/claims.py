@@ -191,7 +191,8 @@ def hold_line(
     """Hold a line of a shown table against values by its columns."""
     names = (line.get("model"), line.get(""), line.get("framework"), line.get("benchmark") or benchmark)
     where = ", ".join(filter(None, names)).replace("\\", "")
-    values = {WRITTEN[file.suffix](column): value for column, value in values.items()}
+    written = WRITTEN[file.suffix]
+    values = {written(column): written(value) if isinstance(value, str) else value for column, value in values.items()}
     for column, text in line.items():
         if column in values:
             alone = not column.startswith(("share kept", "difference"))  # these never stand without their intervals
@@ -244,7 +245,8 @@ def hold_sentences(outcome: Outcome, folder: Path, expected: Mapping[str, Table]
         return
     text = file.read_text(encoding="utf-8", errors="replace")
     asked = {markdown_text(key[0]): line["questions"] for key, line in expected["benchmarks"].items()}
-    for number, name in re.findall(r"(\d+) questions of ([^,;\n]+)", text.partition("; share kept")[0]):
+    over = r"(\d+) questions of (.+?)(?:, (?=\d+ questions of |with )|$)"
+    for number, name in re.findall(over, text.partition("; share kept")[0], re.MULTILINE):
         outcome.hold_text(file, f"questions of {name}", number, asked.get(name))
     agreement = r"^- (.+) on (.+): of (\d+) questions, (\d+) answers, (\d+) scores and .* of (\w+) differ"
     counts = ("questions", "answers_differ", "scores_differ", "kept_differ")
@@ -290,10 +292,11 @@ def hold_one_another(outcome: Outcome, folder: Path, tables: Mapping[str, Table]
 def _follow(tables: Mapping[str, Table]) -> Iterator[tuple[str, tuple[str, ...], dict[str, Any]]]:
     """Tables' names, lines and columns, as they follow from others. None: from a number that is not there."""
     accuracy, scores, efficiency = tables["accuracy"], tables["benchmarks"], tables["efficiency"]
-    for key, line, base in _with_unpruned(accuracy):
-        mine, theirs = line.get("average"), base.get("average")
-        if mine is not None and theirs:
-            yield "accuracy", key, {"share_kept": 100 * mine / theirs, "difference": mine - theirs}
+    for name, column in (("accuracy", "average"), ("benchmarks", "accuracy")):
+        for key, line, base in _with_unpruned(tables[name]):
+            mine, theirs = line.get(column), base.get(column)
+            if mine is not None and theirs:
+                yield name, key, {"share_kept": 100 * mine / theirs, "difference": mine - theirs}
     for key, line in scores.items():
         of_kinds = [values for kind, values in tables["kinds"].items() if kind[:3] == key]
         total = sum(values["questions"] for values in of_kinds)
