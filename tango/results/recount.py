@@ -151,7 +151,7 @@ def recount(rows: Rows) -> dict[str, Table]:
     names, order = rows.benchmarks, rows.frameworks
     found: dict[str, Table] = {name: {} for name in KEYS}
     for row in rows:
-        line: dict[str, Any] = {"method": row.method}
+        line: dict[str, Any] = _who(row)
         for name in names:
             line |= _right(name, row.cells[name]["samples"] if name in row.cells else [])
         line["questions"] = sum(len(cell["samples"]) for cell in row.cells.values())
@@ -165,7 +165,7 @@ def recount(rows: Rows) -> dict[str, Table]:
         key, asked = (name, row.framework, row.name), cell["samples"]
         unpruned = rows.reference(row)
         found["benchmarks"][key] = {
-            "method": row.method,
+            **_who(row),
             "questions": len(asked),
             **_right("accuracy", asked),
             "tokens_kept": percent_kept(cell),
@@ -174,9 +174,9 @@ def recount(rows: Rows) -> dict[str, Table]:
         }
         for kind in {str(answer["kind"]) for answer in asked}:
             of_kind = [answer for answer in asked if str(answer["kind"]) == kind]
-            found["kinds"][*key, kind] = {"questions": len(of_kind), **_right("accuracy", of_kind)}
+            found["kinds"][*key, kind] = {**_who(row), "questions": len(of_kind), **_right("accuracy", of_kind)}
         base = None if unpruned is None else unpruned.cells.get(name)
-        found["efficiency"][key] = {"method": row.method, **_efficiency(cell, base)}
+        found["efficiency"][key] = {**_who(row), **_efficiency(cell, base)}
         for other in rows:
             later = order.index(other.framework) > order.index(row.framework)
             if other.what == row.what and later and name in other.cells:
@@ -187,9 +187,13 @@ def recount(rows: Rows) -> dict[str, Table]:
         if not row.unpruned and tango is not None and tango is not row and (line := against(tango, row, names)):
             ours, theirs = (found["accuracy"][one.framework, one.name] for one in (tango, row))
             kept = {"tokens_kept_tango": ours["tokens_kept"], "tokens_kept_baseline": theirs["tokens_kept"]}
-            what = {"questions": theirs["questions"], "Tango is": verdict(line)}
+            what = {"retention_ratio": row.retention_ratio, "questions": theirs["questions"], "Tango is": verdict(line)}
             found["comparisons"][row.framework, row.name] = line | kept | what
     return found
+
+
+def _who(row: Row) -> dict[str, Any]:
+    return {"method": row.method, "variant": row.variant, "retention_ratio": row.retention_ratio}
 
 
 def verdict(line: Mapping[str, float]) -> str:
