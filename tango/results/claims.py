@@ -69,7 +69,7 @@ class Outcome:
         if isinstance(gives, str):
             right = says.strip() == gives
         else:
-            numbers = NUMBER.findall(says)
+            numbers = NUMBER.findall(says.strip())
             # One that is not finite has its interval left out, too.
             wanted = several if all(one is not None and math.isfinite(one) for one in several) else ()
             wanted = wanted[:1] if alone and len(numbers) == 1 else wanted
@@ -139,7 +139,7 @@ def hold_csv(outcome: Outcome, file: Path, lines: Lines, expected: Table) -> Non
     """Hold a CSV file against the numbers that it should have; lines of cells that are not there cannot be checked."""
 
     def as_read(text: str) -> str:
-        return next(csv.reader([csv_text(text)]), [""])[0]
+        return (next(csv.reader([csv_text(text)])) or [""])[0]  # of an empty field alone the reader makes no field
 
     there = set()
     expected = {tuple(map(as_read, key)): values for key, values in expected.items()}
