@@ -4,6 +4,7 @@ import json
 import math
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -316,6 +317,9 @@ def tables(results: Path) -> Path:
         ("kinds.csv", "count,4,75.0000", "count,4,70.0000", "MotionQA, lmms-eval, unpruned, count: accuracy"),
         ("agreement.csv", ",8,0,0,0,", ",8,0,1,0,", ": answers_differ"),
         ("efficiency.csv", "150.0000", "150.0010", ": Avg_Total_TTFT (ms)"),
+        ("efficiency.csv", ",tango,,0.1000,", ",tango,,0.2000,", "lmms-eval, Tango 10 %: retention_ratio"),
+        ("kinds.csv", ",tango,,0.1000,", ",topk,,0.1000,", "lmms-eval, Tango 10 %, colour: method"),
+        ("accuracy.csv", ",tango,,0.1000,", ",tango,odd,0.1000,", "lmms-eval, Tango 10 %: variant"),
         ("README.md", "10.0 |", "10.1 |", "Tango 10 %, lmms-eval: tokens kept (%)"),
         ("README.md", "| 75.0 |", "| 75.1 |", "unpruned, lmms-eval"),
         ("README.md", " 150.00 |", " 150.01 |", "Avg_Total_TTFT (ms)"),
@@ -417,10 +421,12 @@ def test_without_samples_nothing_is_called_right(results: Path, tmp_path: Path) 
     found = verify([results])
     assert not found.differ and [one.what for one in found.unchecked] and "no samples" in found.unchecked[0].gives
     change(tables(results) / "README.md", "10.0 |", "10.1 |")  # what is in several files is held against one another
-    change(tables(results) / "accuracy.csv", ",-25.0000,", ",-24.0000,")
+    for name in ("accuracy.csv", "benchmarks.csv"):
+        change(tables(results) / name, ",-25.0000,", ",-24.0000,")
     said = {(name, what) for name, what, *_ in differing(verify([results]))}
     assert ("README.md", "Tango 10 %, lmms-eval: tokens kept (%)") in said
     assert ("accuracy.csv", "lmms-eval, Tango 10 %: difference") in said
+    assert ("benchmarks.csv", "MotionQA, lmms-eval, Tango 10 %: difference") in said
     write_sweep(tmp_path / "bare", [made_up("vanilla", None, [1]), made_up("tango", 0.1, [1, 2])])
     report([tmp_path / "bare"], tmp_path / "of_bare")
     bare = verify([tmp_path / "bare", tmp_path / "of_bare"])
@@ -473,6 +479,9 @@ def test_runs_by_hand_are_followed(results: Path) -> None:
     assert not verify([results / "of_by_hand"]).differ
     change(results / "by_hand" / Path(LMMS).name / "tiny/1_samples_motionqa.jsonl", '"score": 0.0', '"score": 1.0')
     assert ("1_samples_motionqa.jsonl", "sample q4: score", "1.0", "0.0") in differing(verify([results / "by_hand"]))
+    (results / "by_hand" / Path(VLM).name / "tiny/1_score.xlsx").unlink()
+    unread = [one for one in verify([results / "by_hand", results / "of_by_hand"]).differ if one.what == "it"]
+    assert len(unread) == 1 and "1_score.xlsx is missing" in unread[0].gives  # once, though tables name its folder too
 
 
 def test_failed_samples_have_no_row(results: Path) -> None:
@@ -512,6 +521,22 @@ def test_names_that_look_like_markup(results: Path) -> None:
     report([results / "sweep"], results / "tables")
     found = verify([results])
     assert not found.differ and not found.unchecked
+
+
+@pytest.mark.parametrize("name", ["a|b & <c>_d #1", "x, y; z", "$\\frac{1}{2}$ 7 questions of m"])
+def test_benchmarks_that_look_like_markup(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With their samples and without, where words of a table are held against those of another."""
+    monkeypatch.setattr(sys.modules["tango.results.report"], "plot_all", lambda *_: [])
+    cells = [made_up("vanilla", None, [1, 2], 512, benchmark=benchmark) for benchmark in (name, "mvbench")]
+    cells += [made_up("tango", 0.1, [1], benchmark=benchmark) for benchmark in (name, "mvbench")]
+    for cell in cells:
+        cell["cell"]["framework"] = "VLMEvalKit & <sons>" if cell["cell"]["ratio"] else cell["cell"]["framework"]
+    write_sweep(tmp_path / "sweep", cells)
+    report([tmp_path / "sweep"], tmp_path / "tables")
+    assert verify([tmp_path]).differ == []
+    shutil.rmtree(tmp_path / "sweep")
+    found = verify([tmp_path])
+    assert found.differ == [] and found.agree > 50
 
 
 def test_what_cannot_be_read_is_a_difference(results: Path) -> None:

@@ -2,9 +2,12 @@
 
     tango results build/sweeps/motionqa --output results
 
-cells.py reads cells and puts them in order, statistics.py compares them, tables.py makes the numbers, layout.py and
-plots.py show them, report.py writes the files. Published figures (published.yaml) stand beside measured ones, in a
-column of their own.
+samples.py finds cells in folders, cells.py reads them and makes lines of tables of them, statistics.py compares them,
+tables.py makes the numbers, layout.py and plots.py show them, report.py writes the files. Published figures
+(published.yaml) stand beside measured ones, in a column of their own.
+
+verify.py counts again what was written: of cells from what their runs left (follow.py, logged.py), of tables from cells
+(recount.py), against what the files say (claims.py).
 """
 
 from tango.results.cells import ResultsError

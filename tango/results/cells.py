@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import functools
 import json
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
+import numpy as np
 from pydantic import ConfigDict, Field, ValidationError, create_model
 
-from tango.inference.files import DAMAGED, regular
 from tango.runs.reading import missing, read_json, sentence
 from tango.runs.settings import VANILLA
 from tango.runs.summary import TITLES
 from tango.sweeps.frameworks import MOTIONQA, QUESTIONS, benchmark_name
-from tango.sweeps.sweep import CellError
 
 LABELS = {
     VANILLA: "unpruned", "tango": "Tango", "topk": "top-k saliency", "visionzip": "VisionZip", "fastvid": "FastVID",
@@ -60,96 +58,11 @@ COLUMNS = {"", "framework", "name", "method", "variant", "retention_ratio", "tok
            "difference", "questions", "n", "share kept (%)", "difference (points)", "tokens kept (%)"}  # fmt: skip
 
 Cell = Mapping[str, Any]
+Key = TypeVar("Key")
 
 
 class ResultsError(ValueError):
     """No tables can be made of some folders or cells; the message says why."""
-
-
-def find_cells(
-    folders: Iterable[str | Path], samples: Mapping[Path, Path]
-) -> tuple[list[tuple[Path, Cell]], list[str]]:
-    """All finished cells of the sweeps in some folders, each with its file, and what was left out, with its reason.
-
-    Args:
-        folders: of sweeps, which hold cells/<name>/cell.json, of what a framework's own command line wrote, or of
-            such folders; links to folders are followed.
-        samples: of tango.results.samples.unpacked(), for archives in the folders.
-
-    Raises:
-        ResultsError: a folder is not there, or holds no finished cell.
-    """
-    cells: list[tuple[Path, Cell]] = []
-    remarks: list[str] = []
-    seen: set[Path] = set()
-    for folder in map(Path, folders):
-        if not folder.is_dir():
-            raise ResultsError(f"there is no folder {str(folder)!r}")
-        broken: list[str] = []
-        found = 0
-        for part in (folder, *(content for home, content in samples.items() if home.is_relative_to(folder))):
-            by_hand = run_by_hand(part, broken)
-            cells += [(file, cell) for file, cell in by_hand if file.resolve() not in seen]
-            seen.update(file.resolve() for file, _ in by_hand)
-            found += len(by_hand)
-            for place in cell_folders(part, broken):
-                file = place / "cell.json"
-                try:
-                    if not file.is_file():
-                        raise ResultsError(f"{place}: not finished, or failed")
-                    cell = read_cell(file)
-                except (ResultsError, OSError) as error:
-                    broken.append(str(error))
-                    continue
-                found += 1
-                if place.resolve() not in seen:
-                    seen.add(place.resolve())
-                    cells.append((file, cell))
-        if not found:
-            raise ResultsError(
-                f"no finished cells below {str(folder)!r}; a framework's own run has *_efficiency.json and scores, and "
-                "a sweep's folder holds cells/<name>/cell.json" + "".join(f"\n  {reason}" for reason in broken)
-            )
-        remarks += [reason for reason in broken if reason not in remarks]
-    return cells, remarks
-
-
-def run_by_hand(folder: Path, broken: list[str]) -> list[tuple[Path, Cell]]:
-    """What was run in a folder by a framework's own command line, with its file; why a run is left out goes to
-    `broken`.
-    """
-    cells: list[tuple[Path, Cell]] = []
-    for file in regular(folder, "**/*_efficiency.json"):
-        if "cells" in file.relative_to(folder).parts or "cells" in folder.parts[-1:]:
-            continue
-        from tango.sweeps import lmms_cells, vlmeval_cells
-
-        of_lmms = file.with_name(file.name.replace("_efficiency.json", "_results.json")).is_file()
-        try:
-            read = lmms_cells.collect_by_hand(file) if of_lmms else vlmeval_cells.collect_by_hand(file)
-            cells += [(file, check_cell(cell, file)) for cell in read]
-        except (CellError, ResultsError) as error:
-            broken.append(str(error) if str(file) in str(error) else f"{file}: {error}")
-        except DAMAGED as error:
-            broken.append(f"{file}: not the files of a whole run ({error!r})")
-    return cells
-
-
-def cell_folders(folder: Path, broken: list[str]) -> list[Path]:
-    """The folders <sweep>/cells/<name> in and below a folder, each once, whichever links lead there; what cannot be
-    read is added to `broken`.
-    """
-    found: list[Path] = []
-    entered: set[str] = set()
-    for here, inside, _ in os.walk(folder, followlinks=True, onerror=lambda error: broken.append(str(error))):
-        if (real := os.path.realpath(here)) in entered:
-            inside.clear()  # a link that leads back
-            continue
-        entered.add(real)
-        inside.sort()
-        if os.path.basename(here) == "cells":
-            found += [Path(here, name) for name in inside]
-    return sorted(found)
 
 
 def read_cell(file: Path) -> Cell:
@@ -244,9 +157,14 @@ def tokens_kept(cell: Cell) -> float:
     return 100 * kept / before if before else float("nan")
 
 
-def questions(cell: Cell) -> set[str]:
-    """The ids of a cell's questions."""
-    return {str(row["id"]) for row in cell["samples"]}
+def accuracy(cell: Cell) -> float:
+    """Percent of a cell's questions that it got right."""
+    return 100 * sum(float(row["score"]) for row in cell["samples"]) / len(cell["samples"])
+
+
+def answers(cell: Cell) -> dict[str, Mapping[str, Any]]:
+    """A cell's samples by the ids of its questions."""
+    return {str(row["id"]): row for row in cell["samples"]}
 
 
 @dataclass(frozen=True)
@@ -272,8 +190,52 @@ class Row:
         """The same in both frameworks."""
         return self.method, self.retention_ratio, self.variant
 
+    @property
+    def tokens_kept(self) -> float:
+        """Percent of video tokens, in the mean over its cells."""
+        return float(np.mean([tokens_kept(cell) for cell in self.cells.values()]))
 
-def arrange(cells: Sequence[Cell]) -> tuple[list[Row], list[str]]:
+    @property
+    def questions(self) -> int:
+        """How many it answered, of all benchmarks together."""
+        return sum(len(cell["samples"]) for cell in self.cells.values())
+
+
+class Rows(list[Row]):
+    """The lines of the tables of one model, in their order."""
+
+    @property
+    def frameworks(self) -> list[str]:
+        """In order of appearance."""
+        return list(dict.fromkeys(row.framework for row in self))
+
+    @property
+    def benchmarks(self) -> list[str]:
+        """In the paper's order."""
+        found = {name for row in self for name in row.cells}
+        known = [*QUESTIONS, MOTIONQA]
+        return sorted(found, key=lambda name: (known.index(name) if name in known else len(known), name))
+
+    @property
+    def cells(self) -> list[Cell]:
+        """Line by line."""
+        return [cell for row in self for cell in row.cells.values()]
+
+    def by_benchmark(self) -> Iterator[tuple[str, Row, Cell]]:
+        """All cells with their benchmark and line, benchmark by benchmark."""
+        return ((name, row, row.cells[name]) for name in self.benchmarks for row in self if name in row.cells)
+
+    def find(self, framework: str, method: str, retention_ratio: float) -> Row | None:
+        """The line of a method as it is, no variant of it."""
+        wanted = (framework, (method, retention_ratio, ""))
+        return next((row for row in self if (row.framework, row.what) == wanted), None)
+
+    def reference(self, row: Row) -> Row | None:
+        """The unpruned model in the same framework."""
+        return next((other for other in self if other.unpruned and other.framework == row.framework), None)
+
+
+def arrange(cells: Sequence[Cell]) -> tuple[Rows, list[str]]:
     """The lines of the tables of one model, in their order: by framework, the unpruned model first, then Tango, then
     the others, then variants. Cells that did not answer the unpruned model's questions are left out; of several runs
     of the same the one with most questions is taken, and the latest of these.
@@ -289,17 +251,27 @@ def arrange(cells: Sequence[Cell]) -> tuple[list[Row], list[str]]:
     if len(settings := dict.fromkeys(map(setting, cells))) > 1:
         raise ResultsError(f"one table holds one model, frames and dtype; got {', '.join(map(str, settings))}")
     remarks: list[str] = []
-    rows: dict[tuple[Any, ...], Row] = {}
-    for cell in _same_questions(_without_repeats(cells, remarks), remarks):
-        key = _line(cell)
-        rows.setdefault(key, Row(*key, label(cell))).cells[benchmark(cell)] = cell
-    remarks += _different_settings(list(rows.values())) + _different_scores(list(rows.values()))
+    used = _same_questions(_without_repeats(cells, remarks), remarks)
+    rows: dict[tuple[str, str, float, str], Row] = {}
+    for cell in used:
+        line = _line(cell)
+        rows.setdefault(line, Row(*line, label(cell))).cells[benchmark(cell)] = cell
     methods = list(dict.fromkeys([VANILLA, "tango", *(row.method for row in rows.values())]))
 
     def place(row: Row) -> tuple[Any, ...]:
         return row.framework.casefold(), row.variant != "", methods.index(row.method), row.retention_ratio, row.variant
 
-    return sorted(rows.values(), key=place), remarks
+    arranged = Rows(rows.values())
+    remarks += _different_settings(arranged) + _different_scores(arranged)
+    return Rows(sorted(arranged, key=place)), remarks
+
+
+def grouped(cells: Iterable[Cell], by: Callable[[Cell], Key]) -> dict[Key, list[Cell]]:
+    """Cells by what they have in common, in their order."""
+    groups: dict[Key, list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault(by(cell), []).append(cell)
+    return groups
 
 
 def _line(cell: Cell) -> tuple[str, str, float, str]:
@@ -310,11 +282,8 @@ def _line(cell: Cell) -> tuple[str, str, float, str]:
 
 
 def _without_repeats(cells: Sequence[Cell], remarks: list[str]) -> list[Cell]:
-    groups: dict[tuple[Any, ...], list[Cell]] = {}
-    for cell in cells:
-        groups.setdefault((_line(cell), benchmark(cell)), []).append(cell)
     chosen = []
-    for (line, name), group in groups.items():
+    for (line, name), group in grouped(cells, lambda cell: (_line(cell), benchmark(cell))).items():
         chosen.append(max(group, key=lambda cell: (len(cell["samples"]), cell["provenance"]["time"])))
         if len(group) > 1:
             others = {json.dumps(cell["provenance"].get("settings"), sort_keys=True) for cell in group}
@@ -328,15 +297,13 @@ def _without_repeats(cells: Sequence[Cell], remarks: list[str]) -> list[Cell]:
 
 def _same_questions(cells: Sequence[Cell], remarks: list[str]) -> list[Cell]:
     """Without the cells that answered other questions than the unpruned model, or, without one, than most questions."""
-    groups: dict[tuple[str, str], list[Cell]] = {}
-    for cell in cells:
-        groups.setdefault((cell["cell"]["framework"], benchmark(cell)), []).append(cell)
     alike = []
-    for (framework, name), group in groups.items():
+    for (framework, name), group in grouped(cells, lambda cell: (_line(cell)[0], benchmark(cell))).items():
         reference = max(group, key=lambda cell: (cell["cell"]["method"] == VANILLA, len(cell["samples"])))
-        asked = questions(reference)
+        asked = answers(reference).keys()
         for cell in group:
-            if (found := questions(cell)) == asked:
+            found = answers(cell).keys()
+            if found == asked:
                 alike.append(cell)
                 continue
             differ = sorted(found ^ asked)
@@ -347,59 +314,23 @@ def _same_questions(cells: Sequence[Cell], remarks: list[str]) -> list[Cell]:
     return alike
 
 
-def _different_settings(rows: Sequence[Row]) -> list[str]:
+def _different_settings(rows: Rows) -> list[str]:
     """Lines of one name whose cells were not run with the same settings."""
-    groups: dict[tuple[str, float, str], list[Cell]] = {}
-    for row in rows:
-        groups.setdefault(row.what, []).extend(row.cells.values())
     remarks = []
-    for group in groups.values():
-        settings = [cell["provenance"].get("settings", {}) for cell in group]
-        differ = sorted(
-            name
-            for name in {key for one in settings for key in one}
-            if any(one.get(name) != settings[0].get(name) for one in settings)
-        )
+    for group in grouped(rows.cells, lambda cell: _line(cell)[1:]).values():
+        first, *others = [cell["provenance"].get("settings", {}) for cell in group]
+        names = sorted(set(first).union(*others))
+        differ = [name for name in names if any(other.get(name) != first.get(name) for other in others)]
         if differ:
             remarks.append(f"{label(group[0])} was not run with the same {', '.join(differ)} everywhere")
     return remarks
 
 
-def _different_scores(rows: Sequence[Row]) -> list[str]:
+def _different_scores(rows: Rows) -> list[str]:
     """Cells whose framework came to another score than the share of right answers, which is what tables hold."""
-    remarks = []
-    for name, row, cell in each_cell(rows):
-        reported, share = cell.get("reported"), accuracy(cell)
-        if reported is not None and abs(reported - share) >= 0.05:
-            remarks.append(
-                f"{row.name} on {name}: {row.framework} itself reports {reported:.1f} %, since it weighs questions "
-                f"otherwise; {share:.1f} % of the answers are right"
-            )
-    return remarks
-
-
-def accuracy(cell: Cell) -> float:
-    """Percent of a cell's questions that it got right."""
-    return 100 * sum(float(row["score"]) for row in cell["samples"]) / len(cell["samples"])
-
-
-def benchmarks(rows: Sequence[Row]) -> list[str]:
-    """All benchmarks of some lines, in the paper's order."""
-    found = {name for row in rows for name in row.cells}
-    known = [*QUESTIONS, MOTIONQA]
-    return sorted(found, key=lambda name: (known.index(name) if name in known else len(known), name))
-
-
-def each_cell(rows: Sequence[Row]) -> Iterator[tuple[str, Row, Cell]]:
-    """All cells of some lines with their benchmark and line, benchmark by benchmark."""
-    return ((name, row, row.cells[name]) for name in benchmarks(rows) for row in rows if name in row.cells)
-
-
-def reference(rows: Sequence[Row], row: Row) -> Row | None:
-    """The unpruned model in the same framework."""
-    return next((other for other in rows if other.unpruned and other.framework == row.framework), None)
-
-
-def frameworks(rows: Sequence[Row]) -> list[str]:
-    """The frameworks of the rows, in order of appearance."""
-    return list(dict.fromkeys(row.framework for row in rows))
+    return [
+        f"{row.name} on {name}: {row.framework} itself reports {cell['reported']:.1f} %, since it weighs questions "
+        f"otherwise; {accuracy(cell):.1f} % of the answers are right"
+        for name, row, cell in rows.by_benchmark()
+        if cell.get("reported") is not None and abs(cell["reported"] - accuracy(cell)) >= 0.05
+    ]

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.table import Table
 
-from tango.results.cells import Cell, ResultsError, benchmark, find_cells, label
+from tango.results.cells import ResultsError, answers, benchmark, label
 from tango.results.escaping import plain
-from tango.results.samples import named, unpacked
+from tango.results.samples import finished
 from tango.results.statistics import Interval, bootstrap
 from tango.results.tables import paired_scores
 from tango.runs.summary import terminal_table
@@ -49,54 +49,39 @@ class Comparison:
         return table
 
 
-def compare(one: Cell, other: Cell, names: tuple[str, str]) -> Comparison:
-    """Compare two runs question by question.
-
-    Raises:
-        ResultsError: they answered different questions.
-    """
-    if benchmark(one) != benchmark(other):
-        raise ResultsError(f"{names[0]} is on {benchmark(one)}, {names[1]} on {benchmark(other)}: compare runs of one")
-    scores = paired_scores(one, other)
-    first, second = ({str(row["id"]): row for row in cell["samples"]} for cell in (one, other))
-    ids = sorted(first)
-    return Comparison(
-        names=names,
-        questions=len(ids),
-        gained=[name for name, a, b in zip(ids, *scores, strict=True) if a > b],
-        lost=[name for name, a, b in zip(ids, *scores, strict=True) if a < b],
-        changed=sum(first[name]["prediction"] != second[name]["prediction"] for name in ids),
-        difference=bootstrap([scores])[0],
-    )
-
-
 def compare_runs(folders: Iterable[str | Path], one: str, other: str) -> Comparison:
-    """compare() of two runs in some folders, by their names, see find_run().
+    """Compare two runs in some folders question by question, by their names, see find_run().
 
     Raises:
         ResultsError: a folder is not there, there is no such run, or the two answered different questions.
     """
-    places = [Path(folder) for folder in folders]
-    with unpacked(places) as samples:
-        found, _ = find_cells(places, samples)
-        names = [place_of(file, samples) for file, _ in found]
-    first, second = (found[find_run(names, name)][1] for name in (one, other))
-    framework = [f"{label(cell)} in {cell['cell']['framework']}" for cell in (first, second)]
-    return compare(first, second, (framework[0], framework[1]))
-
-
-def place_of(file: Path, samples: Mapping[Path, Path]) -> str:
-    """What a run is called: the folder of a sweep's cell, or the file of a run by hand.
-
-    Args:
-        file: as tango.results.cells.find_cells() gives it. samples: of tango.results.samples.unpacked().
-    """
-    return named(str(file.parent if file.name == "cell.json" else file), samples)
+    with finished(folders) as (runs, _):
+        places = [place for place, _, _ in runs]
+        first, second = (runs[find_run(places, name)][2] for name in (one, other))
+    names = tuple(f"{label(cell)} in {cell['cell']['framework']}" for cell in (first, second))
+    if benchmark(first) != benchmark(second):
+        raise ResultsError(
+            f"{names[0]} is on {benchmark(first)}, {names[1]} on {benchmark(second)}: compare runs of one"
+        )
+    scores = paired_scores(first, second)
+    mine, theirs = answers(first), answers(second)
+    ids = sorted(mine)
+    return Comparison(
+        names=(names[0], names[1]),
+        questions=len(ids),
+        gained=[name for name, a, b in zip(ids, *scores, strict=True) if a > b],
+        lost=[name for name, a, b in zip(ids, *scores, strict=True) if a < b],
+        changed=sum(mine[name]["prediction"] != theirs[name]["prediction"] for name in ids),
+        difference=bootstrap([scores])[0],
+    )
 
 
 def find_run(places: Sequence[str], name: str) -> int:
     """The number of the run with a name: its folder's in cells/, with as much of the path before it as tells it from
     others, or a folder in which it is the only one.
+
+    Args:
+        places: the runs' names, see tango.results.samples.finished().
 
     Raises:
         ResultsError: there is none, or more than one.

@@ -13,7 +13,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 from tabulate import tabulate
 
-from tango.results.cells import Cell, Row, arrange, benchmarks, each_cell, frameworks
+from tango.results.cells import Cell, Rows, arrange
 from tango.results.escaping import csv_text, latex_text, markdown_text, plain
 from tango.results.statistics import Interval
 from tango.results.tables import SPEED_UPS, accuracy_table
@@ -91,9 +91,9 @@ def _alignment(frame: pd.DataFrame) -> list[str]:
     ]
 
 
-def shown_accuracy(rows: Sequence[Row], frame: pd.DataFrame, narrow: bool = False) -> pd.DataFrame:
+def shown_accuracy(rows: Rows, frame: pd.DataFrame, narrow: bool = False) -> pd.DataFrame:
     """accuracy_table() of some lines as text; narrow: without the intervals of the accuracies themselves."""
-    names = benchmarks(rows)
+    names = rows.benchmarks
     shown = _lines(frame, rows) | {"tokens kept (%)": _rounded(frame["tokens_kept"])}
     n = [str(count) for count in frame["questions"]]
     same = f" n={n[0]}" if narrow and len(set(n)) == 1 else ""
@@ -102,36 +102,32 @@ def shown_accuracy(rows: Sequence[Row], frame: pd.DataFrame, narrow: bool = Fals
         title = "accuracy (%)" + same if len(names) == 1 else name
         shown[title] = _rounded(frame[name]) if narrow else _intervals(frame, name)
     if "share_kept" in frame:
-        compared = frame["method"] != VANILLA
-        shown[SHARE] = _intervals(frame, "share_kept", where=compared)
-        shown[DIFFERENCE] = _intervals(frame, "difference", signed=True, where=compared)
+        shown |= {SHARE: _intervals(frame, "share_kept"), DIFFERENCE: _intervals(frame, "difference")}
     return pd.DataFrame(shown)
 
 
-def shown_models(models: Sequence[tuple[str, Sequence[Row], pd.DataFrame]]) -> pd.DataFrame:
+def shown_models(models: Sequence[tuple[str, Rows, pd.DataFrame]]) -> pd.DataFrame:
     """accuracy_table() of several models as one table of text, as the paper has it.
 
     Args:
         models: of each its title, its lines and their accuracy_table().
     """
-    everything = [row for _, rows, _ in models for row in rows]
-    names = benchmarks(everything)
+    everything = Rows(row for _, rows, _ in models for row in rows)
+    names = everything.benchmarks
     tables = []
     for title, rows, frame in models:
-        shown = {"model": [title] * len(frame), "": list(frame["name"])}
-        shown |= {"framework": list(frame["framework"])} if len(frameworks(everything)) > 1 else {}
+        shown = {"model": [title] * len(frame)} | _lines(frame, everything)
         shown |= {"tokens kept (%)": _rounded(frame["tokens_kept"]), "n": [str(count) for count in frame["questions"]]}
-        shown |= {name: _rounded(frame[name]) if name in frame else ["-"] * len(frame) for name in names}
-        whole = len(benchmarks(rows)) == len(names)
-        shown |= {"average": _rounded(frame["average"]) if whole else ["-"] * len(frame)}
-        compared = frame["method"] != VANILLA
-        share = whole and "share_kept" in frame
-        shown |= {SHARE: _intervals(frame, "share_kept", where=compared) if share else [""] * len(frame)}
+        whole = len(rows.benchmarks) == len(names)
+        there = [*rows.benchmarks, *(["average"] if whole else [])]
+        shown |= {name: _rounded(frame[name]) if name in there else ["-"] * len(frame) for name in [*names, "average"]}
+        compared = whole and "share_kept" in frame
+        shown[SHARE] = _intervals(frame, "share_kept") if compared else [""] * len(frame)
         tables.append(pd.DataFrame(shown))
     return pd.concat(tables, ignore_index=True)
 
 
-def shown_kinds(rows: Sequence[Row], scores: pd.DataFrame, kinds: pd.DataFrame, name: str) -> pd.DataFrame:
+def shown_kinds(rows: Rows, scores: pd.DataFrame, kinds: pd.DataFrame, name: str) -> pd.DataFrame:
     """One benchmark by kind of question, as text.
 
     Args:
@@ -143,17 +139,17 @@ def shown_kinds(rows: Sequence[Row], scores: pd.DataFrame, kinds: pd.DataFrame, 
     kinds = kinds.pivot_table(index=["framework", "name"], columns="kind", values="accuracy", sort=False)
     kinds = kinds.loc[list(zip(frame["framework"], frame["name"], strict=True))]
     shown = _lines(frame, rows)
-    if len(benchmarks(rows)) > 1:  # with one, the main table says this
+    if len(rows.benchmarks) > 1:  # with one, the main table says this
         shown["accuracy (%)"] = _intervals(frame, "accuracy")
         if "difference" in frame:
-            shown[DIFFERENCE] = _intervals(frame, "difference", signed=True, where=frame["method"] != VANILLA)
+            shown[DIFFERENCE] = _intervals(frame, "difference")
     shown |= {f"{kind} (n = {asked[kind]})": _rounded(kinds[kind]) for kind in sorted(kinds.columns)}
     if frame["unparsed"].any():
         shown["unparsed replies"] = [str(count) for count in frame["unparsed"]]
     return pd.DataFrame(shown)
 
 
-def shown_efficiency(rows: Sequence[Row], frame: pd.DataFrame) -> pd.DataFrame:
+def shown_efficiency(rows: Rows, frame: pd.DataFrame) -> pd.DataFrame:
     """efficiency_table() of some lines as text; where it ran is named if that is more than one machine."""
     shown = _lines(frame, rows)
     if frame["benchmark"].nunique() > 1:
@@ -172,7 +168,7 @@ def shown_efficiency(rows: Sequence[Row], frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(shown)
 
 
-def shown_published(rows: Sequence[Row], frame: pd.DataFrame) -> pd.DataFrame:
+def shown_published(rows: Rows, frame: pd.DataFrame) -> pd.DataFrame:
     """published_table() of some lines as text, the published figures in the last column; empty if there are none."""
     if frame.empty:
         return frame
@@ -182,7 +178,7 @@ def shown_published(rows: Sequence[Row], frame: pd.DataFrame) -> pd.DataFrame:
     }
     shown = {"": list(frame["name"]), "benchmark": list(frame["benchmark"])}
     shown["quantity"] = [units.get(name, name) for name in frame["quantity"]]
-    shown |= {f"measured, {framework}": _rounded(frame[framework], 2) for framework in frameworks(rows)}
+    shown |= {f"measured, {framework}": _rounded(frame[framework], 2) for framework in rows.frameworks}
     shown["published"] = [
         f"{figure:.2f} ({where})" for figure, where in zip(frame["published"], frame["published_on"], strict=True)
     ]
@@ -199,11 +195,11 @@ def summaries(cells: Sequence[Cell]) -> list[RichTable]:
     return [accuracy_summary(shown_accuracy(rows, accuracy_table(rows), narrow=True)), efficiency_summary(rows)]
 
 
-def efficiency_summary(rows: Sequence[Row]) -> RichTable:
+def efficiency_summary(rows: Rows) -> RichTable:
     """The frameworks' efficiency table with a line a cell, for a terminal."""
-    several = [len(benchmarks(rows)) > 1, len(frameworks(rows)) > 1]
+    several = [len(rows.benchmarks) > 1, len(rows.frameworks) > 1]
     times = {}
-    for name, row, cell in each_cell(rows):
+    for name, row, cell in rows.by_benchmark():
         where = [text for text, needed in zip((name, f"in {row.framework}"), several, strict=True) if needed]
         times[plain(", ".join([row.name, *where]))] = cell["efficiency"]
     return efficiency_of(times)
@@ -221,18 +217,21 @@ def accuracy_summary(shown: pd.DataFrame) -> RichTable:
     return table
 
 
-def _lines(frame: pd.DataFrame, rows: Sequence[Row]) -> dict[str, list[str]]:
+def _lines(frame: pd.DataFrame, rows: Rows) -> dict[str, list[str]]:
     """The columns that say which line this is."""
     named = {"": list(frame["name"])}
-    return named | ({"framework": list(frame["framework"])} if len(frameworks(rows)) > 1 else {})
+    return named | ({"framework": list(frame["framework"])} if len(rows.frameworks) > 1 else {})
 
 
 def _rounded(numbers: pd.Series[float], digits: int = 1) -> list[str]:
     return ["-" if pd.isna(number) else f"{number:.{digits}f}" for number in numbers]
 
 
-def _intervals(frame: pd.DataFrame, name: str, signed: bool = False, where: Any = None) -> list[str]:
-    """A value and its interval; empty where it is not wanted."""
+def _intervals(frame: pd.DataFrame, name: str) -> list[str]:
+    """A value and its interval; empty where the unpruned model would be compared with itself."""
+    alone = (frame["method"] == VANILLA) & (name in ("share_kept", "difference"))
     ends = (frame[name + end] for end in ("", "_low", "_high"))
-    wanted = [True] * len(frame) if where is None else where
-    return [Interval(*values).text(signed=signed) if want else "" for want, *values in zip(wanted, *ends, strict=True)]
+    return [
+        "" if itself else Interval(*values).text(signed=name == "difference")
+        for itself, *values in zip(alone, *ends, strict=True)
+    ]

@@ -1,9 +1,9 @@
-"""Scored answers as the two frameworks log them, read for tango.results.verify apart from what makes cells of them."""
+"""Scored answers as the two frameworks log them, read for tango.results.follow apart from what makes cells of them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from tango.inference.files import check_regular, regular
+from tango.results.cells import Cell
 from tango.runs.scoring import LETTERS
 from tango.sweeps.cells import EFFICIENCY
 from tango.sweeps.lmms_cells import METRICS
@@ -25,17 +26,26 @@ class Logged:
 
     file: Path
     task: str | None
-    doc_id: Any
+    doc_id: str
     reply: Any
     tokens: Mapping[str, Any]
     row: dict[str, Any]
+    question: str
+    video: str
     metric: str = ""
-    question: str = ""
-    video: str = ""
 
 
-def lmms_rows(file: Path) -> Iterator[Logged]:
-    """Of lmms-eval, beside its file of records."""
+def records_of(file: Path) -> list[Path]:
+    """The files of a run's records, by that of its cell; of a whole run it is one."""
+    return regular(file.parent / "run", f"*/*{EFFICIENCY}") if file.name == "cell.json" else [file]
+
+
+def logged_rows(records: Path, cell: Cell) -> Iterator[Logged]:
+    """What a cell's framework logged beside a file of records."""
+    return _lmms_rows(records) if cell["cell"]["framework"] == "lmms-eval" else _vlmeval_rows(records)
+
+
+def _lmms_rows(file: Path) -> Iterator[Logged]:
     start = file.name.removesuffix(EFFICIENCY)
     for log in regular(file.parent, f"{start}_samples_*.jsonl"):
         task = log.stem.removeprefix(f"{start}_samples_")
@@ -56,19 +66,17 @@ def lmms_rows(file: Path) -> Iterator[Logged]:
             counts = sample.get("token_counts") or [{}]
             asked, video = str(sample.get("input") or ""), str(scored.get("video") or "")
             reply = sample.get("filtered_resps")
-            yield Logged(log, task, sample["doc_id"], reply, counts[0] or {}, row, name, asked, video)
+            yield Logged(log, task, str(sample["doc_id"]), reply, counts[0] or {}, row, asked, video, name)
 
 
-def vlmeval_rows(file: Path, records: Sequence[Mapping[str, Any]]) -> Iterator[Logged]:
-    """Of VLMEvalKit, beside its file of records."""
+def _vlmeval_rows(file: Path) -> Iterator[Logged]:
     scores = file.with_name(file.name.replace(EFFICIENCY, "_score.xlsx"))
     table = pd.read_excel(check_regular(scores), keep_default_na=False)
     kind, choice, answer = (next((name for name in names if name in table), "") for names in (KINDS, CHOICES, ANSWERS))
-    by_id = {str(record["doc_id"]): record["doc_id"] for record in records}
     for line in table.to_dict("records"):
-        index = str(line["index"])
+        name = str(line["index"])
         row = {
-            "id": index,
+            "id": name,
             "kind": str(line[kind]) if kind else "all",
             "score": max(0.0, float(line["score"])),
             "prediction": (line[choice] or None) if choice else None,
@@ -76,4 +84,4 @@ def vlmeval_rows(file: Path, records: Sequence[Mapping[str, Any]]) -> Iterator[L
         }
         options = [f"{letter}. {line[letter]}" for letter in LETTERS if line.get(letter, "") != ""]
         asked, video = "\n".join([str(line.get("question", "")), *options]), str(line.get("video", ""))
-        yield Logged(scores, None, by_id.get(index, index), line.get("prediction"), {}, row, "", asked, video)
+        yield Logged(scores, None, name, line.get("prediction"), {}, row, asked, video)

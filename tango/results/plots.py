@@ -13,17 +13,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from tango.inference.files import write_whole
-from tango.results.cells import LABELS, Row, benchmarks, frameworks
+from tango.results.cells import LABELS, Rows
 from tango.results.escaping import plain, plot_text
 from tango.runs.settings import VANILLA
 
 KEYS = ["benchmark", "framework", "name"]
+TTFT = "Avg_Total_TTFT (ms)"
 PARTS = {"Avg_ViT_Time (ms)": "ViT", "Avg_Other_Time (ms)": "other", "Avg_LLM_Prefill_Time (ms)": "prefill"}
 MARKERS = "osD^"  # one for each framework
 
 
 def plot_all(
-    rows: Sequence[Row], frames: Mapping[str, pd.DataFrame], folder: Path, title: str, lines: Sequence[str]
+    rows: Rows, frames: Mapping[str, pd.DataFrame], folder: Path, title: str, lines: Sequence[str]
 ) -> list[Path]:
     """Write accuracy.png, time.png and parts.png; their paths.
 
@@ -32,20 +33,16 @@ def plot_all(
         lines: where the numbers come from, for the files' description.
     """
     scores, times = frames["benchmarks"], frames["efficiency"]
-    panels = [(name, scores[scores["benchmark"] == name]) for name in benchmarks(rows)]
+    panels = [(name, scores[scores["benchmark"] == name]) for name in rows.benchmarks]
     panels = [(f"{name}, n = {frame['questions'].max()}", frame) for name, frame in panels]
     if len(panels) > 1:
-        mean = frames["accuracy"].assign(
-            **{f"accuracy{end}": frames["accuracy"][f"average{end}"] for end in ("", "_low", "_high")}
-        )
-        panels.append((f"mean of {len(panels)} benchmarks", mean.dropna(subset=["average"])))
-    both = scores.merge(times[[*KEYS, "device", "machine", "Avg_Total_TTFT (ms)"]], on=KEYS).dropna(
-        subset=["Avg_Total_TTFT (ms)"]
-    )
-    names = frameworks(rows)
+        mean = frames["accuracy"].rename(columns={f"average{end}": f"accuracy{end}" for end in ("", "_low", "_high")})
+        panels.append((f"mean of {len(panels)} benchmarks", mean.dropna(subset=["accuracy"])))
+    both = scores.merge(times[[*KEYS, "device", "machine", TTFT]], on=KEYS).dropna(subset=[TTFT])
+    names = rows.frameworks
     drawn = [
         _scatter(panels, "tokens_kept", "video tokens kept (%)", names),
-        _scatter(_by_machine(both), "Avg_Total_TTFT (ms)", "time to first token (ms)", names),
+        _scatter(_by_machine(both), TTFT, "time to first token (ms)", names),
         _bars(_by_machine(times), names),
     ]
     written = []

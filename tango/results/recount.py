@@ -5,13 +5,13 @@ what made the tables, but for the ends of intervals, which come from one seeded 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean, pstdev
 from typing import Any
 
 import numpy as np
 
-from tango.results.cells import Cell, Row, benchmarks, device, each_cell, frameworks, machine, reference
+from tango.results.cells import Cell, Row, Rows, answers, device, machine
 from tango.results.statistics import CORNERS, Scores, bootstrap
 from tango.runs.summary import WITH_UNITS
 
@@ -39,19 +39,16 @@ def times(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         loops.setdefault(record["rank"], []).append(record["wall_s"])
     timed = [record for record in records if record["failure"] is None and record["timing"] is not None]
     averaged = [record["timing"] for record in timed if not record["cold"]] or [record["timing"] for record in timed]
-    three = [1000 * (timing["vit_s"] + timing["other_s"] + timing["prefill_s"]) for timing in averaged]
-    each = {name: [1000 * timing[part] for timing in averaged] for name, part in PARTS.items()} | {
-        "Avg_Total_TTFT": three
-    }
+    each = {name: [1000 * timing[part] for timing in averaged] for name, part in PARTS.items()}
+    each["Avg_Total_TTFT"] = [math.fsum(three) for three in zip(*each.values(), strict=True)]
     after_first = math.fsum(timing["decode_s"] for timing in averaged)
+    later = sum(timing["new_tokens"] - 1 for timing in averaged)
     return {
         "Total_runtime": max(map(math.fsum, loops.values()), default=0.0),
         "Total_GPU_runtime": math.fsum(record["timing"]["generate_s"] for record in timed),
         "Peak_mem": max((record["peak_mem_gb"] for record in records), default=None),
         **{name: fmean(values) if averaged else None for name, values in each.items()},
-        "Avg_Decoding_Throughput": sum(timing["new_tokens"] - 1 for timing in averaged) / after_first
-        if after_first > 0
-        else None,
+        "Avg_Decoding_Throughput": later / after_first if after_first > 0 else None,
         "spread": {name: _deviation(values) for name, values in each.items()},
         "samples_timed": len(timed),
         "samples_averaged": len(averaged),
@@ -107,27 +104,31 @@ def against(one: Row, other: Row | None, names: Sequence[str]) -> dict[str, floa
     """
     if other is None or any(name not in row.cells for row in (one, other) for name in names):
         return {}
-    pairs = []
-    for name in names:
-        scores = [{str(row["id"]): float(row["score"]) for row in each.cells[name]["samples"]} for each in (one, other)]
-        if scores[0].keys() != scores[1].keys():
-            return {}
-        pairs.append((np.array(list(scores[0].values())), np.array([scores[1][key] for key in scores[0]])))
     if one is other:
         return {f"{name}{end}": value for name, value in (("difference", 0.0), ("share_kept", 100.0))
                 for end in ("", "_low", "_high")}  # fmt: skip
+    pairs = []
+    for name in names:
+        first, second = answers(one.cells[name]), answers(other.cells[name])
+        if first.keys() != second.keys():
+            return {}
+        pairs.append((_scores(first, first), _scores(second, first)))
     mine, theirs = (fmean(percent_right(row.cells[name]["samples"]) for name in names) for row in (one, other))
     found = {"difference": mine - theirs, "share_kept": 100 * mine / theirs if theirs else math.nan}
     for quantity, interval, again in zip(found.copy(), bootstrap(pairs), drawn_again(pairs), strict=True):
         limits = interval.low, interval.high
         if math.isnan(found[quantity]):  # a share of nothing has no ends either
-            found |= {f"{quantity}{end}": math.nan for end in ("_low", "_high")}
-            continue
-        low, high = np.percentile(again, [2.5, 97.5])
-        if not all(abs(a - b) <= APART * float(again.std()) for a, b in zip(limits, (low, high), strict=True)):
-            limits = float(low), float(high)  # the seeded draw is not to be believed
+            limits = math.nan, math.nan
+        else:
+            low, high = np.percentile(again, [2.5, 97.5])
+            if not all(abs(a - b) <= APART * float(again.std()) for a, b in zip(limits, (low, high), strict=True)):
+                limits = float(low), float(high)  # the seeded draw is not to be believed
         found |= {f"{quantity}_low": limits[0], f"{quantity}_high": limits[1]}
     return found
+
+
+def _scores(found: Mapping[str, Mapping[str, Any]], ids: Iterable[str]) -> Scores:
+    return np.array([float(found[key]["score"]) for key in ids])
 
 
 def drawn_again(pairs: Sequence[tuple[Scores, Scores]]) -> tuple[Scores, Scores]:
@@ -145,116 +146,94 @@ def drawn_again(pairs: Sequence[tuple[Scores, Scores]]) -> tuple[Scores, Scores]
     return 100 * (accuracies[0] - accuracies[1]), 100 * accuracies[0] / accuracies[1]
 
 
-def recount(rows: Sequence[Row]) -> dict[str, Table]:
+def recount(rows: Rows) -> dict[str, Table]:
     """The numbers of all tables of some lines, by the tables' names, lines (KEYS) and columns."""
-    names = benchmarks(rows)
+    names, order = rows.benchmarks, rows.frameworks
     found: dict[str, Table] = {name: {} for name in KEYS}
     for row in rows:
-        scores = {n: percent_right(row.cells[n]["samples"]) if n in row.cells else math.nan for n in names}
-        found["accuracy"][row.framework, row.name] = {
-            "method": row.method,
-            "tokens_kept": fmean(percent_kept(cell) for cell in row.cells.values()),
-            **_with_ends(row, scores),
-            "questions": sum(len(cell["samples"]) for cell in row.cells.values()),
-            **against(row, reference(rows, row), names),
-        }
-    for name, row, cell in each_cell(rows):
-        key = (name, row.framework, row.name)
-        asked = cell["samples"]
+        line: dict[str, Any] = _who(row)
+        for name in names:
+            line |= _right(name, row.cells[name]["samples"] if name in row.cells else [])
+        line["questions"] = sum(len(cell["samples"]) for cell in row.cells.values())
+        line["tokens_kept"] = fmean(map(percent_kept, row.cells.values()))
+        line["average"] = fmean(line[name] for name in names)
+        for end, sign in (("_low", -1), ("_high", 1)):  # distances from both ends, added in squares
+            reach = math.hypot(*(line[name + end] - line[name] for name in names))
+            line[f"average{end}"] = line["average"] + sign * reach / len(names)
+        found["accuracy"][row.framework, row.name] = line | against(row, rows.reference(row), names)
+    for name, row, cell in rows.by_benchmark():
+        key, asked = (name, row.framework, row.name), cell["samples"]
+        unpruned = rows.reference(row)
         found["benchmarks"][key] = {
-            "method": row.method,
+            **_who(row),
             "questions": len(asked),
-            **_named("accuracy", percent_right(asked), len(asked)),
+            **_right("accuracy", asked),
             "tokens_kept": percent_kept(cell),
             "unparsed": sum(answer["prediction"] is None for answer in asked),
-            **against(row, reference(rows, row), [name]),
+            **against(row, unpruned, [name]),
         }
         for kind in {str(answer["kind"]) for answer in asked}:
             of_kind = [answer for answer in asked if str(answer["kind"]) == kind]
-            found["kinds"][*key, kind] = {"questions": len(of_kind)} | _named(
-                "accuracy", percent_right(of_kind), len(of_kind)
-            )
-        found["efficiency"][key] = _efficiency(row, name, cell, reference(rows, row))
-    _against_tango(rows, found)
-    _agreement(rows, found["agreement"])
+            found["kinds"][*key, kind] = {**_who(row), "questions": len(of_kind), **_right("accuracy", of_kind)}
+        base = None if unpruned is None else unpruned.cells.get(name)
+        found["efficiency"][key] = {**_who(row), **_efficiency(cell, base)}
+        for other in rows:
+            later = order.index(other.framework) > order.index(row.framework)
+            if other.what == row.what and later and name in other.cells:
+                pair = f"{row.framework}, {other.framework}"
+                found["agreement"][name, row.name, pair] = _agreement(cell, other.cells[name])
+    for row in rows:
+        tango = rows.find(row.framework, "tango", row.retention_ratio)
+        if not row.unpruned and tango is not None and tango is not row and (line := against(tango, row, names)):
+            ours, theirs = (found["accuracy"][one.framework, one.name] for one in (tango, row))
+            kept = {"tokens_kept_tango": ours["tokens_kept"], "tokens_kept_baseline": theirs["tokens_kept"]}
+            what = {"retention_ratio": row.retention_ratio, "questions": theirs["questions"], "Tango is": verdict(line)}
+            found["comparisons"][row.framework, row.name] = line | kept | what
     return found
 
 
-def _named(name: str, percent: float, n: int) -> dict[str, float]:
-    """A number of right answers in percent, and the ends of its interval."""
-    low, high = ends(percent, n)
+def _who(row: Row) -> dict[str, Any]:
+    return {"method": row.method, "variant": row.variant, "retention_ratio": row.retention_ratio}
+
+
+def verdict(line: Mapping[str, float]) -> str:
+    """What the interval of a difference says of the first of two."""
+    low, high = line["difference_low"], line["difference_high"]
+    return "better" if low > 0 else "worse" if high < 0 else "not distinguishable"
+
+
+def _right(name: str, samples: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Right answers in percent, and the ends of their interval; NaN without any."""
+    percent = percent_right(samples) if samples else math.nan
+    low, high = ends(percent, len(samples)) if samples else (math.nan, math.nan)
     return {name: percent, f"{name}_low": low, f"{name}_high": high}
 
 
-def _with_ends(row: Row, scores: Mapping[str, float]) -> dict[str, float]:
-    """Accuracies by benchmark, their mean, and their intervals; the mean's distances are root mean squares."""
-    found: dict[str, float] = {}
-    for name, score in scores.items():
-        n = len(row.cells[name]["samples"]) if name in row.cells else 0
-        found |= _named(name, score, n) if n else {name: math.nan, f"{name}_low": math.nan, f"{name}_high": math.nan}
-    mean = math.fsum(scores.values()) / len(scores)
-    reach = {
-        end: math.sqrt(math.fsum((found[name + end] - found[name]) ** 2 for name in scores))
-        for end in ("_low", "_high")
-    }
-    return (
-        found
-        | {"average": mean}
-        | {f"average{end}": mean + sign * reach[end] / len(scores) for end, sign in (("_low", -1), ("_high", 1))}
-    )
-
-
-def _efficiency(row: Row, name: str, cell: Cell, unpruned: Row | None) -> dict[str, Any]:
-    line: dict[str, Any] = {"method": row.method, "device": device(cell), "machine": machine(cell)}
-    line |= {column: cell["efficiency"][title] for title, column in WITH_UNITS.items()}
-    line |= {f"{title} sd": value for title, value in cell["efficiency"].get("spread", {}).items()}
-    line |= {f"load_{key}": value for key, value in (cell["provenance"].get("load") or {}).items()}
-    base = unpruned.cells.get(name) if unpruned is not None else None
+def _efficiency(cell: Cell, base: Cell | None) -> dict[str, Any]:
+    """base: the unpruned model's."""
+    times_of, load = cell["efficiency"], cell["provenance"].get("load") or {}
+    line: dict[str, Any] = {"device": device(cell), "machine": machine(cell)}
+    line |= {column: times_of[title] for title, column in WITH_UNITS.items()}
+    line |= {f"{title} sd": value for title, value in times_of.get("spread", {}).items()}
+    line |= {f"load_{key}": value for key, value in load.items()}
     for title in SPED_UP:
-        mine, theirs = cell["efficiency"][title], base["efficiency"][title] if base is not None else None
+        mine, theirs = times_of[title], base["efficiency"][title] if base is not None else None
         same = base is not None and mine and theirs is not None and machine(base) == machine(cell)
         line[f"{title} speed-up"] = theirs / mine if same else math.nan
     return line
 
 
-def _against_tango(rows: Sequence[Row], found: dict[str, Table]) -> None:
-    """Tango against each other method and variant at the same retention ratio."""
-    for row in rows:
-        same = [other for other in rows if other.what == ("tango", row.retention_ratio, "")]
-        tango = next((other for other in same if other.framework == row.framework), None)
-        if row.unpruned or tango is None or tango is row or not (line := against(tango, row, benchmarks(rows))):
-            continue
-        low, high = line["difference_low"], line["difference_high"]
-        verdict = "better" if low > 0 else "worse" if high < 0 else "not distinguishable"
-        kept = {"questions": found["accuracy"][row.framework, row.name]["questions"]} | {
-            f"tokens_kept_{which}": found["accuracy"][one.framework, one.name]["tokens_kept"]
-            for which, one in (("tango", tango), ("baseline", row))
-        }
-        found["comparisons"][row.framework, row.name] = line | kept | {"Tango is": verdict}
-
-
-def _agreement(rows: Sequence[Row], table: Table) -> None:
-    """What pairs of frameworks made of the same questions."""
-    order = frameworks(rows)
-    pairs = [(one, other) for one in rows for other in rows if one.what == other.what]
-    for one, other in pairs:
-        if order.index(one.framework) >= order.index(other.framework):
-            continue
-        for name in one.cells.keys() & other.cells.keys():
-            mine, theirs = ({str(row["id"]): row for row in each.cells[name]["samples"]} for each in (one, other))
-            both = mine.keys() & theirs.keys()
-            line: dict[str, Any] = {"questions": len(both), "only_one": len(mine.keys() ^ theirs.keys())}
-            for column, fields in (("answers", ["prediction"]), ("scores", ["score"])):
-                line[f"{column}_differ"] = sum(
-                    mine[key][field] != theirs[key][field] for key in both for field in fields
-                )
-            rows_of_both = [(mine[key], theirs[key]) for key in both]
-            if all(
-                "kept" in row and (None not in row["kept"] or row["tokens_after"] == row["tokens_before"])
-                for pair in rows_of_both
-                for row in pair
-            ):
-                line["kept_differ"] = sum(
-                    (a["tokens_after"], a["kept"]) != (b["tokens_after"], b["kept"]) for a, b in rows_of_both
-                )
-            table[name, one.name, f"{one.framework}, {other.framework}"] = line
+def _agreement(one: Cell, other: Cell) -> dict[str, int]:
+    """What two frameworks made of the same questions."""
+    mine, theirs = answers(one), answers(other)
+    both = [(mine[key], theirs[key]) for key in mine.keys() & theirs.keys()]
+    line = {"questions": len(both), "only_one": len(mine.keys() ^ theirs.keys())}
+    line["answers_differ"] = sum(a["prediction"] != b["prediction"] for a, b in both)
+    line["scores_differ"] = sum(a["score"] != b["score"] for a, b in both)
+    if all(
+        "kept" in row and (None not in row["kept"] or row["tokens_after"] == row["tokens_before"])
+        for pair in both
+        for row in pair
+    ):
+        line["kept_differ"] = sum((a["tokens_after"], a["kept"]) != (b["tokens_after"], b["kept"]) for a, b in both)
+    return line

@@ -14,7 +14,7 @@ from rich.table import Table as RichTable
 
 from tango.inference.files import write_whole
 from tango.results import layout, tables
-from tango.results.cells import Cell, Row, arrange, benchmarks, each_cell, frameworks, machine, setting, setting_text
+from tango.results.cells import Cell, Rows, arrange, grouped, machine, setting, setting_text
 from tango.results.escaping import markdown_items, markdown_text, plain
 from tango.results.plots import plot_all
 from tango.results.samples import read_folders
@@ -58,14 +58,12 @@ def report(folders: Iterable[str | Path], output: str | Path) -> Report:
     names = [str(folder) for folder in folders]
     cells, unread = read_folders(names)
     command = shlex.join(["tango", "results", *names, "--output", str(output)])
-    groups: dict[tuple[str, int, str, str], list[Cell]] = {}
-    for cell in cells:
-        groups.setdefault(setting(cell), []).append(cell)
     made = Report(remarks=list(unread))
-    models: list[tuple[str, list[Row], pd.DataFrame]] = []
-    for (model, frames, dtype, times), group in sorted(groups.items()):
+    models: list[tuple[str, Rows, pd.DataFrame]] = []
+    for found, group in sorted(grouped(cells, setting).items()):
+        model, frames, dtype, times = found
         name = f"{model}_{frames}frame_{dtype}" + ("" if times == "processor" else f"_{times}_times")
-        title = setting_text((model, frames, dtype, times))
+        title = setting_text(found)
         folder = Path(output) / folder_name(name)
         if folder in {file.parent for file in made.files}:  # of another model, called alike but for odd letters
             folder = Path(output) / f"{folder.name}-{digest(name)}"
@@ -80,9 +78,7 @@ def report(folders: Iterable[str | Path], output: str | Path) -> Report:
         lines = layout.origin(cells, command)
         parts = ["# All models", "\n".join(f"- {line}" for line in lines), layout.markdown(shown)]
         texts = {"README.md": "\n\n".join([*parts, ""]), "accuracy.csv": layout.csv(shown, lines)}
-        for name, text in (texts | {"accuracy.tex": layout.latex(shown, lines)}).items():
-            write_whole(Path(output) / name, text)
-            made.files.append(Path(output) / name)
+        made.files += _write(Path(output), texts | {"accuracy.tex": layout.latex(shown, lines)})
         named = shown.assign(**{"": shown["model"] + ": " + shown[""]})
         made.summaries.append(layout.accuracy_summary(named.drop(columns=["model", layout.SHARE])))
     return made
@@ -110,9 +106,8 @@ def write_results(
         ResultsError: no cells, or cells of several models, numbers of frames or dtypes.
     """
     rows, remarks = arrange(cells)
-    used = [cell for row in rows for cell in row.cells.values()]
     remarks = [*missing, *remarks, *_busy(rows), *_apart(rows)]
-    lines = layout.origin(used, command)
+    lines = layout.origin(rows.cells, command)
     frames = {
         "accuracy": tables.accuracy_table(rows),
         "benchmarks": tables.benchmark_table(rows),
@@ -130,23 +125,25 @@ def write_results(
     texts = {f"{name}.csv": "" if frame.empty else layout.csv(frame, lines) for name, frame in frames.items()}
     texts |= {f"{name}.tex": "" if frame.empty else layout.latex(frame, lines) for name, frame in shown.items()}
     texts["README.md"] = _readme(rows, frames, shown, lines, remarks, title)
-    folder = Path(output)
-    folder.mkdir(parents=True, exist_ok=True)
     narrow = layout.shown_accuracy(rows, frames["accuracy"], narrow=True)
     made = Report(remarks, [layout.accuracy_summary(narrow), layout.efficiency_summary(rows)])
-    for name, text in texts.items():
-        path = folder / name
-        if text:
-            write_whole(path, text)
-            made.files.append(path)
-        else:
-            path.unlink(missing_ok=True)  # of an earlier run, which had what this one lacks
-    made.files += plot_all(rows, frames, folder, title, lines)
+    made.files = [*_write(Path(output), texts), *plot_all(rows, frames, Path(output), title, lines)]
     return made
 
 
+def _write(folder: Path, texts: Mapping[str, str]) -> list[Path]:
+    """Write files into a folder; those without a text are removed, of an earlier run that had what this one lacks."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        if text:
+            write_whole(folder / name, text)
+        else:
+            (folder / name).unlink(missing_ok=True)
+    return [folder / name for name, text in texts.items() if text]
+
+
 def _readme(
-    rows: Sequence[Row],
+    rows: Rows,
     frames: Mapping[str, pd.DataFrame],
     shown: Mapping[str, pd.DataFrame],
     lines: Sequence[str],
@@ -154,7 +151,7 @@ def _readme(
     title: str,
 ) -> str:
     asked = frames["benchmarks"].drop_duplicates("benchmark").set_index("benchmark")["questions"]
-    names = benchmarks(rows)
+    names = rows.benchmarks
     parts = [
         f"# {markdown_text(title)}",
         markdown_items(lines),
@@ -184,19 +181,19 @@ def _readme(
     return "\n\n".join(parts) + "\n"
 
 
-def _busy(rows: Sequence[Row]) -> list[str]:
+def _busy(rows: Rows) -> list[str]:
     """Which cells ran while others took part of their machine."""
     return [
         f"{row.name} on {name} in {row.framework} ran on a busy machine, so its times say little: {load_text(load)}"
-        for name, row, cell in each_cell(rows)
+        for name, row, cell in rows.by_benchmark()
         if (load := cell["provenance"].get("load")) and busy(load)
     ]
 
 
-def _apart(rows: Sequence[Row]) -> list[str]:
+def _apart(rows: Rows) -> list[str]:
     """Where two frameworks took very different times for the same on the same machine."""
     said = []
-    for name, row, cell in each_cell(rows):
+    for name, row, cell in rows.by_benchmark():
         for other in rows[rows.index(row) + 1 :]:
             twin = other.cells.get(name) if other.what == row.what else None
             times = [one["efficiency"]["Avg_Total_TTFT"] for one in (cell, twin) if one is not None]
@@ -251,11 +248,11 @@ def _verdicts(frame: pd.DataFrame) -> list[str]:
     return ["## Tango against baselines at the same retention ratio", markdown_items(said)]
 
 
-def _efficiency_notes(rows: Sequence[Row], frame: pd.DataFrame) -> list[str]:
-    cold = sum(int(cell["efficiency"]["cold_samples"]) for row in rows for cell in row.cells.values())
+def _efficiency_notes(rows: Rows, frame: pd.DataFrame) -> list[str]:
+    cold = sum(int(cell["efficiency"]["cold_samples"]) for cell in rows.cells)
     lacking = frame[frame["Total_runtime speed-up"].isna()]
     named = lacking["name"] + " on " + lacking["benchmark"]
-    without = markdown_text(", ".join(named + " in " + lacking["framework"] if len(frameworks(rows)) > 1 else named))
+    without = markdown_text(", ".join(named + " in " + lacking["framework"] if len(rows.frameworks) > 1 else named))
     return [
         "![parts of the time to first token](parts.png)",
         markdown_items(f"{name}: {meaning}" for name, (_, meaning) in TITLES.items()),
@@ -266,9 +263,9 @@ def _efficiency_notes(rows: Sequence[Row], frame: pd.DataFrame) -> list[str]:
     ]
 
 
-def _load(rows: Sequence[Row]) -> str:
+def _load(rows: Rows) -> str:
     """How busy the machines were, over all cells that noted it."""
-    noted = [load for _, _, cell in each_cell(rows) if (load := cell["provenance"].get("load"))]
+    noted = [load for _, _, cell in rows.by_benchmark() if (load := cell["provenance"].get("load"))]
     if not noted:
         return "How busy the machine was beside it was not noted."
     ends = [load[end] for load in noted for end in ("start", "end") if load[end] is not None]

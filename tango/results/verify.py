@@ -10,35 +10,17 @@ import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple
-from importlib.resources import files
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from tango.inference.files import DAMAGED, regular
-from tango.results import layout, recount
-from tango.results.cells import Cell, ResultsError, arrange, cell_folders, label, run_by_hand, setting, setting_text
-from tango.results.claims import (
-    NUMBER,
-    ROUNDED,
-    Finding,
-    Outcome,
-    as_numbers,
-    hold_csv,
-    hold_line,
-    hold_one_another,
-    hold_sentences,
-    hold_shown,
-    read_csv,
-    read_latex,
-    read_markdown,
-    shown_line,
-)
-from tango.results.escaping import latex_text, markdown_items, markdown_text, plain
-from tango.results.follow import verify_cell, verify_run
-from tango.results.recount import KEYS, Table
-from tango.results.samples import named, unpacked
+from tango.results import claims, layout
+from tango.results.cells import Cell, ResultsError, Rows, arrange, grouped, setting, setting_text
+from tango.results.claims import NUMBER, Finding, Lines, Outcome, made_by, read_csv, read_latex, read_markdown
+from tango.results.escaping import markdown_items, plain
+from tango.results.follow import verify_run
+from tango.results.recount import KEYS, Table, recount
+from tango.results.samples import named, runs_below, unpacked
+from tango.results.tables import published_figures
 from tango.runs.summary import TITLES, WITH_UNITS
 
 NO_SAMPLES = "no samples are beside it"
@@ -53,63 +35,151 @@ def verify(folders: Iterable[str | Path]) -> Outcome:
     Raises:
         ResultsError: a folder is not there, or holds neither cells nor tables.
     """
-    outcome = Outcome()
-    known: dict[Path, Cell | None] = {}
-    places = [Path(folder) for folder in folders]
+    places = list(map(Path, folders))
     for folder in places:
         if not folder.is_dir():
             raise ResultsError(f"there is no folder {str(folder)!r}")
     with unpacked(places) as samples:
-        _verify(places, samples, outcome, known)
+        outcome = _Check().all_of(places, samples)
         for found in (outcome.differ, outcome.unchecked):
             found[:] = [Finding(*(named(text, samples) for text in astuple(one))) for one in found]
         outcome.notes[:] = [named(note, samples) for note in outcome.notes]
     return outcome
 
 
-def _verify(
-    places: Sequence[Path], samples: Mapping[Path, Path], outcome: Outcome, known: dict[Path, Cell | None]
-) -> None:
-    cells = [cell for folder in places for cell in cells_below(folder, outcome, known)]
-    beside = {home: cells_below(folder, outcome, known) for home, folder in samples.items()}
-    tables = list(dict.fromkeys(table for folder in places for table in table_folders(folder)))
-    others = list(dict.fromkeys(file for folder in places for file in other_tables(folder, tables)))
-    if not (known or tables or others):
-        raise ResultsError(f"there are neither cells nor tables below {', '.join(map(repr, map(str, places)))}")
-    for folder in tables:
-        try:
-            verify_tables(folder, outcome, cells, known, beside.get(folder, ()))
-        except DAMAGED as error:
-            outcome.differs(folder, "the tables", "cannot be read", repr(error))
-    for file in others:
-        texts = [text for _, rows in read_markdown(file) for row in rows for text in row.values()]
-        count = sum(len(NUMBER.findall(text)) for text in texts if re.match(r"[-+]?\d", text))  # not those in names
-        cannot(outcome, file, count, made_by(file.read_text(encoding="utf-8", errors="replace")))
+class _Check:
+    """outcome: what was found so far. known: each run that was checked, as its samples have it, None without a cell."""
 
+    def __init__(self) -> None:
+        self.outcome = Outcome()
+        self.known: dict[Path, Cell | None] = {}
 
-def cells_below(folder: Path, outcome: Outcome, known: dict[Path, Cell | None]) -> list[Cell]:
-    """The finished cells below a folder, as their samples have them; each is checked once."""
-    unread: list[str] = []
-    here = []
-    for place in cell_folders(folder, unread):
-        if (where := place.resolve()) not in known:
-            known[where] = verify_cell(place, outcome)
-        here.append(where)
-    for file, made in run_by_hand(folder, unread):
-        where = file.resolve() / made["cell"]["benchmark"]  # of several in one file
-        if where not in known:
-            known[where] = verify_run(file, made, outcome)
-        here.append(where)
-    for reason in unread:
-        outcome.differs(reason.partition(": ")[0], "it", "cannot be read", reason)
-    return [cell for where in here if (cell := known[where]) is not None]
+    def all_of(self, places: Sequence[Path], samples: Mapping[Path, Path]) -> Outcome:
+        """All cells and tables in some folders. samples: of tango.results.samples.unpacked()."""
+        cells = [cell for folder in places for cell in self.cells_below(folder)]
+        beside = {home: self.cells_below(folder) for home, folder in samples.items()}
+        tables = list(dict.fromkeys(table for folder in places for table in table_folders(folder)))
+        others = list(dict.fromkeys(file for folder in places for file in other_tables(folder, tables)))
+        if not (self.known or tables or others):
+            raise ResultsError(f"there are neither cells nor tables below {', '.join(map(repr, map(str, places)))}")
+        for folder in tables:
+            try:
+                self.tables(folder, cells, beside.get(folder, ()))
+            except DAMAGED as error:
+                self.outcome.differs(folder, "the tables", "cannot be read", repr(error))
+        for file in others:
+            texts = [text for _, lines in read_markdown(file) for line in lines for text in line.values()]
+            count = sum(len(NUMBER.findall(text)) for text in texts if re.match(r"[-+]?\d", text))  # not those in names
+            self.cannot(file, count, made_by(file.read_text(encoding="utf-8", errors="replace")))
+        return self.outcome
+
+    def cells_below(self, folder: Path) -> list[Cell]:
+        """The finished cells below a folder, as their samples have them; each is checked once."""
+        runs = list(runs_below(folder))
+        for run in runs:
+            if run.where not in self.known:
+                self.known[run.where] = verify_run(run, self.outcome)
+        return [cell for run in runs if (cell := self.known[run.where]) is not None]
+
+    def cannot(self, file: Path, count: int, command: str) -> None:
+        """Note how many numbers of a file, or of a folder's CSV files, cannot be checked, and what makes them again."""
+        if count:
+            made = f"made by: {command}" if command else "it names no command that makes them"
+            self.outcome.unknown(file, f"{count} numbers", "", f"{NO_SAMPLES}; {made}")
+
+    def tables(self, folder: Path, cells: Sequence[Cell], beside: Sequence[Cell]) -> None:
+        """A folder of tables against the cells it was made of, or without them against itself."""
+        files = [file for name in KEYS if (file := folder / f"{name}.csv").is_file()]
+        sheets = {file.stem: read_csv(file) for file in files}
+        comment, lines = sheets[files[0].stem]
+        named_ones = [cell for source in sources(comment, folder) for cell in self.cells_below(source)]
+        own = beside or named_ones or cells
+        if lines and "model" in lines[0]:
+            self.all_models(folder, comment, own)
+            return
+        tables = {name: claims.as_numbers(sheets[name][1], KEYS[name]) if name in sheets else {} for name in KEYS}
+        if used := [cell for cell in own if belongs(cell, comment)]:
+            rows, remarks = arrange(used)
+            self.outcome.notes += [f"{folder}: {remark}" for remark in remarks]
+            expected = recount(rows)
+            expected["published"] = _published(tables["published"], expected)
+            self.against_cells(folder, {name: lines for name, (_, lines) in sheets.items()}, comment, rows, expected)
+        else:
+            self.against_itself(folder, tables, comment)
+        if plots := sorted(file.name for file in folder.glob("*.png")):
+            self.outcome.notes.append(f"{folder}: {', '.join(plots)} are drawings, and not looked at")
+
+    def all_models(self, folder: Path, comment: str, cells: Sequence[Cell]) -> None:
+        """The table over several models, in its three formats."""
+        groups = grouped(cells, lambda cell: setting_text(setting(cell)))
+        expected = {title: recount(arrange(group)[0]) for title, group in groups.items()}
+        every = {key[0] for tables in expected.values() for key in tables["benchmarks"]}
+        shown = [(folder / "accuracy.csv", read_csv(folder / "accuracy.csv")[1])]
+        shown += [(folder / "README.md", lines) for _, lines in read_markdown(folder / "README.md")]
+        shown += [(folder / "accuracy.tex", read_latex(folder / "accuracy.tex"))]
+        for file, lines in shown:
+            written = claims.WRITTEN[file.suffix]
+            left = {(title, *key) for title, tables in expected.items() for key in tables["accuracy"]}
+            for line in lines:
+                of = next((title for title in expected if written(title) == line["model"]), None)
+                if of is None:
+                    self.cannot(file, len(line), f"{made_by(comment)} ({line['model']})")
+                    continue
+                values = dict.fromkeys(every) | claims.shown_line(expected[of], "accuracy", file, line)
+                if {key[0] for key in expected[of]["benchmarks"]} != every:
+                    values |= {"average": None, layout.SHARE: None}
+                claims.hold_line(self.outcome, file, line, values, 0.0)
+                within = line.get("framework")  # not named where there is one only
+                left -= {
+                    (title, framework, name)
+                    for title, framework, name in left
+                    if (title, written(name)) == (of, line[""]) and within in (None, written(framework))
+                }
+            for key in sorted(left):
+                self.outcome.differs(file, ", ".join(key), "nothing", "a finished cell")
+
+    def against_cells(
+        self, folder: Path, sheets: Mapping[str, Lines], comment: str, rows: Rows, expected: Mapping[str, Table]
+    ) -> None:
+        """Tables against the numbers that cells give, with where they come from."""
+        files = {name: folder / f"{name}.csv" for name in sheets}
+        origin = layout.origin(rows.cells, made_by(comment))
+        for file in [*files.values(), *regular(folder, "*.tex"), *regular(folder, "README.md")]:
+            lines = [line[2:] for line in file.read_text(encoding="utf-8").split("\n")[:8]]
+            for line in origin[1:]:
+                name = line.partition(":")[0]
+                should = markdown_items([line])[2:] if file.suffix == ".md" else plain(line)
+                says = next((one for one in lines if one.startswith(f"{name}: ")), "nothing")
+                what = "where it comes from: " + ("device, and when its cells ran" if name == "device" else name)
+                self.outcome.hold(file, what, says, should)
+        for name, file in files.items():
+            claims.hold_csv(self.outcome, file, sheets[name], expected[name])
+        for name, table in expected.items():
+            if table and name not in sheets:
+                self.outcome.differs(folder / f"{name}.csv", "the file", "is missing", f"{len(table)} lines")
+        claims.hold_shown(self.outcome, folder, expected)
+        claims.hold_sentences(
+            self.outcome, folder, expected, sum(cell["efficiency"]["cold_samples"] for cell in rows.cells)
+        )
+
+    def against_itself(self, folder: Path, tables: Mapping[str, Table], comment: str) -> None:
+        """Tables without cells, which cannot be checked, but follow in part from one another."""
+        numbers = [value for table in tables.values() for line in table.values() for value in line.values()]
+        self.cannot(folder, sum(isinstance(value, float) for value in numbers), made_by(comment))
+        before = self.outcome.agree + len(self.outcome.differ)
+        claims.hold_one_another(self.outcome, folder, tables)
+        claims.hold_shown(self.outcome, folder, tables, claims.ROUNDED)
+        claims.hold_sentences(self.outcome, folder, tables)
+        within = self.outcome.agree + len(self.outcome.differ) - before
+        self.outcome.notes.append(
+            f"{folder}: {NO_SAMPLES}; {within} of its numbers were held against one another instead"
+        )
 
 
 def table_folders(folder: Path) -> list[Path]:
     """Folders of tables that tango.results.report wrote."""
     found = (file for name in KEYS for file in regular(folder, f"**/{name}.csv") if "cells" not in file.parts)
-    ours = (file.parent for file in found if file.read_bytes().startswith(b"# made by: "))
-    return sorted(set(ours))
+    return sorted({file.parent for file in found if file.read_bytes().startswith(b"# made by: ")})
 
 
 def other_tables(folder: Path, tables: Sequence[Path]) -> list[Path]:
@@ -119,75 +189,9 @@ def other_tables(folder: Path, tables: Sequence[Path]) -> list[Path]:
     return [file for file in found if any(read_markdown(file))]
 
 
-def made_by(text: str) -> str:
-    """The command that a file names as the one that makes it; empty without."""
-    found = re.search(r"^(?:[-#%] |.*\. )?made by:? (.+)$", text, re.MULTILINE | re.IGNORECASE)
-    return found[1] if found else ""
-
-
-def cannot(outcome: Outcome, file: Path, count: int, command: str) -> None:
-    """Note how many numbers of a file, or of a folder's CSV files, cannot be checked, and what makes them again."""
-    if count:
-        made = f"made by: {command}" if command else "it names no command that makes them"
-        outcome.unknown(file, f"{count} numbers", "", f"{NO_SAMPLES}; {made}")
-
-
-def verify_tables(
-    folder: Path, outcome: Outcome, cells: Sequence[Cell], known: dict[Path, Cell | None], beside: Sequence[Cell] = ()
-) -> None:
-    """Check a folder of tables against the cells it was made of, or without them against itself."""
-    sheets = {name: file for name in KEYS if (file := folder / f"{name}.csv").is_file()}
-    comment, lines = read_csv(next(iter(sheets.values())))
-    named_ones = [cell for source in sources(comment, folder) for cell in cells_below(source, outcome, known)]
-    own = beside or named_ones or cells
-    if lines and "model" in lines[0]:
-        _all_models(folder, comment, own, outcome)
-        return
-    used = [cell for cell in own if belongs(cell, comment)]
-    tables = {name: as_numbers(read_csv(sheets[name])[1] if name in sheets else [], KEYS[name]) for name in KEYS}
-    if used:
-        _against_cells(folder, sheets, comment, used, outcome)
-    else:
-        _against_itself(folder, sheets, comment, tables, outcome)
-    plots = sorted(file.name for file in folder.glob("*.png"))
-    if plots:
-        outcome.notes.append(f"{folder}: {', '.join(plots)} are drawings, and not looked at")
-
-
-def _all_models(folder: Path, comment: Sequence[str], cells: Sequence[Cell], outcome: Outcome) -> None:
-    """The table over several models, in its three formats."""
-    groups: dict[str, list[Cell]] = {}
-    for cell in cells:
-        groups.setdefault(setting_text(setting(cell)), []).append(cell)
-    expected = {title: recount.recount(arrange(group)[0]) for title, group in groups.items()}
-    every = {key[0] for tables in expected.values() for key in tables["benchmarks"]}
-    shown = [(folder / "accuracy.csv", read_csv(folder / "accuracy.csv")[1], plain)]
-    shown += [(folder / "README.md", rows, markdown_text) for _, rows in read_markdown(folder / "README.md")]
-    shown += [(folder / "accuracy.tex", read_latex(folder / "accuracy.tex"), latex_text)]
-    for file, rows, written in shown:
-        left = {(title, *key) for title, tables in expected.items() for key in tables["accuracy"]}
-        for row in rows:
-            of = next((title for title in expected if written(title) == row["model"]), None)
-            if of is None:
-                cannot(outcome, file, len(row), f"{made_by(chr(10).join(comment))} ({row['model']})")
-                continue
-            tables = expected[of]
-            values = shown_line(tables, "accuracy", row, "", written)
-            if {key[0] for key in tables["benchmarks"]} != every:
-                values |= {"average": None, layout.SHARE: None}
-            values = dict.fromkeys(every) | values
-            hold_line(outcome, file, row, {written(column): value for column, value in values.items()}, 0.0)
-            within = row.get("framework")  # not named where there is one only
-            left -= {
-                key for key in left if (key[0], written(key[2])) == (of, row[""]) and within in (None, written(key[1]))
-            }
-        for key in sorted(left):
-            outcome.differs(file, ", ".join(key), "nothing", "a finished cell")
-
-
-def sources(comment: Sequence[str], folder: Path) -> list[Path]:
+def sources(comment: str, folder: Path) -> list[Path]:
     """The folders that tables were made of, those that are there: `made by: tango results FOLDER.. --output ..`."""
-    words = shlex.split(made_by("\n".join(comment)))
+    words = shlex.split(made_by(comment))
     if words[:2] != ["tango", "results"]:
         return []
     names = words[2 : words.index("--output")] if "--output" in words else words[2:]
@@ -196,81 +200,25 @@ def sources(comment: Sequence[str], folder: Path) -> list[Path]:
     return [place for place in found if place is not None]
 
 
-def belongs(cell: Cell, comment: Sequence[str]) -> bool:
+def belongs(cell: Cell, comment: str) -> bool:
     """Whether a cell is of the model, number format, frames and times that tables are of."""
     name, frames, dtype, times = setting(cell)
-    line = next((line for line in comment if line.startswith("model: ")), "")
-    found = re.match(r"model: (.+) in (\S+), (\d+) frames", line)
-    kind = re.search(r"; times: (\w+)", line)
+    found = re.search(r"^model: (.+) in (\S+), (\d+) frames(?:.*; times: (\w+))?", comment, re.MULTILINE)
     return found is not None and (
         name in [Path(part).name for part in found[1].split("; ")]
-        and (found[2], int(found[3]), kind[1] if kind else "processor") == (dtype, frames, times)
+        and (found[2], int(found[3]), found[4] or "processor") == (dtype, frames, times)
     )
 
 
-def _against_cells(
-    folder: Path, sheets: Mapping[str, Path], comment: Sequence[str], cells: Sequence[Cell], outcome: Outcome
-) -> None:
-    rows, remarks = arrange(cells)
-    outcome.notes += [f"{folder}: {remark}" for remark in remarks]
-    used = [cell for row in rows for cell in row.cells.values()]
-    expected = recount.recount(rows)
-    if "published" in sheets:
-        expected["published"] = _published(as_numbers(read_csv(sheets["published"])[1], KEYS["published"]), expected)
-    origin = layout.origin(used, made_by("\n".join(comment)))
-    for file in [*sheets.values(), *regular(folder, "*.tex"), *regular(folder, "README.md")]:
-        lines = [line[2:] for line in file.read_text(encoding="utf-8").split("\n")[:8]]
-        for line in origin[1:]:
-            name = line.partition(":")[0]
-            should: str = markdown_items([line])[2:] if file.suffix == ".md" else plain(line)
-            says = next((one for one in lines if one.startswith(f"{name}: ")), "nothing")
-            what = "where it comes from: " + ("device, and when its cells ran" if name == "device" else name)
-            outcome.hold(file, what, says, should)
-    for name, file in sheets.items():
-        hold_csv(outcome, file, expected[name])
-    for name, table in expected.items():
-        if table and name not in sheets:
-            outcome.differs(folder / f"{name}.csv", "the file", "is missing", f"{len(table)} lines")
-    hold_shown(outcome, folder, expected)
-    if (folder / "README.md").is_file():
-        cold = sum(int(cell["efficiency"]["cold_samples"]) for cell in used)
-        hold_sentences(outcome, folder / "README.md", expected, cold)
-
-
-def _published(table: Table, expected: Mapping[str, Table]) -> Table:
+def _published(stated: Table, expected: Mapping[str, Table]) -> Table:
     """Lines of published.csv as they should be: what was measured, and the figures that this package has."""
-    entries = yaml.safe_load(files("tango.results").joinpath("published.yaml").read_text(encoding="utf-8"))
-    figures = {
-        (
-            entry["benchmark"],
-            label({"cell": {"method": entry["method"], "ratio": entry["retention_ratio"]}}),
-            name,
-        ): figure
-        for entry in entries
-        for name, figure in entry["figures"].items()
-    }
+    figures = {(entry["benchmark"], entry["label"], quantity): figure for entry in published_figures()
+               for quantity, figure in entry["figures"].items()}  # fmt: skip
     found: Table = {}
-    for benchmark, name, quantity in table:
-        line: dict[str, Any] = {"published": figures.get((benchmark, name, quantity))}
-        for framework in {key[0] for key in expected["accuracy"]}:
-            key = (benchmark, framework, name)
-            column = WITH_UNITS.get(quantity, quantity)
-            line[framework] = expected["efficiency" if quantity in TITLES else "benchmarks"].get(key, {}).get(column)
-        found[benchmark, name, quantity] = line
+    for benchmark, name, quantity in stated:
+        table, column = ("efficiency", WITH_UNITS[quantity]) if quantity in TITLES else ("benchmarks", quantity)
+        found[benchmark, name, quantity] = {"published": figures.get((benchmark, name, quantity))} | {
+            framework: expected[table].get((benchmark, framework, name), {}).get(column)
+            for framework in {key[0] for key in expected["accuracy"]}
+        }
     return found
-
-
-def _against_itself(
-    folder: Path, sheets: Mapping[str, Path], comment: Sequence[str], tables: dict[str, Table], outcome: Outcome
-) -> None:
-    count = sum(
-        isinstance(value, float) for name in sheets for line in tables[name].values() for value in line.values()
-    )
-    cannot(outcome, folder, count, made_by("\n".join(comment)))
-    before = outcome.agree + len(outcome.differ)
-    hold_one_another(outcome, folder, tables)
-    hold_shown(outcome, folder, tables, ROUNDED)
-    if (folder / "README.md").is_file():
-        hold_sentences(outcome, folder / "README.md", tables)
-    within = outcome.agree + len(outcome.differ) - before
-    outcome.notes.append(f"{folder}: {NO_SAMPLES}; {within} of its numbers were held against one another instead")

@@ -22,7 +22,6 @@ from typing import Any
 
 from tango.results.cells import ResultsError
 from tango.results.compare import find_run
-from tango.results.samples import unpacked
 from tango.site.frames import Drawn, draw
 from tango.site.pages import pages
 from tango.site.runs import read_runs
@@ -71,8 +70,7 @@ def write_site(
         new = Path(room, "site")
         (new / "data").mkdir(parents=True)
         step("reading runs")
-        with unpacked(map(Path, folders)) as samples:
-            runs, remarks = read_runs(folders, samples)
+        runs, remarks = read_runs(folders)
         opened = [find_run([run.place for run in runs], name) for name in compare] if compare else []
         drawn = Drawn({}, {}, [])
         if videos is not None:

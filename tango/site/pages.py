@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tango import __version__
-from tango.results.cells import accuracy, device, label, machine, setting, setting_text, tokens_kept
+from tango.results.cells import accuracy, answers, device, label, machine, setting, setting_text, tokens_kept
 from tango.results.statistics import Interval, Scores, bootstrap, wilson
 from tango.results.tables import paired_scores
 from tango.runs.provenance import commit_text, versions_text
@@ -38,12 +38,12 @@ def pages(
     codes: list[dict[str, int]] = []
     for number, name in enumerate(names):
         of_it = [run for run in runs if run.benchmark == name]
-        rows = {str(row["id"]): row for run in of_it for row in run.cell["samples"]}
+        rows = {key: row for run in of_it for key, row in answers(run.cell).items()}
         texts = {key: text for run in reversed(of_it) for key, text in run.texts.items()}
         ids = sorted(rows)
         asked.append(ids)
-        answers = dict.fromkeys(str(row["prediction"]) for run in of_it for row in run.cell["samples"])
-        codes.append({answer: code for code, answer in enumerate(answers)})
+        given = dict.fromkeys(str(row["prediction"]) for run in of_it for row in run.cell["samples"])
+        codes.append({answer: code for code, answer in enumerate(given)})
         kinds = sorted({str(row["kind"]) for row in rows.values()})
         places = {kind: place for place, kind in enumerate(kinds)}
         yield f"b{number}", {"ids": ids, "kinds": kinds, "kind": [places[str(rows[key]["kind"])] for key in ids]}
@@ -51,7 +51,7 @@ def pages(
         yield from _in_pages(f"q{number}", golds)
     scored = []
     for number, run in enumerate(runs):
-        rows = {str(row["id"]): row for row in run.cell["samples"]}
+        rows = answers(run.cell)
         benchmark = names.index(run.benchmark)
         ordered = [rows.get(key) for key in asked[benchmark]]
         scores = [None if row is None else float(row["score"]) for row in ordered]

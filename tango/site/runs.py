@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tango.inference.files import DAMAGED, regular
-from tango.results.cells import Cell, benchmark, find_cells, questions, setting
-from tango.results.compare import place_of
-from tango.results.logged import lmms_rows, vlmeval_rows
-from tango.results.samples import named
+from tango.inference.files import DAMAGED
+from tango.results.cells import Cell, answers, benchmark, setting
+from tango.results.logged import logged_rows, records_of
+from tango.results.samples import finished
 from tango.runs.settings import VANILLA
-from tango.sweeps.cells import EFFICIENCY
 
 
 @dataclass(frozen=True)
@@ -28,7 +26,7 @@ class Text:
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A finished cell. place: its name, see tango.results.compare.place_of(). texts: by the question's id, empty where
+    """A finished cell. place: its name, see tango.results.samples.finished(). texts: by the question's id, empty where
     its run's files are not beside it.
     """
 
@@ -42,26 +40,22 @@ class Run:
         return benchmark(self.cell)
 
 
-def read_runs(folders: Iterable[str | Path], samples: Mapping[Path, Path]) -> tuple[list[Run], list[str]]:
+def read_runs(folders: Iterable[str | Path]) -> tuple[list[Run], list[str]]:
     """All finished cells in some folders, the unpruned model first, and what was left out there, with its reason.
-
-    Args:
-        folders, samples: see tango.results.cells.find_cells().
 
     Raises:
         ResultsError: a folder is not there, or holds no finished cell.
     """
-    found, remarks = find_cells(folders, samples)
     runs = []
-    for file, cell in found:
-        place = place_of(file, samples)
-        try:
-            texts = _texts(file, cell)
-        except DAMAGED as error:
-            texts = {}
-            remarks.append(f"{place}: its questions and replies cannot be read ({error!r})")
-        runs.append(Run(place, cell, texts))
-    return sorted(runs, key=_order), [named(remark, samples) for remark in remarks]
+    with finished(folders) as (found, remarks):
+        for place, file, cell in found:
+            try:
+                texts = _texts(file, cell)
+            except DAMAGED as error:
+                texts = {}
+                remarks.append(f"{place}: its questions and replies cannot be read ({error!r})")
+            runs.append(Run(place, cell, texts))
+    return sorted(runs, key=_order), remarks
 
 
 def _order(run: Run) -> tuple[Any, ...]:
@@ -72,17 +66,13 @@ def _order(run: Run) -> tuple[Any, ...]:
 
 
 def _texts(file: Path, cell: Cell) -> dict[str, Text]:
-    source = file
-    if file.name == "cell.json":
-        beside = regular(file.parent / "run", f"*/*{EFFICIENCY}")
-        if len(beside) != 1:
-            return {}
-        source = beside[0]
-    rows = lmms_rows(source) if cell["cell"]["framework"] == "lmms-eval" else vlmeval_rows(source, [])
-    asked = questions(cell)
+    sources = records_of(file)
+    if len(sources) != 1:
+        return {}
+    asked = answers(cell)
     return {
         one.row["id"]: Text(one.question, one.reply if isinstance(one.reply, str) else json.dumps(one.reply), one.video)
-        for one in rows
+        for one in logged_rows(sources[0], cell)
         if one.row["id"] in asked
     }
 
@@ -94,5 +84,5 @@ def reference(runs: Sequence[Run], run: Run) -> int | None:
     for number, other in enumerate(runs):
         same = other.cell["cell"]["framework"] == run.cell["cell"]["framework"] and other.benchmark == run.benchmark
         if other.cell["cell"]["method"] == VANILLA and same and setting(other.cell) == setting(run.cell):
-            return number if questions(other.cell) == questions(run.cell) else None
+            return number if answers(other.cell).keys() == answers(run.cell).keys() else None
     return None
