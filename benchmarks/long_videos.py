@@ -54,7 +54,7 @@ def measure(family: str, frames: int, device: torch.device) -> dict[str, Any]:
     with attach(model, witness):
         model(**inputs, logits_to_keep=1)
     width = model.config.text_config.hidden_size
-    extra = family_of(model).FAMILY(model, method).extra_width  # deepstack features come with each token
+    extra = family_of(model)(model, method).extra_width  # deepstack features come with each token
     return {
         "pixels": inputs["pixel_values_videos"].nbytes,
         "features": 4 * tokens * (width + extra),

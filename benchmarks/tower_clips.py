@@ -109,7 +109,7 @@ def compared(name: str, shape: Shape, model: Any, source: str, frames: int) -> l
 
 def encoded(tower: Any, model: Any, inputs: dict[str, Any], reuse: str | None) -> tuple[Any, float]:
     """A prompt's video as a method gets it, and the CPU seconds of the tower."""
-    family, spent = family_of(model).FAMILY, []
+    family, spent = family_of(model), []
     family = family if reuse is None else reusing(family)
 
     def before(*_: Any) -> None:

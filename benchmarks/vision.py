@@ -37,8 +37,8 @@ from shapes import SHAPES, Shape, build  # noqa: E402
 from tango import Tango  # noqa: E402
 from tango.models import family_of  # noqa: E402
 from tango.models.attention import from_attention, mean_query_saliency  # noqa: E402
+from tango.models.packed import recorded_attention  # noqa: E402
 from tango.models.pooling_head import load_pooling_head  # noqa: E402
-from tango.models.qwen_vl import recorded_attention  # noqa: E402
 from tango.models.segments import segments_together  # noqa: E402
 from tango.models.tower import recorded  # noqa: E402
 from tango.pruners import REGISTRY  # noqa: E402
@@ -49,7 +49,7 @@ def fused_attentions(model: Any, inputs: dict[str, Tensor], method: Any) -> int:
     functional = torch.nn.functional
     real = functional.scaled_dot_product_attention
     with mock.patch.object(functional, "scaled_dot_product_attention", side_effect=real) as calls:
-        family = family_of(model).FAMILY(model, method)
+        family = family_of(model)(model, method)
         list(family.videos(inputs))
     return calls.call_count
 
@@ -68,8 +68,8 @@ def stages(shape: Shape, model: Any, inputs: dict[str, Tensor]) -> tuple[Callabl
     attention = tower.blocks[-1].attn
     with recorded_attention(attention) as states:
         hidden = tower(pixels, grid_thw=grid).last_hidden_state
-    qkv, *rotation = (states[name].unflatten(0, (int(grid[0, 0]), -1)) for name in ("qkv", "cos", "sin"))
-    queries, keys, _ = qkv.chunk(3, -1)
+    names = ("queries", "keys", "cos", "sin")
+    queries, keys, *rotation = (states[name].unflatten(0, (int(grid[0, 0]), -1)) for name in names)
     settings = attention.num_heads, attention.scaling, tower.spatial_merge_size**2, tuple(rotation)
     parts = {"saliency": mean_query_saliency}
     return lambda: tower(pixels, grid_thw=grid), lambda: from_attention(parts, queries, keys, *settings), hidden
@@ -77,7 +77,7 @@ def stages(shape: Shape, model: Any, inputs: dict[str, Tensor]) -> tuple[Callabl
 
 def pooling(model: Any, hidden: Tensor) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
     """Projector and pooling of hidden states as the model has them, and as its family file has them."""
-    core, family = model.model, family_of(model).FAMILY(model, REGISTRY["uniform"]())
+    core, family = model.model, family_of(model)(model, REGISTRY["uniform"]())
     return (
         lambda: core.apply_pooling(core.multi_modal_projector(hidden)),
         lambda: family.pool(core.multi_modal_projector(hidden)),

@@ -276,7 +276,7 @@ class Chat:
         batch = self.checkpoint.processor(text=[text], return_tensors="pt", **media)
         spell_out(batch, spelled_texts)
         inputs = dict(batch.to(self.checkpoint.device, self.checkpoint.model.dtype))
-        model, family = self.checkpoint.model, family_of(self.checkpoint.model).FAMILY
+        model, family = self.checkpoint.model, family_of(self.checkpoint.model)
         # Where the inputs do not say it themselves (InternVL's).
         told = {"video_frames": visuals} if clips and "video_frames" in family.inputs else {}
         sizes = family.sizes(model.config, inputs | told)

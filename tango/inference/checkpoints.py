@@ -169,10 +169,7 @@ def class_name(pretrained: str, revision: str = "main") -> str:
 def _config(pretrained: str, revision: str) -> dict[str, Any]:
     """A checkpoint's config.json. Raises CheckpointError if there is none, or it is something else."""
     with in_one_line(pretrained, "its config.json"):
-        try:
-            config: Any = read_config(pretrained, revision)
-        except TypeError:  # before 5.24 transformers itself stumbles over a list
-            config = None
+        config: Any = read_config(pretrained, revision)
     if not isinstance(config, dict):
         raise CheckpointError(f"{pretrained!r}: its config.json holds no mapping")
     if not config:

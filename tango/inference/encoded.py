@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tango.models import family_of
+from tango.models.family import Family
 from tango.pruners.base import Pruner
 from tango.pruners.video import Pruned, VideoTokens
 
@@ -22,14 +23,14 @@ class Encodings:
     """
 
     def __init__(self, model: Any, pruners: Sequence[Pruner]) -> None:
-        self.model, self.module = model, family_of(model)
-        layers = self.module.language_model(model).config.num_hidden_layers
+        self.model, self.family = model, family_of(model)
+        layers = self.family.language_model(model).config.num_hidden_layers
         self.runs = 0  # of the tower
         self._needs: dict[Kind, frozenset[str]] = {}
         for before in (pruner.before_llm(layers) for pruner in pruners):
             if in_tower(before):
                 continue
-            kind, needs = _kind(before, self.module), before.needs
+            kind, needs = _kind(before, self.family), before.needs
             self._needs[kind] = self._needs.get(kind, frozenset()) | needs
         # Methods that need no saliency share the encoding of some that do.
         self._stands_for: dict[Kind, Kind] = {}
@@ -44,7 +45,7 @@ class Encodings:
         seam = self.model.generate.seam
         if in_tower(seam.pruner):
             return
-        kind, names = _kind(seam.pruner, self.module), seam.pruner.needs | ALWAYS
+        kind, names = _kind(seam.pruner, self.family), seam.pruner.needs | ALWAYS
         kind = self._stands_for.get(kind, kind)
 
         def encode(inputs: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -52,7 +53,7 @@ class Encodings:
             if (kind, key) not in self._found:
                 wanted = _Wanted(1.0 if kind[0] else 0.5, kind[1], kind[2])
                 wanted.needs = self._needs[kind]
-                (self._found[kind, key],) = self.module.FAMILY(self.model, wanted).encode(inputs)
+                (self._found[kind, key],) = self.family(self.model, wanted).encode(inputs)
                 self.runs += 1
             yield {name: part for name, part in self._found[kind, key].items() if name in names}
 
@@ -68,9 +69,9 @@ def in_tower(pruner: Pruner) -> bool:
     return pruner.in_tower or pruner.tower_reuse is not None
 
 
-def _kind(before: Pruner, module: Any) -> Kind:
+def _kind(before: Pruner, family: type[Family]) -> Kind:
     """Whether nothing is pruned; the saliency, None where none is needed; where its weights are from."""
-    saliency = (before.saliency or module.FAMILY.saliencies[0]) if "saliency" in before.needs else None
+    saliency = (before.saliency or family.saliencies[0]) if "saliency" in before.needs else None
     return before.retention_ratio == 1, saliency, before.saliency_weights
 
 

@@ -1,8 +1,6 @@
 """Model families, and `attach`: put a pruner on a model for the length of a `with` block.
 
-A family is one file and one line in FAMILIES. Its module has `FAMILY`, a subclass of `tango.models.family.Family`, and
-two functions for those who measure time: `vision_modules(model)`, the modules that make up the vision tower, and
-`language_model(model)`, the decoder that prefills and decodes. Both also serve a model that nothing is attached to.
+A family is one file and one line in FAMILIES. Its file has `FAMILY`, a subclass of `tango.models.family.Family`.
 """
 
 import contextlib
@@ -13,17 +11,16 @@ import inspect
 import warnings
 import weakref
 from collections.abc import Iterator, Sequence
-from types import ModuleType
 from typing import Any
 
 import torch
-import transformers
-from packaging.version import Version
 from torch import nn
 
+from tango.models.family import Family
 from tango.models.in_llm import DecoderPruner
 from tango.models.prompt import Session, VideoRecord
 from tango.models.seam import Seam
+from tango.models.versions import check_transformers
 from tango.pruners.base import Pruner
 
 __all__ = ["FAMILIES", "Session", "VideoRecord", "attach", "family_of"]
@@ -42,18 +39,16 @@ FAMILIES = {
     "Qwen3OmniMoeThinkerForConditionalGeneration": "tango.models.qwen3_omni",
 }
 
-# Versions of transformers that the families' tests pass with: from the first, below the second. As in pyproject.toml.
-TRANSFORMERS = ("5.17", "5.25")
 
-
-def family_of(model: nn.Module) -> ModuleType:
-    """The family module of a model, by the name of its class or of one it derives from.
+def family_of(model: nn.Module) -> type[Family]:
+    """The family of a model, by the name of its class or of one it derives from.
 
     Raises TypeError, with the classes that are supported and the nearest of them, for any other model.
     """
     for cls in type(model).__mro__:
         if cls.__name__ in FAMILIES:
-            return importlib.import_module(FAMILIES[cls.__name__])
+            family: type[Family] = importlib.import_module(FAMILIES[cls.__name__]).FAMILY
+            return family
     raise TypeError(f"no pruning for {type(model).__name__}; {supported([type(model).__name__])}")
 
 
@@ -62,16 +57,6 @@ def supported(names: Sequence[str]) -> str:
     near = [name for wanted in names for name in difflib.get_close_matches(wanted, FAMILIES, 1, cutoff=0.6)][:1]
     nearest = f"; the nearest of these is {near[0]}" if near else ""
     return f"supported: {', '.join(FAMILIES)}{nearest}; how to add one: docs/models.md#adding-a-family"
-
-
-def check_transformers() -> None:
-    """Raise ImportError unless transformers is of a version that was tested: others hand data over in other places."""
-    least, below = TRANSFORMERS
-    if not Version(least).release <= Version(transformers.__version__).release < Version(below).release:
-        raise ImportError(
-            f"transformers {transformers.__version__} is installed, and pruning is tested with versions from {least} "
-            f"to below {below}; install one of these: pip install 'transformers>={least},<{below}'"
-        )
 
 
 def attach(model: nn.Module, pruner: Pruner) -> contextlib.AbstractContextManager[Session]:
@@ -107,7 +92,7 @@ def attached(model: nn.Module, pruner: Pruner) -> Iterator[Session]:
     """The context that attach() gives."""
     check_transformers()
     model = unwrapped(model)
-    module = family_of(model)
+    family = family_of(model)
     if not isinstance(pruner, Pruner):
         got = repr(pruner) if isinstance(pruner, type) else type(pruner).__name__
         raise TypeError(f"attach() needs a pruner, as Tango(retention_ratio=0.1), not {got}")
@@ -116,11 +101,10 @@ def attached(model: nn.Module, pruner: Pruner) -> Iterator[Session]:
             f"a pruner ({seam.pruner.name}) is attached to this {type(model).__name__} already; "
             f"leave its context before you attach {pruner.name}"
         )
-    decoder = module.language_model(model)
+    decoder = family.language_model(model)
     layers = decoder.config.num_hidden_layers
     inside, before = pruner.in_llm(layers), pruner.before_llm(layers)
     decoder_pruner = DecoderPruner(decoder, inside) if inside is not None else None
-    family = module.FAMILY
     if before.in_tower or before.tower_reuse is not None:  # imported by none else
         from tango.models import merging, reuse
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tango.models import refusals
@@ -51,10 +51,13 @@ class PlacedVideo:
 class Family(ABC):
     """One model family. Made once for each attachment, so whatever it loads lives as long as that.
 
+    `core` is the model without its output projection, and `tower` its vision tower.
+
     Raises ValueError for a saliency or a part of VideoTokens that the family does not have.
     """
 
     title: str
+    vision = "vision_tower"  # the name that the core has for its vision tower
     inputs: tuple[str, ...]  # arguments of the model that are used up here; the language model sees none
     video_inputs = ("pixel_values_videos",)  # those of them whose presence means that the prompt holds a video
     saliencies: tuple[str, ...] = (*SALIENCIES,)  # those that a method may ask for, the default first
@@ -62,7 +65,8 @@ class Family(ABC):
     extra_width = 0  # X: columns of an Edit's embeddings (.., D + X) beyond the language model's width
 
     def __init__(self, model: Any, pruner: Pruner) -> None:
-        self.core = model.model
+        self.core = self.core_of(model)
+        self.tower: Any = getattr(self.core, self.vision)
         self.needs, self.reads_times = pruner.needs, pruner.reads_times
         self.saliency = pruner.saliency or self.saliencies[0]
         if self.saliency not in self.saliencies:
@@ -77,13 +81,30 @@ class Family(ABC):
     # -- what a family says of itself ----------------------------------------------------------------------------
 
     @classmethod
+    def core_of(cls, model: Any) -> Any:
+        """What is below the output projection."""
+        return model.model
+
+    @classmethod
+    def vision_modules(cls, model: Any) -> list[nn.Module]:
+        """The modules whose calls are the vision tower's time, also of a model that nothing is attached to."""
+        return [getattr(cls.core_of(model), cls.vision)]
+
+    @staticmethod
+    def language_model(model: Any) -> nn.Module:
+        """The decoder that prefills and decodes, without its output projection, also of such a model."""
+        decoder: nn.Module = model.get_decoder()
+        return decoder
+
+    @classmethod
     @abstractmethod
     def sizes(cls, config: Any, inputs: Mapping[str, Any]) -> list[tuple[int, int]]:
         """Frames and tokens of each video of a prompt, without encoding it; `config` is the model's."""
 
-    @abstractmethod
     def placeholders(self, inputs: Mapping[str, Any]) -> tuple[list[int], str]:
         """How many placeholders each video has in a prompt, and the same in words; ValueError for malformed pixels."""
+        lengths = [tokens for _, tokens in self.sizes(self.core.config, inputs)]
+        return lengths, f"{len(lengths)} videos need {sum(lengths)}"
 
     @abstractmethod
     def encode(self, inputs: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -93,9 +114,13 @@ class Family(ABC):
     def image_features(self, inputs: Mapping[str, Any]) -> Tensor:
         """What the language model receives of the images of a prompt: (n, D + X)."""
 
-    @abstractmethod
     def lay_out(self, video: PlacedVideo, pruned: Pruned) -> Edit:
-        """What stands in the prompt for a pruned video."""
+        """What stands in the prompt for a pruned video: kept tokens, each in its own place and with its extra."""
+        embeddings, columns = pruned.features, video.columns[pruned.indices.to(video.columns.device)]
+        if video.extra is not None:
+            extra = video.extra.flatten(0, 1)[pruned.indices.to(video.extra.device)]
+            embeddings = torch.cat((embeddings, extra.to(embeddings)), dim=-1)
+        return Edit(video.row, video.columns, columns, embeddings, torch.ones_like(columns, dtype=torch.bool))
 
     def timestamps(self, timestamps: Sequence[float] | Tensor, frames: int) -> Tensor:
         """Seconds of each frame (F,), from those that the caller gives or that come with a video."""

@@ -26,11 +26,11 @@ import torch
 import transformers
 from torch import Tensor, nn
 from transformers.masking_utils import create_causal_mask
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from tango.models import refusals
 from tango.models.attention import rotate
 from tango.models.prompt import Prompt, Session, cache_of, pad, side_of_padding, take
+from tango.models.versions import hooks_run_again
 from tango.pruners.base import full_precision
 from tango.pruners.in_llm import LayerPruning, attention_row, average_ratio
 
@@ -123,8 +123,7 @@ class DecoderPruner:
             )
         checkpointing = self.decoder.training and getattr(self.decoder, "is_gradient_checkpointing", False)
         # Else only a layer's forward() is computed again, with what the hooks here have made of its arguments.
-        hooks_again = "__call__" in vars(GradientCheckpointingLayer)
-        if self._prompt is not None and checkpointing and hooks_again and torch.is_grad_enabled():
+        if self._prompt is not None and checkpointing and hooks_run_again() and torch.is_grad_enabled():
             raise ValueError(
                 f"transformers {transformers.__version__} computes hooks again with gradient checkpointing, which does "
                 "not work with pruning inside the language model: install 5.23 or newer, call "
@@ -290,9 +289,3 @@ def heads(attention: Any, which: str, hidden: Tensor) -> Tensor:
 def take_rows(tensor: Tensor, source: Tensor) -> Tensor:
     """Rows of (B or 1, N, d) at source (B, n')."""
     return take(tensor.expand(len(source), -1, -1), source)
-
-
-def language_model(model: Any) -> nn.Module:
-    """The decoder, without its output projection; the same in all families."""
-    decoder: nn.Module = model.model.language_model
-    return decoder

@@ -14,19 +14,15 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from tango.models.attention import from_attention
-from tango.models.family import Family, PlacedVideo
+from tango.models.family import Family
 from tango.models.generation import timestamps_of
-from tango.models.in_llm import language_model
-from tango.models.prompt import Edit, written
+from tango.models.prompt import written
 from tango.models.refusals import encoded_already
 from tango.models.tower import joined, recorded
-from tango.pruners.video import Pruned
-
-__all__ = ["FAMILY", "InternVL", "language_model", "vision_modules"]
 
 TILES_PER_CALL = 64  # of a video that the tower sees at once, so that its memory does not grow with the video
 OPTIONS = ("vision_feature_layer", "vision_feature_select_strategy")
@@ -34,11 +30,6 @@ UNTOLD = (
     "the prompt has several spans of one tile, which may be images or frames: they are left as they are. Pass "
     "video_frames, the frames of each visual of the prompt, 0 for an image, to have videos pruned"
 )
-
-
-def vision_modules(model: Any) -> list[nn.Module]:
-    """The modules whose calls are the vision tower's time."""
-    return [model.model.vision_tower]
 
 
 class InternVL(Family):
@@ -84,10 +75,6 @@ class InternVL(Family):
             if sum(end - start == tokens for _, start, end in self._spans(inputs)) > 1:
                 warnings.warn(UNTOLD, stacklevel=2)
         return pixels is not None and any(visuals or ())
-
-    def placeholders(self, inputs: Mapping[str, Any]) -> tuple[list[int], str]:
-        lengths = [tokens for _, tokens in self.sizes(self.core.config, inputs)]
-        return lengths, f"{len(lengths)} videos need {sum(lengths)}"
 
     def places(self, kind: str, inputs: Mapping[str, Any]) -> Tensor:
         columns, _ = self._video_parts(inputs)
@@ -173,10 +160,6 @@ class InternVL(Family):
         if self.in_one_call:  # images and frames together, as the model does
             return self._features(pixels, inputs)[~tiles].flatten(0, 1)
         return self._features(pixels[~tiles], inputs).flatten(0, 1)
-
-    def lay_out(self, video: PlacedVideo, pruned: Pruned) -> Edit:
-        columns = video.columns[pruned.indices.to(video.columns.device)]
-        return Edit(video.row, video.columns, columns, pruned.features, torch.ones_like(columns, dtype=torch.bool))
 
 
 FAMILY = InternVL

@@ -15,24 +15,16 @@ from torch import Tensor, nn
 from tango.models import refusals
 from tango.models.attention import from_attention
 from tango.models.family import Family, PlacedVideo
-from tango.models.in_llm import language_model
 from tango.models.pooling_head import load_pooling_head, pooled
 from tango.models.prompt import Edit
 from tango.models.tower import joined, recorded, weight
 from tango.pruners.base import Pruner, full_precision
 from tango.pruners.video import Pruned
 
-__all__ = ["FAMILY", "LlavaOnevision", "language_model", "vision_modules"]
-
 # The tower sees no more frames at once, so that its memory does not grow with the video.
 FRAMES_PER_CALL = 64
 IMAGE_OPTIONS = ("image_sizes", "vision_feature_layer", "vision_feature_select_strategy", "batch_num_images")
 VECTORS = ("segment_features", "frame_vectors")
-
-
-def vision_modules(model: Any) -> list[nn.Module]:
-    """The modules whose calls are the vision tower's time."""
-    return [model.model.vision_tower]
 
 
 class LlavaOnevision(Family):
@@ -52,10 +44,9 @@ class LlavaOnevision(Family):
     sinks: Mapping[tuple[int, int], tuple[int, ...]] = {(14, 14): (28, 27, 41, 169, 11, 12)}
 
     def __init__(self, model: Any, pruner: Pruner) -> None:
-        self.tower = model.model.vision_tower
+        super().__init__(model, pruner)
         if not hasattr(self.tower, "encoder") or not hasattr(self.tower, "post_layernorm"):
             raise refusals.other_tower(self.title, self.tower)
-        super().__init__(model, pruner)
         self.vectors = [name for name in VECTORS if name in self.needs]
         self.head_saliency = "saliency" in self.needs and self.saliency == "pooling_head"
         self.head = None

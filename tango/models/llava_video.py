@@ -26,15 +26,10 @@ from transformers import (
 from transformers.models.llava_onevision.modeling_llava_onevision import LlavaOnevisionModel
 
 from tango.models.family import PlacedVideo
-from tango.models.llava_onevision import LlavaOnevision, language_model, vision_modules
+from tango.models.llava_onevision import LlavaOnevision
 from tango.models.prompt import Edit
 from tango.models.tower import weight
 from tango.pruners.video import Pruned
-
-__all__ = [
-    "FAMILY", "FRAMES", "LlavaVideoConfig", "LlavaVideoForConditionalGeneration", "LlavaVideoProcessor",
-    "language_model", "vision_modules",
-]  # fmt: skip
 
 FRAMES = 64  # sampled from each video, as in the published evaluation
 

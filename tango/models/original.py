@@ -26,7 +26,6 @@ from transformers import (
     LlavaOnevisionImageProcessor,
     LlavaOnevisionProcessor,
     LlavaOnevisionVideoProcessor,
-    PreTrainedConfig,
     Qwen2Config,
     Qwen2Tokenizer,
     SiglipVisionConfig,
@@ -34,6 +33,7 @@ from transformers import (
 
 from tango.models.llava_video import LlavaVideoConfig, LlavaVideoForConditionalGeneration, LlavaVideoProcessor
 from tango.models.pooling_head import INDEX, WEIGHTS, files_of, weight_map
+from tango.models.versions import stored_config
 
 # mm_newline_position -> what the checkpoint is.
 KINDS: dict[str, tuple[Any, Any, Any]] = {
@@ -105,7 +105,7 @@ TEMPLATE = (
 
 def read_config(pretrained: str, revision: str = "main") -> dict[str, Any]:
     """The config.json of a folder or hub id, whatever it describes. Raises OSError where there is none."""
-    config: dict[str, Any] = PreTrainedConfig.get_config_dict(pretrained, revision=revision)[0]
+    config: Any = stored_config(pretrained, revision)
     thinker = config.get("thinker_config") if isinstance(config, dict) else None  # Qwen3-Omni's, beside its talker's
     return {**thinker, **config} if isinstance(thinker, dict) else config
 

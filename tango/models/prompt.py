@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from tango.models import refusals
+from tango.models.versions import CACHES
 
 PaddingSide = Literal["left", "right"]
 OURS = ("video_timestamps", "video_keys", "video_metadata", "video_frames")  # arguments there are while attached
-HELD = "tango_prompt"  # the attribute of a cache that holds its Held
 
 
 @dataclass(frozen=True)
@@ -103,19 +103,6 @@ class Prompt:
         return torch.ones_like(self.visual) if self.attention_mask is None else self.attention_mask.bool()
 
 
-@dataclass(frozen=True)
-class Held:
-    """What a cache holds, for cache.py: a pruned prompt, without its embeddings, and the unpruned one's ids and mask.
-
-    ids (B, N) or None; shown (B, N) bool; numbered: positions go on from those of the mask, not from its places.
-    """
-
-    prompt: Prompt
-    ids: Tensor | None
-    shown: Tensor
-    numbered: bool
-
-
 def columns_left(shown: Tensor, edits: Sequence[Edit], padding_side: PaddingSide | None) -> tuple[Tensor, list[Tensor]]:
     """The columns that stay, (B, W), -1 for padding; and the places (T,) of each edit in that width.
 
@@ -173,9 +160,8 @@ def written(inputs: Mapping[str, Any]) -> Tensor:
 
 
 def cache_of(inputs: Mapping[str, Any]) -> Any:
-    """The cache among the arguments of a model or layer: `cache`, in older transformers `past_key_values`."""
-    cache = inputs.get("cache")
-    return inputs.get("past_key_values") if cache is None else cache
+    """The cache among the arguments of a model or layer."""
+    return next((inputs[name] for name in CACHES if inputs.get(name) is not None), None)
 
 
 def without(inputs: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:

@@ -7,10 +7,7 @@ A token that is dropped before the decoder is in none of them: it neither decays
 tokens before and after it are neighbours in the convolution.
 """
 
-from tango.models.in_llm import language_model
-from tango.models.qwen_vl import QwenVL, vision_modules
-
-__all__ = ["FAMILY", "Qwen3_5", "language_model", "vision_modules"]
+from tango.models.qwen_vl import QwenVL
 
 
 class Qwen3_5(QwenVL):

@@ -15,12 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tango.models.in_llm import language_model
 from tango.models.prompt import Prompt
-from tango.models.qwen_vl import QwenVL, vision_modules
+from tango.models.qwen_vl import QwenVL
+from tango.models.versions import deepstack
 from tango.pruners.base import Pruner
-
-__all__ = ["FAMILY", "Qwen3VL", "language_model", "vision_modules"]
 
 
 class Qwen3VL(QwenVL):
@@ -34,9 +32,7 @@ class Qwen3VL(QwenVL):
         self._waiting: Tensor | None = None  # deepstack features (B, W, X) of the prompt that comes next
 
     def _tokens(self, output: Any) -> Tensor:
-        # Before transformers 5.18 a layer's features of all videos are one tensor; since then, one tensor a video.
-        deepstack = (x if isinstance(x, Tensor) else torch.cat(x) for x in output.deepstack_features)
-        return torch.cat((torch.cat(output.pooler_output), *deepstack), dim=-1)
+        return torch.cat((super()._tokens(output), *deepstack(output)), dim=-1)
 
     def begin(self, prompt: Prompt | None) -> None:
         self._waiting = None if prompt is None else prompt.extra

@@ -22,7 +22,8 @@ from torch.nn import functional as F
 from tango.models.attention import rotate
 from tango.models.family import Family
 from tango.models.llava_onevision import FRAMES_PER_CALL, LlavaOnevision
-from tango.models.qwen_vl import PATCHES_PER_CALL, QwenVL
+from tango.models.packed import PATCHES_PER_CALL
+from tango.models.qwen_vl import QwenVL
 from tango.pruners.base import Pruner
 
 CUT = 0.5  # a frame of which a greater share has changed is computed whole
@@ -352,9 +353,9 @@ class ReusingQwen(Reusing, QwenVL):
     def tower_layers(self) -> Iterable[Any]:
         return self.tower.blocks  # type: ignore[no-any-return]
 
-    def _encode_chunk(self, pixels: Tensor, grids: Tensor) -> list[dict[str, Tensor]]:
+    def _encode_chunk(self, pixels: Tensor, grids: Tensor, merges: Sequence[int]) -> list[dict[str, Tensor]]:
         ((frames, height, width),) = grids.tolist()
-        order, group = self._order(height // self.merge, width // self.merge), self.merge**2
+        order, group = self.order(height // self.merge, width // self.merge), self.merge**2
         if order is not None:  # patches of a token lie together
             order = (order[:, None] * group + torch.arange(group)).flatten()
         call = max(1, PATCHES_PER_CALL // (height * width))
@@ -366,7 +367,7 @@ class ReusingQwen(Reusing, QwenVL):
             )
 
         with replaced({block: forward(block) for block in self.reusing}):
-            (encoded,) = super()._encode_chunk(pixels, grids)
+            (encoded,) = super()._encode_chunk(pixels, grids, merges)
         return [encoded | {"computed": self.work(share)}]
 
 

@@ -9,35 +9,25 @@ Kept tokens take the places of their placeholders, and the language model number
 """
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from tango.models.attention import from_attention
-from tango.models.family import Family, PlacedVideo
-from tango.models.in_llm import language_model
-from tango.models.prompt import Edit
-from tango.models.segments import segments_together
-from tango.models.tower import joined, recorded
+from tango.models.family import PlacedVideo
+from tango.models.packed import Packed
 from tango.pruners.base import Pruner
 from tango.pruners.video import Pruned
-
-__all__ = ["FAMILY", "VideoLlama3", "language_model", "survivors", "vision_modules"]
-
-PATCHES_PER_CALL = 1 << 15  # that the tower sees at once (at least a frame), so that its memory does not grow
-
-
-def vision_modules(model: Any) -> list[nn.Module]:
-    """The modules whose calls are the vision tower's time."""
-    return [model.model.vision_model]
 
 
 @dataclass(frozen=True)
 class CompressedVideo(PlacedVideo):
-    """A video of which the processor left some tokens out; present (F, L): those that have a placeholder."""
+    """A video of which the processor left some tokens out; present (F, L): those that have a placeholder.
+
+    columns (F * L,): of a token that has none, that of the last before it that has.
+    """
 
     present: Tensor
 
@@ -82,22 +72,15 @@ def survivors(pruned: Pruned, features: Tensor, present: Tensor) -> Pruned:
     )
 
 
-class VideoLlama3(Family):
-    """VideoLlama3ForConditionalGeneration.
-
-    saliency (F, L) and keys (F, L, width of a head) are those of the tower's last layer. There are no segment_features
-    and frame_vectors, for which methods take the mean token of each frame.
-    """
+class VideoLlama3(Packed):
+    """VideoLlama3ForConditionalGeneration."""
 
     title = "VideoLLaMA3"
+    vision = "vision_model"
     inputs = (
         "pixel_values", "image_grid_thw", "image_merge_sizes", "pixel_values_videos", "video_grid_thw",
         "video_merge_sizes", "video_compression_mask",
     )  # fmt: skip
-
-    def __init__(self, model: Any, pruner: Pruner) -> None:
-        super().__init__(model, pruner)
-        self.tower = self.core.vision_model
 
     @classmethod
     def shapes(cls, inputs: Mapping[str, Any]) -> list[tuple[int, int, int]]:
@@ -126,76 +109,33 @@ class VideoLlama3(Family):
         return [(len(present), int(present.sum())) for present in cls.present(inputs)]
 
     def placeholders(self, inputs: Mapping[str, Any]) -> tuple[list[int], str]:
-        lengths = [tokens for _, tokens in self.sizes(self.core.config, inputs)]
+        told = super().placeholders(inputs)
         patches, pixels = int(torch.as_tensor(inputs["video_grid_thw"]).prod(1).sum()), inputs["pixel_values_videos"]
         if pixels.dim() != 2 or len(pixels) != patches:
             raise ValueError(f"pixel_values_videos has shape {tuple(pixels.shape)}; video_grid_thw needs {patches} "
                              "rows, one a patch")  # fmt: skip
-        return lengths, f"{len(lengths)} videos need {sum(lengths)}"
+        return told
 
     def videos(self, inputs: Mapping[str, Any]) -> Iterator[PlacedVideo]:
         for video, present in zip(super().videos(inputs), self.present(inputs), strict=True):
-            yield CompressedVideo(video.row, video.columns, video.tokens, None, video.computed, present)
+            columns = video.columns[present.flatten().long().cumsum(0).to(video.columns.device) - 1]
+            yield CompressedVideo(video.row, columns, video.tokens, None, video.computed, present)
 
-    def encode(self, inputs: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        pixels, shapes = inputs["pixel_values_videos"], self.shapes(inputs)
-        grids, merges = (torch.as_tensor(inputs[name]) for name in ("video_grid_thw", "video_merge_sizes"))
-        if self.in_one_call:  # as the model does
-            encoded = iter(self._encode_chunk(pixels, grids, merges))
-        else:
-            packed = torch.split(pixels, grids.prod(1).tolist())
-            encoded = (self._encode_video(*video) for video in zip(packed, grids, merges, strict=True))
-        for parts, shape in zip(encoded, shapes, strict=True):
-            yield parts | {"grid": shape[1:]}
+    def last_attention(self) -> Any:
+        return self.tower.encoder.layers[-1].self_attn
 
-    def _encode_video(self, pixels: Tensor, grid: Tensor, merge: Tensor) -> dict[str, Tensor]:
-        """The parts of one video, whose frames do not see each other in the tower."""
-        frames, patches = int(grid[0]), int(grid[1] * grid[2])
-        step = max(1, PATCHES_PER_CALL // patches)
-        chunks = ((chunk, len(chunk) // patches) for chunk in torch.split(pixels, step * patches))
-        with segments_together(self.tower):
-            return joined(
-                (
-                    self._encode_chunk(chunk, torch.cat((grid.new_tensor([count]), grid[1:]))[None], merge[None])[0]
-                    for chunk, count in chunks
-                ),
-                frames,
-            )
+    def merges(self, inputs: Mapping[str, Any]) -> list[int]:
+        merges: list[int] = torch.as_tensor(inputs["video_merge_sizes"]).tolist()
+        return merges
 
-    def _encode_chunk(self, pixels: Tensor, grids: Tensor, merges: Tensor) -> list[dict[str, Tensor]]:
-        """Features (F, L, D) of each video and the parts of VideoTokens that are needed."""
-        attention, rotation = self.tower.encoder.layers[-1].self_attn, []
-        hook = attention.register_forward_pre_hook(
-            lambda _, __, inputs: rotation.append(inputs["position_embeddings"]), with_kwargs=True
-        )
-        modules = {"queries": attention.q_proj, "keys": attention.k_proj} if self.parts else {}
-        with hook, recorded(modules) as outputs:
-            features = self.core.get_video_features(pixels, grids, merges, return_dict=True).pooler_output
-        encoded = []
-        counts = grids.prod(1).tolist()
-        packed = (torch.split(states, counts) for states in (*outputs.values(), *rotation[0]) if self.parts)
-        states_of: Any = zip(*packed, strict=True) if self.parts else [()] * len(counts)
-        for own, grid, merge, states in zip(features, grids, merges.tolist(), states_of, strict=True):
-            frames = int(grid[0])
-            parts = {"features": own.view(frames, -1, own.shape[-1])}
-            if self.parts:
-                queries, keys, *turned = (x.unflatten(0, (frames, -1)) for x in states)
-                scaling, group = attention.scaling, merge**2
-                parts |= from_attention(self.parts, queries, keys, attention.num_heads, scaling, group, tuple(turned))
-            encoded.append(parts)
-        return encoded
+    def tokens(self, kind: str, pixels: Tensor, grids: Tensor, merges: Sequence[int]) -> Tensor:
+        encode = self.core.get_video_features if kind == "video" else self.core.get_image_features
+        sizes = torch.tensor(merges, device=grids.device)
+        return torch.cat(encode(pixels, grids, sizes, return_dict=True).pooler_output)
 
     def image_features(self, inputs: Mapping[str, Any]) -> Tensor:
-        images = self.core.get_image_features(
-            inputs["pixel_values"], inputs["image_grid_thw"], inputs["image_merge_sizes"], return_dict=True
-        )
-        return torch.cat(images.pooler_output)
-
-    def lay_out(self, video: PlacedVideo, pruned: Pruned) -> Edit:
-        present: Tensor = video.present  # type: ignore[attr-defined]  # of a CompressedVideo
-        places = present.flatten().long().cumsum(0).to(video.columns.device) - 1  # among the placeholders
-        columns = video.columns[places[pruned.indices.to(places.device)]]
-        return Edit(video.row, video.columns, columns, pruned.features, torch.ones_like(columns, dtype=torch.bool))
+        merges = inputs["image_merge_sizes"].tolist()
+        return self.tokens("image", inputs["pixel_values"], inputs["image_grid_thw"], merges)
 
 
 FAMILY = VideoLlama3

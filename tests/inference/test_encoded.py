@@ -54,7 +54,7 @@ def test_answers_are_those_of_separate_runs(loaded: Checkpoint, benchmark: Path)
     encodings = Encodings(loaded.model, pruners)
     calls = []
     (tower,) = family_of(loaded.model).vision_modules(loaded.model)
-    usual = family_of(loaded.model).FAMILY.saliencies[0]
+    usual = family_of(loaded.model).saliencies[0]
     kinds = 1 + len({pruner.saliency or usual for pruner in pruners if "saliency" in pruner.needs})
     for pruner in pruners:
         chat = Chat(loaded, pruner, max_frames=4)

@@ -8,7 +8,7 @@ from test_same_as_generate import by_generate
 from tiny import save_qwen
 
 from tango.inference.checkpoints import load
-from tango.models import attach, llava_onevision, qwen_vl, reuse
+from tango.models import attach, llava_onevision, packed, reuse
 from tango.pruners import EarlyTom, Tango, Uniform
 from tango.pruners.video import VideoTokens
 
@@ -74,7 +74,7 @@ def test_qwen_also_where_a_question_saw_half_a_frame(monkeypatch, tmp_path, new)
     pruner = Uniform(**REUSING, tower_reuse_interval=3)
     wanted = of_the_clip(checkpoint, pruner, pictures)
     patches = (128 // checkpoint.model.config.vision_config.patch_size) ** 2
-    for module in (qwen_vl, reuse):  # from a clip the tower takes five frames at once
+    for module in (packed, reuse):  # from a clip the tower takes five frames at once
         monkeypatch.setattr(module, "PATCHES_PER_CALL", 5 * patches)
     taken = of_the_clip(checkpoint, pruner, pictures)
     assert not torch.equal(taken[1], wanted[1]) and taken[1].min() < 0.7

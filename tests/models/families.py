@@ -210,7 +210,7 @@ class Qwen(TinyFamily):
     image = [tiny_qwen.START] + [IMAGE] * 4 + [tiny_qwen.END]
     mrope = True
     units = 36
-    limit = "tango.models.qwen_vl.PATCHES_PER_CALL"
+    limit = "tango.models.packed.PATCHES_PER_CALL"
     frames_per_call = 32768 / 36
 
     def build(self, folder, dtype=torch.float32, attention="sdpa", seed=0):
@@ -346,7 +346,7 @@ class VideoLlama3(TinyFamily):
     keeps = False
     image = [IMAGE] * 4
     units = 36
-    limit = "tango.models.video_llama_3.PATCHES_PER_CALL"
+    limit = "tango.models.packed.PATCHES_PER_CALL"
     frames_per_call = 32768 / 36
 
     def build(self, folder, dtype=torch.float32, attention="sdpa", seed=0):

@@ -47,7 +47,7 @@ def encode(family, signals, frames):
     """Most bytes at once while a video is encoded, and the bytes of what is handed over."""
     model = family.model()
     inputs = family.prompt([5, *family.video(frames), 7]) | family.pixels(1, frames)
-    own = family_of(model).FAMILY(model, Spy(wanted=signals))
+    own = family_of(model)(model, Spy(wanted=signals))
     with torch.no_grad(), Alive(*inputs.values(), *model.parameters(), *model.buffers()) as alive:
         (video,) = own.videos(inputs)
     tensors = [getattr(video.tokens, name) for name in ("features", "saliency", "segment_features", "keys")]
@@ -71,7 +71,7 @@ def test_saliency_keeps_fused_attention(family, saliency):
     inputs = family.prompt([5, *family.video(), 7]) | family.pixels()
     counts = []
     for signals in (frozenset(), frozenset({"saliency"})):
-        own = family_of(model).FAMILY(model, Spy(wanted=signals, saliency=saliency))
+        own = family_of(model)(model, Spy(wanted=signals, saliency=saliency))
         real = torch.nn.functional.scaled_dot_product_attention
         with (
             torch.no_grad(),

@@ -55,12 +55,12 @@ def test_every_family_has_a_row():
 @pytest.mark.parametrize("which", sorted(FAMILIES))  # not "name": conftest.py takes out later families by that
 def test_a_row_is_what_the_family_does(which):
     family, model = FAMILIES[which], FAMILIES[which].model()
-    module = tango.models.family_of(model)
-    row = TABLE[module.__name__.rpartition(".")[2]]
+    kind = tango.models.family_of(model)
+    row = TABLE[kind.__module__.rpartition(".")[2]]
     saliencies = row["saliency: default, others"]
     if saliencies == "the same":
         saliencies = TABLE["llava_onevision"]["saliency: default, others"]
-    places = [saliencies.find(WORDS[saliency]) for saliency in module.FAMILY.saliencies]
+    places = [saliencies.find(WORDS[saliency]) for saliency in kind.saliencies]
     assert -1 not in places and places == sorted(places) and len(places) == len(re.split("[;,]", saliencies))
     assert row["positions"].startswith("kept (M-RoPE" if family.mrope else "numbered without gaps")
     assert row["batch"] == "yes"  # test_attach.py has prompts of one, two and three rows for every family

@@ -149,7 +149,7 @@ def test_window_order(height, width, side):
 def test_only_what_is_asked_for_is_computed(family, monkeypatch):
     model, inputs = family.model(), several(family)
     hooks = [dict(module._forward_hooks) for module in model.modules()]  # transformers leaves some of its own
-    monkeypatch.setattr("tango.models.qwen_vl.recorded_attention", lambda *_: pytest.fail("not needed"))
+    monkeypatch.setattr("tango.models.packed.recorded_attention", lambda *_: pytest.fail("not needed"))
     assert given(model, inputs, wanted=("segment_features", "key"))[0]["segment_features"] is None
     monkeypatch.undo()
     monkeypatch.setitem(SALIENCIES, "received_attention", lambda *_: pytest.fail("not needed"))

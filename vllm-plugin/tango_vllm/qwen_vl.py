@@ -10,7 +10,8 @@ from torch import Tensor
 from vllm.model_executor.models.qwen2_vl import Qwen2VLMultiModalDataParser
 
 from tango.models.attention import from_attention, parts_of_attention
-from tango.models.qwen_vl import PATCHES_PER_CALL, QwenVL
+from tango.models.packed import PATCHES_PER_CALL
+from tango.models.qwen_vl import QwenVL
 from tango.models.tower import joined, recorded
 from tango.pruners.base import Pruner
 from tango_vllm import mrope, settings

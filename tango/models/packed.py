@@ -1,0 +1,122 @@
+"""Packed videos, for the families whose vision tower takes frames of any size.
+
+`pixel_values_videos` holds the patches of all videos one after another, and `video_grid_thw` (V, 3) their grids, t x h
+x w patches each. A frame here is one of the t, and has h / m x w / m tokens, of m x m patches that lie side by side.
+Frames do not see each other in the tower, so that a long video goes through it in parts.
+"""
+
+import contextlib
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tango.models.attention import from_attention
+from tango.models.family import Family
+from tango.models.segments import segments_together
+from tango.models.tower import joined, recorded
+from tango.pruners.base import Pruner
+
+# The tower sees no more patches at once (at least a frame), so that its memory does not grow with the video.
+PATCHES_PER_CALL = 1 << 15
+
+
+class Packed(Family):
+    """Base of Qwen's families and VideoLLaMA3's.
+
+    saliency (F, L) and keys (F, L, width of a head) are those of the tower's last attention. There are no
+    segment_features and frame_vectors, for which methods take the mean token of each frame. No sink tokens are known.
+    """
+
+    def __init__(self, model: Any, pruner: Pruner) -> None:
+        super().__init__(model, pruner)
+        self.width: int = self.core.config.text_config.hidden_size
+
+    @abstractmethod
+    def last_attention(self) -> Any:
+        """The tower's last attention."""
+
+    @abstractmethod
+    def merges(self, inputs: Mapping[str, Any]) -> list[int]:
+        """m of each video."""
+
+    @abstractmethod
+    def tokens(self, kind: str, pixels: Tensor, grids: Tensor, merges: Sequence[int]) -> Tensor:
+        """What the language model receives of each token of "image" or "video" patches: (N, D + X)."""
+
+    def order(self, height: int, width: int) -> Tensor | None:
+        """Raster indices (L,) of a frame's tokens in the order in which the tower works; None: in raster order."""
+        return None
+
+    def encode(self, inputs: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        grids, merges = torch.as_tensor(inputs["video_grid_thw"]), self.merges(inputs)
+        encoded = self._encode_videos(inputs["pixel_values_videos"], grids, merges)
+        for parts, (_, height, width) in zip(encoded, token_grids(grids, merges), strict=True):
+            features, extra = torch.split(parts.pop("tokens"), [self.width, self.extra_width], dim=-1)
+            yield parts | {"features": features, "extra": extra, "grid": (height, width)}
+
+    def _encode_videos(self, pixels: Tensor, grids: Tensor, merges: Sequence[int]) -> Iterator[dict[str, Tensor]]:
+        """`tokens` (F, L, D + X) of each video and the parts of VideoTokens that are needed."""
+        if self.in_one_call:
+            yield from self._encode_chunk(pixels, grids, merges)
+            return
+        for packed, (frames, height, width), merge in zip(
+            torch.split(pixels, grids.prod(1).tolist()), grids.tolist(), merges, strict=True
+        ):
+            step = max(1, PATCHES_PER_CALL // (height * width))
+            chunks = torch.split(packed, step * height * width)
+            shapes = [[[min(step, frames - start), height, width]] for start in range(0, frames, step)]
+            yield joined(
+                (
+                    self._encode_chunk(chunk, torch.tensor(shape, device=grids.device), [merge])[0]
+                    for chunk, shape in zip(chunks, shapes, strict=True)
+                ),
+                frames,
+            )
+
+    def _encode_chunk(self, pixels: Tensor, grids: Tensor, merges: Sequence[int]) -> list[dict[str, Tensor]]:
+        attention = self.last_attention()
+        with contextlib.ExitStack() as stack:
+            if not self.in_one_call:  # else the model's own loop over frames and windows, to equal it to the bit
+                stack.enter_context(segments_together(self.tower))
+            states = stack.enter_context(recorded_attention(attention)) if self.parts else {}
+            packed = self.tokens("video", pixels, grids, merges)
+        shapes = token_grids(grids, merges)
+        tokens = torch.split(packed, [t * h * w for t, h, w in shapes])
+        encoded = [{"tokens": own.view(t, h * w, -1)} for own, (t, h, w) in zip(tokens, shapes, strict=True)]
+        if not self.parts:
+            return encoded
+        counts = grids.prod(1).tolist()
+        split = (torch.split(states[name], counts) for name in ("queries", "keys", "cos", "sin"))
+        for own, (frames, height, width), merge, *states_of in zip(encoded, shapes, merges, *split, strict=True):
+            queries, keys, *rotation = (x.unflatten(0, (frames, -1)) for x in states_of)
+            heads, scaling = attention.num_heads, attention.scaling
+            found = from_attention(self.parts, queries, keys, heads, scaling, merge**2, tuple(rotation))
+            order = self.order(height, width)
+            raster = slice(None) if order is None else order.argsort().to(queries.device)
+            own |= {name: part[:, raster] for name, part in found.items()}
+        return encoded
+
+
+def token_grids(grids: Tensor, merges: Sequence[int]) -> list[tuple[int, int, int]]:
+    """Frames, rows and columns of tokens of each video or image."""
+    return [(t, h // m, w // m) for (t, h, w), m in zip(grids.tolist(), merges, strict=True)]
+
+
+@contextlib.contextmanager
+def recorded_attention(attention: Any) -> Iterator[dict[Any, Tensor]]:
+    """While open, a call of a vision attention leaves its `queries` and `keys` (P, E), and their rotation, `cos` and
+    `sin` (P, E / heads).
+    """
+    whole = {"qkv": attention.qkv} if hasattr(attention, "qkv") else {}
+    with recorded(whole or {"queries": attention.q_proj, "keys": attention.k_proj}) as states:
+
+        def keep_rotation(_: Any, args: Any, kwargs: Mapping[str, Any]) -> None:
+            states["cos"], states["sin"] = kwargs["position_embeddings"]
+
+        with attention.register_forward_pre_hook(keep_rotation, with_kwargs=True):
+            yield states
+    if whole:
+        states["queries"], states["keys"], _ = states.pop("qkv").chunk(3, -1)
