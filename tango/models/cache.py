@@ -5,29 +5,13 @@ from its length which tokens are new, nor which position comes next. What seam.p
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from tango.models.in_llm import MARK, DecoderPruner
-from tango.models.prompt import Prompt, cache_of, written
-
-HELD = "tango_prompt"  # the attribute of a cache that holds its Held
-
-
-@dataclass(frozen=True)
-class Held:
-    """What a cache holds: a pruned prompt, without its embeddings, and the unpruned one's ids and mask.
-
-    ids (B, N) or None; shown (B, N) bool; numbered: positions go on from those of the mask, not from its places.
-    """
-
-    prompt: Prompt
-    ids: Tensor | None
-    shown: Tensor
-    numbered: bool
+from tango.models.prompt import HELD, Held, cache_of, written
 
 
 def held_by(inputs: Mapping[str, Any], decoder_pruner: DecoderPruner | None) -> Held | None:

@@ -7,7 +7,6 @@ VideoTokens that methods see, and its `lay_out()` of what a method kept, to `Fam
 import contextlib
 import warnings
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +20,7 @@ from tango.models.attention import SALIENCIES, parts_of_attention
 from tango.models.generation import timestamps_of
 from tango.models.positions import numbered
 from tango.models.prompt import Edit, PaddingSide, Prompt, columns_left, take, written
+from tango.models.versions import core_of
 from tango.pruners.base import Pruner
 from tango.pruners.video import Pruned, VideoTokens
 
@@ -51,8 +51,6 @@ class PlacedVideo:
 class Family(ABC):
     """One model family. Made once for each attachment, so whatever it loads lives as long as that.
 
-    `core` is the model without its output projection, and `tower` its vision tower.
-
     Raises ValueError for a saliency or a part of VideoTokens that the family does not have.
     """
 
@@ -65,7 +63,7 @@ class Family(ABC):
     extra_width = 0  # X: columns of an Edit's embeddings (.., D + X) beyond the language model's width
 
     def __init__(self, model: Any, pruner: Pruner) -> None:
-        self.core = self.core_of(model)
+        self.core = core_of(model, self.vision)  # the model without its output projection
         self.tower: Any = getattr(self.core, self.vision)
         self.needs, self.reads_times = pruner.needs, pruner.reads_times
         self.saliency = pruner.saliency or self.saliencies[0]
@@ -81,20 +79,14 @@ class Family(ABC):
     # -- what a family says of itself ----------------------------------------------------------------------------
 
     @classmethod
-    def core_of(cls, model: Any) -> Any:
-        """What is below the output projection."""
-        return model.model
-
-    @classmethod
     def vision_modules(cls, model: Any) -> list[nn.Module]:
         """The modules whose calls are the vision tower's time, also of a model that nothing is attached to."""
-        return [getattr(cls.core_of(model), cls.vision)]
+        return [getattr(core_of(model, cls.vision), cls.vision)]
 
     @staticmethod
-    def language_model(model: Any) -> nn.Module:
+    def language_model(model: Any) -> Any:
         """The decoder that prefills and decodes, without its output projection, also of such a model."""
-        decoder: nn.Module = model.get_decoder()
-        return decoder
+        return model.get_decoder()
 
     @classmethod
     @abstractmethod
@@ -115,12 +107,9 @@ class Family(ABC):
         """What the language model receives of the images of a prompt: (n, D + X)."""
 
     def lay_out(self, video: PlacedVideo, pruned: Pruned) -> Edit:
-        """What stands in the prompt for a pruned video: kept tokens, each in its own place and with its extra."""
-        embeddings, columns = pruned.features, video.columns[pruned.indices.to(video.columns.device)]
-        if video.extra is not None:
-            extra = video.extra.flatten(0, 1)[pruned.indices.to(video.extra.device)]
-            embeddings = torch.cat((embeddings, extra.to(embeddings)), dim=-1)
-        return Edit(video.row, video.columns, columns, embeddings, torch.ones_like(columns, dtype=torch.bool))
+        """What stands in the prompt for a pruned video; here kept tokens, each in the place of its own placeholder."""
+        columns = video.columns[pruned.indices.to(video.columns.device)]
+        return Edit(video.row, video.columns, columns, pruned.features, torch.ones_like(columns, dtype=torch.bool))
 
     def timestamps(self, timestamps: Sequence[float] | Tensor, frames: int) -> Tensor:
         """Seconds of each frame (F,), from those that the caller gives or that come with a video."""
@@ -176,12 +165,10 @@ class Family(ABC):
         if any(len(own) > 1 for own in rows):
             raise ValueError("a video's placeholders are spread over several prompts of the batch")
 
-        seen: Counter[int] = Counter()
         columns = torch.split(places[:, 1], lengths)
         for index, (parts, own, (row,)) in enumerate(zip(self.encode(inputs), columns, rows, strict=True)):
             # The ordinal counts within the prompt, so that a prompt is pruned alike in any batch.
-            key = str(seen[row] if video_keys is None else video_keys[index])
-            seen[row] += 1
+            key = str(rows[:index].count({row}) if video_keys is None else video_keys[index])
             frames, extra = len(parts["features"]), parts.pop("extra", None)
             computed = float(parts.pop("computed", torch.ones(1)).mean())
             if video_timestamps is not None and (timestamps := video_timestamps[index]) is not None:

@@ -8,16 +8,19 @@ Frames do not see each other in the tower, so that a long video goes through it 
 import contextlib
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from tango.models.attention import from_attention
-from tango.models.family import Family
+from tango.models.family import Family, PlacedVideo
+from tango.models.prompt import Edit
 from tango.models.segments import segments_together
 from tango.models.tower import joined, recorded
 from tango.pruners.base import Pruner
+from tango.pruners.video import Pruned
 
 # The tower sees no more patches at once (at least a frame), so that its memory does not grow with the video.
 PATCHES_PER_CALL = 1 << 15
@@ -56,6 +59,12 @@ class Packed(Family):
         for parts, (_, height, width) in zip(encoded, token_grids(grids, merges), strict=True):
             features, extra = torch.split(parts.pop("tokens"), [self.width, self.extra_width], dim=-1)
             yield parts | {"features": features, "extra": extra, "grid": (height, width)}
+
+    def lay_out(self, video: PlacedVideo, pruned: Pruned) -> Edit:
+        """Each kept token with its extra, a merged one with that of its place."""
+        extra: Any = video.extra
+        extra = extra.flatten(0, 1)[pruned.indices.to(extra.device)].to(pruned.features)
+        return super().lay_out(video, replace(pruned, features=torch.cat((pruned.features, extra), dim=-1)))
 
     def _encode_videos(self, pixels: Tensor, grids: Tensor, merges: Sequence[int]) -> Iterator[dict[str, Tensor]]:
         """`tokens` (F, L, D + X) of each video and the parts of VideoTokens that are needed."""

@@ -16,6 +16,7 @@ from tango.models.versions import CACHES
 
 PaddingSide = Literal["left", "right"]
 OURS = ("video_timestamps", "video_keys", "video_metadata", "video_frames")  # arguments there are while attached
+HELD = "tango_prompt"  # the attribute of a cache that holds its Held
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,19 @@ class Prompt:
     def attended(self) -> Tensor:
         """Where the prompt is not padded (B, W), bool."""
         return torch.ones_like(self.visual) if self.attention_mask is None else self.attention_mask.bool()
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a cache holds, for cache.py: a pruned prompt, without its embeddings, and the unpruned one's ids and mask.
+
+    ids (B, N) or None; shown (B, N) bool; numbered: positions go on from those of the mask, not from its places.
+    """
+
+    prompt: Prompt
+    ids: Tensor | None
+    shown: Tensor
+    numbered: bool
 
 
 def columns_left(shown: Tensor, edits: Sequence[Edit], padding_side: PaddingSide | None) -> tuple[Tensor, list[Tensor]]:

@@ -16,7 +16,6 @@ from torch.nn import functional as F
 from tango.models.prompt import written
 from tango.models.qwen3_vl import Qwen3VL
 from tango.models.trained import Grid
-from tango.models.versions import thinker_core
 
 
 class Qwen3Omni(Qwen3VL):
@@ -26,10 +25,6 @@ class Qwen3Omni(Qwen3VL):
     seconds = "video_second_per_grid"
     sound = ("input_features", "feature_attention_mask", "audio_feature_lengths")
     inputs = (*Qwen3VL.inputs[:4], seconds, *sound, "use_audio_in_video")  # pixels and grids
-
-    @classmethod
-    def core_of(cls, model: Any) -> Any:
-        return thinker_core(model)
 
     def placeholders(self, inputs: Mapping[str, Any]) -> tuple[list[int], str]:
         if inputs.get(self.seconds) is None:

@@ -20,12 +20,12 @@ from typing import Any
 import torch
 
 from tango.models import refusals
-from tango.models.cache import HELD, Held, held_by, next_tokens
+from tango.models.cache import held_by, next_tokens
 from tango.models.family import Family
 from tango.models.forward import by_hand, without_cache
 from tango.models.generation import continued, infer_mask, shift_length
 from tango.models.in_llm import DecoderPruner
-from tango.models.prompt import OURS, PaddingSide, Prompt, Session, VideoRecord, cache_of, without, written
+from tango.models.prompt import HELD, OURS, Held, PaddingSide, Prompt, Session, VideoRecord, cache_of, without, written
 from tango.pruners.base import Pruner
 
 

@@ -25,9 +25,9 @@ def check_transformers() -> None:
         )
 
 
-def thinker_core(model: Any) -> Any:
-    """What is below the output projection of Qwen3-Omni's thinker; before 5.22 that is the thinker itself."""
-    return model if hasattr(model, "visual") else model.model
+def core_of(model: Any, tower: str) -> Any:
+    """What of a model is below its output projection, and has the tower; before 5.22 Qwen3-Omni's thinker itself."""
+    return model if hasattr(model, tower) else model.model
 
 
 def deepstack(output: Any) -> list[Tensor]:

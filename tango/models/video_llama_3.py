@@ -119,7 +119,7 @@ class VideoLlama3(Packed):
     def videos(self, inputs: Mapping[str, Any]) -> Iterator[PlacedVideo]:
         for video, present in zip(super().videos(inputs), self.present(inputs), strict=True):
             columns = video.columns[present.flatten().long().cumsum(0).to(video.columns.device) - 1]
-            yield CompressedVideo(video.row, columns, video.tokens, None, video.computed, present)
+            yield CompressedVideo(video.row, columns, video.tokens, video.extra, video.computed, present)
 
     def last_attention(self) -> Any:
         return self.tower.encoder.layers[-1].self_attn
