@@ -285,7 +285,7 @@ def memory() -> tuple[str, float]:
 
 def weights(model: str) -> tuple[float, float]:
     """Parameters of a checkpoint and GiB of its weights: from its files, or for published ones from the list."""
-    from tango.models.pooling_head import numbers_in
+    from tango.models.tensors import numbers_in
 
     files = weight_files(model)
     if count := float(sum(map(numbers_in, files))):

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from transformers.activations import ACT2FN
 
 from tango.inference.names import CheckpointError, called
-from tango.models.pooling_head import INDEX, WEIGHTS, numbers_in, weight_map
+from tango.models.tensors import INDEX, WEIGHTS, numbers_in, weight_map
 
 # Fields of config.json that count something, and the most that is believed: far beyond any model of today.
 COUNTS = dict.fromkeys(("hidden_size", "out_hidden_size", "intermediate_size", "vocab_size"), 2**24)

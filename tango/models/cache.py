@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tango.models.in_llm import MARK, DecoderPruner
 from tango.models.prompt import HELD, Held, cache_of, written
@@ -86,6 +86,13 @@ def next_tokens(held: Held, inputs: Mapping[str, Any], whole: bool) -> dict[str,
         start = next_position(held).to(text.device).repeat_interleave(times, -1)
         call["position_ids"] = start[..., None] + places[:, after:].clamp(min=0)
     return call
+
+
+def continued(call: dict[str, Any], embed: nn.Module) -> dict[str, Any]:
+    """The same call of new tokens for generate(), which takes embeddings of all, and feeds those beyond the cache."""
+    new = call.pop("inputs_embeds") if "inputs_embeds" in call else embed(call.pop("input_ids"))
+    before = new.new_zeros(len(new), call["attention_mask"].shape[1] - new.shape[1], new.shape[2])
+    return call | {"inputs_embeds": torch.cat((before, new), 1)}
 
 
 def next_position(held: Held) -> Tensor:

@@ -17,8 +17,7 @@ from torch.nn import functional as F
 
 from tango.models import refusals
 from tango.models.attention import SALIENCIES, parts_of_attention
-from tango.models.generation import timestamps_of
-from tango.models.positions import numbered
+from tango.models.positions import numbered, timestamps_of
 from tango.models.prompt import Edit, PaddingSide, Prompt, columns_left, take, written
 from tango.models.versions import core_of
 from tango.pruners.base import Pruner

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from tango.models.attention import from_attention
 from tango.models.family import Family
-from tango.models.generation import timestamps_of
+from tango.models.positions import timestamps_of
 from tango.models.prompt import written
 from tango.models.refusals import encoded_already
 from tango.models.tower import joined, recorded

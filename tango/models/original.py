@@ -8,16 +8,14 @@ the published evaluations whatever the file says, as those do too: bilinear for 
 LLaVA-Video.
 """
 
-import contextlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from safetensors import safe_open
 from transformers import (
     AddedToken,
     GenerationConfig,
@@ -32,7 +30,8 @@ from transformers import (
 )
 
 from tango.models.llava_video import LlavaVideoConfig, LlavaVideoForConditionalGeneration, LlavaVideoProcessor
-from tango.models.pooling_head import INDEX, WEIGHTS, files_of, weight_map
+from tango.models.pooling_head import DEFAULT_DIMENSIONS, DEFAULT_ID
+from tango.models.tensors import INDEX, WEIGHTS, files_in, opened
 from tango.models.versions import stored_config
 
 # mm_newline_position -> what the checkpoint is.
@@ -56,14 +55,11 @@ QWEN2 = (
     "bos_token_id", "eos_token_id", "pad_token_id",
 )  # fmt: skip
 # The vision tower of all published checkpoints (transformers' SiglipVisionConfig), so that it need not be fetched.
-SO400M = "siglip-so400m-patch14-384"
-SO400M_CONFIG: dict[str, Any] = {
-    "hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16,
-    "patch_size": 14, "image_size": 384,
-}  # fmt: skip
+SO400M = Path(DEFAULT_ID).name
+SO400M_CONFIG: dict[str, Any] = DEFAULT_DIMENSIONS | {"num_hidden_layers": 27}
 
 TOWER = "model.vision_tower.vision_tower.vision_model."
-# First match wins; names end in `.` where anything may follow.
+# Beginnings of names: in the files, in the model.
 RENAMES = {
     TOWER: "model.vision_tower.",
     "model.mm_projector.0.": "model.multi_modal_projector.linear_1.",
@@ -166,7 +162,9 @@ def load_original(
         tie_word_embeddings=raw.get("tie_word_embeddings", False),
         dtype=raw.get("torch_dtype", raw.get("dtype")),
     )
-    with opened(tensor_files(folder)) as tensors:
+    if not (files := files_in(folder)):
+        raise FileNotFoundError(f"{folder} has neither {INDEX} nor {WEIGHTS}; only safetensors are read")
+    with opened(files) as tensors:
         model = model_class.from_pretrained(
             None,
             config=config,
@@ -256,30 +254,6 @@ def generation_config(folder: Path, tokenizer: Any) -> GenerationConfig:
     return GenerationConfig(**settings)  # type: ignore[no-untyped-call]
 
 
-def tensor_files(folder: Path) -> dict[str, Path]:
-    """Tensor name -> file, of a sharded checkpoint or a single one."""
-    if (folder / INDEX).is_file():
-        return {name: folder / file for name, file in weight_map(folder / INDEX).items()}
-    if (folder / WEIGHTS).is_file():
-        return files_of(folder / WEIGHTS)
-    raise FileNotFoundError(f"{folder} has neither {INDEX} nor {WEIGHTS}; only safetensors are read")
-
-
-@contextlib.contextmanager
-def opened(files: Mapping[str, Path]) -> Iterator[dict[str, Any]]:
-    """Tensor name -> a slice of its file, which is read when it is indexed. Open as long as the context is."""
-    with contextlib.ExitStack() as stack:
-        shards: dict[Path, Any] = {}
-        for path in sorted(set(files.values())):
-            if not path.is_file():
-                raise FileNotFoundError(f"{INDEX} names {path.name}, which is not in {path.parent}")
-            shards[path] = stack.enter_context(safe_open(path, framework="pt"))
-        held = {path: set(shard.keys()) for path, shard in shards.items()}
-        if absent := sorted(name for name, path in files.items() if name not in held[path]):
-            raise ValueError(f"{INDEX} names tensors that its files do not hold: {', '.join(absent)}")
-        yield {name: shards[path].get_slice(name) for name, path in files.items()}
-
-
 def renamed(tensors: Mapping[str, Any], model_class: Any, config: Any, where: str) -> dict[str, Any]:
     """The tensors under the names that the model has for them, without those it has no use for.
 
@@ -295,27 +269,27 @@ def renamed(tensors: Mapping[str, Any], model_class: Any, config: Any, where: st
             tensors = {**tensors, "model.embed_tokens.weight": tensors["lm_head.weight"]}
     unused = (TOWER + "head.", f"{TOWER}encoder.layers.{last}.", *(("lm_head.",) if tied else ()))
 
-    found: dict[str, Any] = {}
+    wanted = {stored_name(name): (name, shape) for name, shape in expected.items()}
+    found = {name: torch.full(expected[name], value) for name, value in POST_LAYERNORM.items()}
     problems = []
-    for name, tensor in tensors.items():
-        if name.startswith(unused) or name.endswith((".rotary_emb.inv_freq", ".position_ids")):
+    for stored, tensor in tensors.items():
+        if stored.startswith(unused) or stored.endswith((".rotary_emb.inv_freq", ".position_ids")):
             continue
-        old = next((prefix for prefix in RENAMES if name.startswith(prefix)), "")
-        new = RENAMES.get(old, "") + name.removeprefix(old)
-        if not old or new not in expected:
-            problems.append(f"unknown: {name}")
-        elif (shape := tuple(tensor.get_shape())) != expected[new]:
-            problems.append(f"{name} has shape {shape}, and the configuration says {expected[new]}")
+        name, shape = wanted.pop(stored, ("", ()))
+        if not name:
+            problems.append(f"unknown: {stored}")
+        elif (given := tuple(tensor.get_shape())) != shape:
+            problems.append(f"{stored} has shape {given}, and the configuration says {shape}")
         else:
-            found[new] = tensor
-    for new in sorted(expected.keys() - found.keys()):
-        if new in POST_LAYERNORM:
-            found[new] = torch.full(expected[new], POST_LAYERNORM[new])
-        else:
-            new_prefix, old = next((n, o) for o, n in RENAMES.items() if new.startswith(n))
-            name = old + new.removeprefix(new_prefix)
-            if name not in tensors:
-                problems.append(f"missing: {name}")
+            found[name] = tensor
+    lacking = sorted((name, stored) for stored, (name, _) in wanted.items() if name not in found)
+    problems += [f"missing: {stored}" for _, stored in lacking]
     if problems:
         raise ValueError(f"{where} does not hold a {model_class.__name__}: {'; '.join(problems)}")
     return found
+
+
+def stored_name(name: str) -> str:
+    """The name that a tensor of the model has in the files."""
+    prefix, new = next((prefix, new) for prefix, new in RENAMES.items() if name.startswith(new))
+    return prefix + name.removeprefix(new)

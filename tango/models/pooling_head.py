@@ -5,8 +5,6 @@ user gave; the tower itself, if it has its head; beside the checkpoint (`pooling
 own files); the default hub checkpoint, for a tower of its dimensions.
 """
 
-import json
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,11 +17,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.nn import functional as F
 from transformers.activations import ACT2FN
+from transformers.models.siglip.modeling_siglip import SiglipMultiheadAttentionPoolingHead
 
+from tango.models.tensors import INDEX, WEIGHTS, files_in, files_of, weight_map
 from tango.models.tower import PoolingHead, weight
 
 FILE = "pooling_head.safetensors"
-INDEX, WEIGHTS = "model.safetensors.index.json", "model.safetensors"
 DEFAULT_ID = "google/siglip-so400m-patch14-384"
 DEFAULT_DIMENSIONS = {
     "hidden_size": 1152, "intermediate_size": 4304, "num_attention_heads": 16, "patch_size": 14, "image_size": 384,
@@ -123,10 +122,7 @@ def in_folder(folder: Path) -> dict[str, Path] | None:
     """The head's tensors in a folder: a file of its own, or the files of a checkpoint; None if they are in neither."""
     if (folder / FILE).is_file():
         return files_of(folder / FILE)
-    if (folder / INDEX).is_file():
-        files = {name: folder / file for name, file in weight_map(folder / INDEX).items()}
-    else:
-        files = {name: path for file in sorted(folder.glob("*.safetensors")) for name, path in files_of(file).items()}
+    files = files_in(folder, "*.safetensors")
     return files if probe_of(files) else None
 
 
@@ -153,33 +149,6 @@ def download(repository: str, file: str, tried: list[str]) -> Path | None:
         reason = type(error).__name__
     tried.append(f"{file} of {repository} ({reason})")
     return None
-
-
-def weight_map(index: Path) -> dict[str, str]:
-    """Tensor name -> file name, from the index of a sharded checkpoint."""
-    try:
-        names = dict(json.loads(index.read_text())["weight_map"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"{index} is not the index of a sharded safetensors checkpoint: {error!r}") from error
-    for file in names.values():
-        if not isinstance(file, str) or Path(file).name != file or not file.endswith(".safetensors"):
-            raise ValueError(f"{index} names {file!r}: only .safetensors files beside it are read")
-    return names
-
-
-def files_of(file: Path) -> dict[str, Path]:
-    """Tensor name -> this file."""
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            return dict.fromkeys(tensors.keys(), file)
-    except SafetensorError as error:
-        raise ValueError(f"{file} is not a safetensors file ({error}); no other format is read") from error
-
-
-def numbers_in(file: Path) -> int:
-    """How many numbers the tensors of a safetensors file hold, by its header alone."""
-    with safe_open(file, "pt") as tensors:
-        return sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
 
 
 def is_head(name: str) -> bool:
@@ -221,23 +190,10 @@ def read(files: dict[str, Path], names: Sequence[str], shapes: dict[str, tuple[i
 
 def tensor_shapes(config: Any) -> dict[str, tuple[int, ...]]:
     """Shapes of all tensors of the head that fits a tower with this SiglipVisionConfig."""
-    width, inner = config.hidden_size, config.intermediate_size
-    vector = (width,)
-    return {
-        "post_layernorm.weight": vector,
-        "post_layernorm.bias": vector,
-        "head.probe": (1, 1, width),
-        "head.attention.in_proj_weight": (3 * width, width),
-        "head.attention.in_proj_bias": (3 * width,),
-        "head.attention.out_proj.weight": (width, width),
-        "head.attention.out_proj.bias": vector,
-        "head.layernorm.weight": vector,
-        "head.layernorm.bias": vector,
-        "head.mlp.fc1.weight": (inner, width),
-        "head.mlp.fc1.bias": (inner,),
-        "head.mlp.fc2.weight": (width, inner),
-        "head.mlp.fc2.bias": vector,
-    }
+    with torch.device("meta"):
+        head = SiglipMultiheadAttentionPoolingHead(config)
+    shapes = {f"head.{name}": tuple(parameter.shape) for name, parameter in head.named_parameters()}
+    return shapes | dict.fromkeys(("post_layernorm.weight", "post_layernorm.bias"), (config.hidden_size,))
 
 
 def missing(config: Any, tried: Sequence[str]) -> str:

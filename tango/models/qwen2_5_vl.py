@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tango.models.positions import Grid
 from tango.models.qwen_vl import QwenVL
-from tango.models.trained import Grid
 
 
 class Qwen2_5_VL(QwenVL):

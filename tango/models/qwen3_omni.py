@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tango.models.positions import Grid
 from tango.models.prompt import written
 from tango.models.qwen3_vl import Qwen3VL
-from tango.models.trained import Grid
 
 
 class Qwen3Omni(Qwen3VL):

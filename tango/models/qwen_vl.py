@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from tango.models.packed import Packed, token_grids
+from tango.models.positions import AUDIO, IMAGE, VIDEO, Grid, trained_positions
 from tango.models.prompt import take, written
-from tango.models.trained import AUDIO, IMAGE, VIDEO, Grid, trained_positions
 from tango.pruners.base import Pruner
 
 

@@ -7,7 +7,7 @@ Nothing here knows a model family or a pruning method. Data goes one way:
 `generate()` is replaced on the instance: it prunes once and calls the original with the caller's full `input_ids` *and*
 the shorter `inputs_embeds`. transformers reads the prompt from the embeddings and does its bookkeeping on the ids, so
 returned sequences, streamers, logits processors and stopping criteria see the prompt as it was written. `forward()` is
-replaced too: called by hand it is in forward.py, and going on from a pruned prompt's cache, for both, in cache.py.
+replaced too: called by hand it is in calls.py, and going on from a pruned prompt's cache, for both, in cache.py.
 """
 
 import functools
@@ -20,10 +20,9 @@ from typing import Any
 import torch
 
 from tango.models import refusals
-from tango.models.cache import held_by, next_tokens
+from tango.models.cache import continued, held_by, next_tokens
+from tango.models.calls import by_hand, infer_mask, shift_length, without_cache
 from tango.models.family import Family
-from tango.models.forward import by_hand, without_cache
-from tango.models.generation import continued, infer_mask, shift_length
 from tango.models.in_llm import DecoderPruner
 from tango.models.prompt import HELD, OURS, Held, PaddingSide, Prompt, Session, VideoRecord, cache_of, without, written
 from tango.pruners.base import Pruner

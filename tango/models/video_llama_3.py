@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from tango.models.family import PlacedVideo
-from tango.models.packed import Packed
+from tango.models.packed import Packed, token_grids
 from tango.pruners.base import Pruner
 from tango.pruners.video import Pruned
 
@@ -89,8 +89,7 @@ class VideoLlama3(Packed):
         if grids is None or merges is None:
             raise ValueError("pixel_values_videos needs video_grid_thw and video_merge_sizes, as the processor makes "
                              "them")  # fmt: skip
-        pairs = zip(torch.as_tensor(grids).tolist(), torch.as_tensor(merges).tolist(), strict=True)
-        return [(t, h // merge, w // merge) for (t, h, w), merge in pairs]
+        return token_grids(torch.as_tensor(grids), torch.as_tensor(merges).tolist())
 
     @classmethod
     def present(cls, inputs: Mapping[str, Any]) -> list[Tensor]:

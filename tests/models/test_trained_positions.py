@@ -8,7 +8,7 @@ from test_qwen_positions import decoder_positions
 from tiny_qwen import END, IMAGE, START, VIDEO, image_inputs, video_inputs
 
 from tango.models import attach
-from tango.models.trained import trained_positions
+from tango.models.positions import trained_positions
 from tango.pruners.fastv import FastV
 
 RATE = 2  # tokens_per_second of the small model

@@ -1,8 +1,10 @@
-"""What a call of forward() becomes while a pruner is attached: by the caller's hand, or by generate() without a cache.
+"""What calls become while a pruner is attached, besides the pruned prompt.
 
-Everything else that generate() does is in seam.py, and going on from a cache in cache.py.
+forward() by the caller's hand, or by generate() without a cache; the mask and the lengths of generate(). Going on from a
+cache is in cache.py.
 """
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -71,3 +73,31 @@ def without_cache(inputs: dict[str, Any], prompt: Prompt, full: int, embed: nn.M
         "attention_mask": torch.cat((mask, mask.new_ones(new.shape)), 1),
         "position_ids": torch.cat((positions, later), -1),
     }
+
+
+def infer_mask(inputs: dict[str, Any], setting: Callable[..., Any]) -> Tensor:
+    """The mask generate() would make of the unpruned prompt: pads are masked unless eos is the pad."""
+    if (ids := inputs.get("input_ids")) is None:
+        return torch.ones_like(inputs["inputs_embeds"][..., 0], dtype=torch.long)
+    pad, eos = setting(inputs, "pad_token_id"), setting(inputs, "eos_token_id")
+    if pad is None or pad in (eos if isinstance(eos, list | tuple) else [eos]):
+        return torch.ones_like(ids)
+    mask: Tensor = ids != pad
+    return mask.long()
+
+
+def shift_length(call: dict[str, Any], name: str, value: int, ids: Tensor | None, width: int) -> None:
+    """Add to max_length or min_length what generate() takes off it, so that it counts the unpruned prompt, of a width.
+
+    It takes off the embeddings' width where that differs from the number of ids.
+    """
+    counted, shorter = 0 if ids is None else ids.shape[1], call["inputs_embeds"].shape[1]
+    shift = (shorter if shorter != counted else 0) - (width if width != counted else 0)
+    config = call.get("generation_config")
+    if shift == 0:
+        return
+    if config is None or call.get(name) is not None:
+        call[name] = value + shift
+    else:
+        call["generation_config"] = config = copy.deepcopy(config)
+        setattr(config, name, value + shift)
