@@ -1,14 +1,18 @@
-"""Checks of a checkpoint's files: what cannot be right is said before anything is computed with them."""
+"""Checks of a checkpoint's files: what cannot be right is said before anything is computed with them.
+
+Each raises CheckpointError, which names the checkpoint, what is wrong and, of a value, what would be right.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from huggingface_hub.constants import HF_HUB_CACHE, is_offline_mode
@@ -39,16 +43,13 @@ ENDS = set(TOKENS) - {"bos_token_id"}  # which nothing that has a prompt asks fo
 TEMPLATE_SECONDS = 3.0  # for one message, of which a template needs some milliseconds
 
 
+def _refuse(pretrained: str, where: str, name: str, value: Any, right: str) -> NoReturn:
+    raise CheckpointError(f"{pretrained!r}: its {where} has {name} = {value!r}; expected {right}")
+
+
 def check_config(config: Mapping[str, Any], pretrained: str) -> None:
-    """Turn away a config.json with a field that cannot be, by its name.
-
-    Raises:
-        CheckpointError: names the field, its value and what would be right.
-    """
-
-    def refuse(name: str, value: Any, right: str) -> None:
-        raise CheckpointError(f"{pretrained!r}: its config.json has {name} = {value!r}; expected {right}")
-
+    """Turn away a config.json with a field that cannot be, by its name."""
+    refuse = functools.partial(_refuse, pretrained, "config.json")
     named = config.get("architectures")
     if named is not None and not (isinstance(named, list) and all(isinstance(name, str) for name in named)):
         refuse("architectures", named, "a list of names of classes")
@@ -76,11 +77,7 @@ def check_config(config: Mapping[str, Any], pretrained: str) -> None:
 
 
 def check_files(pretrained: str) -> None:
-    """Turn away a folder of which a JSON file is something else than a mapping.
-
-    Raises:
-        CheckpointError: names the file.
-    """
+    """Turn away a folder of which a JSON file is something else than a mapping."""
     for name in MAPPINGS:
         file = Path(pretrained).expanduser() / f"{name}.json"
         try:
@@ -95,9 +92,6 @@ def check_size(model: Any, pretrained: str) -> None:
     """Turn away a folder whose config.json describes more than twice what its weights hold, before room is made for it.
 
     model: built as config.json says, on the device "meta".
-
-    Raises:
-        CheckpointError: says both numbers of parameters.
     """
     folder = Path(pretrained).expanduser()
     names = set(weight_map(folder / INDEX).values()) if (folder / INDEX).is_file() else {WEIGHTS}
@@ -114,9 +108,6 @@ def check_generation(settings: Mapping[str, Any], vocabulary: int, pretrained: s
     """Turn away settings of a generation_config.json with which nothing could be generated, or nothing would end.
 
     vocabulary: how many tokens the model has.
-
-    Raises:
-        CheckpointError: names the field, its value and what would be right.
     """
     for field, value in settings.items():
         right = None
@@ -138,17 +129,11 @@ def check_generation(settings: Mapping[str, Any], vocabulary: int, pretrained: s
         if field == "bad_words_ids" and not (isinstance(value, list) and value):
             right = "a list of lists of tokens' numbers"
         if right is not None:
-            raise CheckpointError(
-                f"{pretrained!r}: its generation_config.json has {field} = {value!r}; expected {right}"
-            )
+            _refuse(pretrained, "generation_config.json", field, value, right)
 
 
 def check_weights(pretrained: str) -> None:
-    """Turn away a folder without safetensors.
-
-    Raises:
-        CheckpointError: says what is there instead.
-    """
+    """Turn away a folder without safetensors."""
     folder = Path(pretrained).expanduser()
     if (folder / INDEX).is_file():
         weight_map(folder / INDEX)  # refuses files elsewhere, and of other kinds
@@ -160,11 +145,7 @@ def check_weights(pretrained: str) -> None:
 
 
 def check_report(report: Mapping[str, Any], pretrained: str) -> None:
-    """Turn away weights that do not fit their config.json; transformers would make up what is missing.
-
-    Raises:
-        CheckpointError: names tensors that are missing, of another shape, or of layers that the model does not have.
-    """
+    """Turn away weights that do not fit their config.json; transformers would make up what is missing."""
     # A SigLIP tower may bring its head and last layer, which no model uses; Qwen3-Omni what speaks.
     apart = ("talker.", "code2wav.")
     found = [name for name in report["unexpected_keys"] if "vision" not in name and not name.startswith(apart)]
@@ -180,11 +161,7 @@ def check_report(report: Mapping[str, Any], pretrained: str) -> None:
 
 
 def check_processor(processor: Any, model: Any, pretrained: str) -> None:
-    """Turn away a processor that would put something else into the prompt than the model knows.
-
-    Raises:
-        CheckpointError: says what is missing.
-    """
+    """Turn away a processor that would put something else into the prompt than the model knows."""
     if not hasattr(processor, "tokenizer") or not hasattr(processor, "video_processor"):
         raise CheckpointError(
             f"{pretrained!r}: its processor_config.json (processor_class) gives a {type(processor).__name__}, which is "
@@ -195,10 +172,7 @@ def check_processor(processor: Any, model: Any, pretrained: str) -> None:
     counts |= {"num_image_tokens": getattr(processor, "num_image_tokens", None) or 1}
     for name, value in counts.items():
         if not (type(value) is int and 1 <= value <= LARGEST[name]):
-            raise CheckpointError(
-                f"{pretrained!r}: its processor has {name} = {value!r}; expected a whole number from 1 to "
-                f"{LARGEST[name]}"
-            )
+            _refuse(pretrained, "processor", name, value, f"a whole number from 1 to {LARGEST[name]}")
     template = called("pass chat_template=<file>")
     if not processor.chat_template:
         raise CheckpointError(f"{pretrained!r} has no chat template; {template}")

@@ -1,7 +1,7 @@
 """What calls become while a pruner is attached, besides the pruned prompt.
 
-forward() by the caller's hand, or by generate() without a cache; the mask and the lengths of generate(). Going on from a
-cache is in cache.py.
+forward() by the caller's hand, or by generate() without a cache; the mask and the lengths of generate(). Going on from
+a cache is in cache.py.
 """
 
 import copy
