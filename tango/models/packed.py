@@ -7,7 +7,7 @@ Frames do not see each other in the tower, so that a long video goes through it 
 
 import contextlib
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tango.models.attention import from_attention
 from tango.models.family import Family, PlacedVideo
+from tango.models.positions import Grid
 from tango.models.prompt import Edit
 from tango.models.segments import segments_together
 from tango.models.tower import joined, recorded
@@ -33,30 +34,34 @@ class Packed(Family):
     segment_features and frame_vectors, for which methods take the mean token of each frame. No sink tokens are known.
     """
 
+    shapes: tuple[str, ...] = ("grid_thw",)  # arguments that say what patches are of, behind `image_` or `video_`
+
     def __init__(self, model: Any, pruner: Pruner) -> None:
         super().__init__(model, pruner)
         self.width: int = self.core.config.text_config.hidden_size
 
     @abstractmethod
-    def last_attention(self) -> Any:
-        """The tower's last attention."""
+    def token_grids(self, *shapes: Tensor) -> list[Grid]:
+        """Frames, rows and columns of tokens of each video or image."""
 
-    @abstractmethod
-    def merges(self, inputs: Mapping[str, Any]) -> list[int]:
-        """m of each video."""
-
-    @abstractmethod
-    def tokens(self, kind: str, pixels: Tensor, grids: Tensor, merges: Sequence[int]) -> Tensor:
+    def tokens(self, kind: str, pixels: Tensor, *shapes: Tensor) -> Tensor:
         """What the language model receives of each token of "image" or "video" patches: (N, D + X)."""
+        return self._tokens(getattr(self.core, f"get_{kind}_features")(pixels, *shapes, return_dict=True))
+
+    def _tokens(self, output: Any) -> Tensor:
+        return torch.cat(output.pooler_output)
+
+    def image_features(self, inputs: Mapping[str, Any]) -> Tensor:
+        return self.tokens("image", inputs["pixel_values"], *(inputs.get(f"image_{name}") for name in self.shapes))
 
     def order(self, height: int, width: int) -> Tensor | None:
         """Raster indices (L,) of a frame's tokens in the order in which the tower works; None: in raster order."""
         return None
 
     def encode(self, inputs: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        grids, merges = torch.as_tensor(inputs["video_grid_thw"]), self.merges(inputs)
-        encoded = self._encode_videos(inputs["pixel_values_videos"], grids, merges)
-        for parts, (_, height, width) in zip(encoded, token_grids(grids, merges), strict=True):
+        shapes = [torch.as_tensor(inputs[f"video_{name}"]) for name in self.shapes]
+        encoded = self._encode_videos(inputs["pixel_values_videos"], *shapes)
+        for parts, (_, height, width) in zip(encoded, self.token_grids(*shapes), strict=True):
             features, extra = torch.split(parts.pop("tokens"), [self.width, self.extra_width], dim=-1)
             yield parts | {"features": features, "extra": extra, "grid": (height, width)}
 
@@ -66,52 +71,51 @@ class Packed(Family):
         extra = extra.flatten(0, 1)[pruned.indices.to(extra.device)].to(pruned.features)
         return super().lay_out(video, replace(pruned, features=torch.cat((pruned.features, extra), dim=-1)))
 
-    def _encode_videos(self, pixels: Tensor, grids: Tensor, merges: Sequence[int]) -> Iterator[dict[str, Tensor]]:
+    def _encode_videos(self, pixels: Tensor, grids: Tensor, *others: Tensor) -> Iterator[dict[str, Tensor]]:
         """`tokens` (F, L, D + X) of each video and the parts of VideoTokens that are needed."""
         if self.in_one_call:
-            yield from self._encode_chunk(pixels, grids, merges)
+            yield from self._encode_chunk(pixels, grids, *others)
             return
-        for packed, (frames, height, width), merge in zip(
-            torch.split(pixels, grids.prod(1).tolist()), grids.tolist(), merges, strict=True
-        ):
+        videos = torch.split(pixels, grids.prod(1).tolist())
+        for packed, (frames, height, width), *own in zip(videos, grids.tolist(), *others, strict=True):
             step = max(1, PATCHES_PER_CALL // (height * width))
             chunks = torch.split(packed, step * height * width)
-            shapes = [[[min(step, frames - start), height, width]] for start in range(0, frames, step)]
+            parts = [[min(step, frames - start), height, width] for start in range(0, frames, step)]
+            shapes = torch.tensor(parts, device=grids.device).split(1)
+            rest = [other[None] for other in own]
             yield joined(
-                (
-                    self._encode_chunk(chunk, torch.tensor(shape, device=grids.device), [merge])[0]
-                    for chunk, shape in zip(chunks, shapes, strict=True)
-                ),
+                (self._encode_chunk(chunk, shape, *rest)[0] for chunk, shape in zip(chunks, shapes, strict=True)),
                 frames,
             )
 
-    def _encode_chunk(self, pixels: Tensor, grids: Tensor, merges: Sequence[int]) -> list[dict[str, Tensor]]:
-        attention = self.last_attention()
+    def _encode_chunk(self, pixels: Tensor, *shapes: Tensor) -> list[dict[str, Tensor]]:
+        last = layers_of(self.tower)[-1]
+        attention = last.attn if hasattr(last, "attn") else last.self_attn
         with contextlib.ExitStack() as stack:
             if not self.in_one_call:  # else the model's own loop over frames and windows, to equal it to the bit
                 stack.enter_context(segments_together(self.tower))
             states = stack.enter_context(recorded_attention(attention)) if self.parts else {}
-            packed = self.tokens("video", pixels, grids, merges)
-        shapes = token_grids(grids, merges)
-        tokens = torch.split(packed, [t * h * w for t, h, w in shapes])
-        encoded = [{"tokens": own.view(t, h * w, -1)} for own, (t, h, w) in zip(tokens, shapes, strict=True)]
+            packed = self.tokens("video", pixels, *shapes)
+        grids = self.token_grids(*shapes)
+        tokens = torch.split(packed, [t * h * w for t, h, w in grids])
+        encoded = [{"tokens": own.view(t, h * w, -1)} for own, (t, h, w) in zip(tokens, grids, strict=True)]
         if not self.parts:
             return encoded
-        counts = grids.prod(1).tolist()
+        counts = shapes[0].prod(1).tolist()
         split = (torch.split(states[name], counts) for name in ("queries", "keys", "cos", "sin"))
-        for own, (frames, height, width), merge, *states_of in zip(encoded, shapes, merges, *split, strict=True):
+        for own, (frames, height, width), count, *states_of in zip(encoded, grids, counts, *split, strict=True):
             queries, keys, *rotation = (x.unflatten(0, (frames, -1)) for x in states_of)
-            heads, scaling = attention.num_heads, attention.scaling
-            found = from_attention(self.parts, queries, keys, heads, scaling, merge**2, tuple(rotation))
+            heads, group = attention.num_heads, count // (frames * height * width)
+            found = from_attention(self.parts, queries, keys, heads, attention.scaling, group, tuple(rotation))
             order = self.order(height, width)
             raster = slice(None) if order is None else order.argsort().to(queries.device)
             own |= {name: part[:, raster] for name, part in found.items()}
         return encoded
 
 
-def token_grids(grids: Tensor, merges: Sequence[int]) -> list[tuple[int, int, int]]:
-    """Frames, rows and columns of tokens of each video or image."""
-    return [(t, h // m, w // m) for (t, h, w), m in zip(grids.tolist(), merges, strict=True)]
+def layers_of(tower: Any) -> Any:
+    """The layers of a tower of Qwen's kind or SigLIP's, first to last."""
+    return tower.blocks if hasattr(tower, "blocks") else tower.encoder.layers
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tango.models.packed import Packed, token_grids
+from tango.models.packed import Packed
 from tango.models.positions import AUDIO, IMAGE, VIDEO, Grid, trained_positions
 from tango.models.prompt import take, written
 from tango.pruners.base import Pruner
@@ -32,12 +32,6 @@ class QwenVL(Packed):
         self.merge: int = self.tower.spatial_merge_size
         self.trained = pruner.positions == "trained"
 
-    def last_attention(self) -> Any:
-        return self.tower.blocks[-1].attn
-
-    def merges(self, inputs: Mapping[str, Any]) -> list[int]:
-        return [self.merge] * len(inputs["video_grid_thw"])
-
     # -- videos --------------------------------------------------------------------------------------------------
 
     @classmethod
@@ -50,7 +44,7 @@ class QwenVL(Packed):
         intervals = inputs.get(self.seconds)
         if intervals is not None and len(intervals) != len(grids):
             raise ValueError(f"{self.seconds} has {len(intervals)} entries for {len(grids)} videos")
-        shapes = self._token_grids(grids)
+        shapes = self.token_grids(grids)
         lengths = [frames * height * width for frames, height, width in shapes]
         each = " + ".join("x".join(map(str, shape)) for shape in shapes)
         return lengths, f"{len(grids)} videos need {sum(lengths)} ({each})"
@@ -62,14 +56,6 @@ class QwenVL(Packed):
                 frames = torch.arange(len(parts["features"]), dtype=torch.float32)
                 parts["timestamps"] = frames * float(intervals[index])
             yield parts
-
-    def tokens(self, kind: str, pixels: Tensor, grids: Tensor, merges: Sequence[int]) -> Tensor:
-        encode = self.core.get_video_features if kind == "video" else self.core.get_image_features
-        return self._tokens(encode(pixels, grids, return_dict=True))
-
-    def _tokens(self, output: Any) -> Tensor:
-        """(N, D + X) from the output of get_*_features()."""
-        return torch.cat(output.pooler_output)
 
     def timestamps(self, timestamps: Sequence[float] | Tensor, frames: int) -> Tensor:
         """Seconds of each frame (F,), from one a frame or one a sampled frame: a frame is at the mean of its samples.
@@ -106,15 +92,11 @@ class QwenVL(Packed):
             )
         return grids
 
-    def _token_grids(self, grids: Any) -> list[Grid]:
-        """Frames, rows and columns of tokens of each video or image, none if there are no grids."""
-        return [] if grids is None else token_grids(torch.as_tensor(grids), [self.merge] * len(grids))
+    def token_grids(self, *shapes: Any) -> list[Grid]:
+        grids: Any = [] if shapes[0] is None else torch.as_tensor(shapes[0]).tolist()
+        return [(t, h // self.merge, w // self.merge) for t, h, w in grids]
 
     # -- the prompt ----------------------------------------------------------------------------------------------
-
-    def image_features(self, inputs: Mapping[str, Any]) -> Tensor:
-        grids: Any = inputs.get("image_grid_thw")
-        return self.tokens("image", inputs["pixel_values"], grids, [])
 
     def positions(
         self, inputs: Mapping[str, Any], source: Tensor, attended: Tensor, unchanged: bool
@@ -139,13 +121,13 @@ class QwenVL(Packed):
 
     def _whole_positions(self, inputs: Mapping[str, Any]) -> Tensor:
         """(3, B, N) of the unpruned prompt."""
-        videos = self._token_grids(inputs.get("video_grid_thw"))
+        videos = self.token_grids(inputs.get("video_grid_thw"))
         times = self.moments(videos, inputs) if self.trained else None
         if times is None:
             return self._positions_of_transformers(inputs)
         text, types, shown = written(inputs), self._types(inputs).cpu(), inputs.get("attention_mask")
         seen = torch.ones_like(types) if shown is None else shown.cpu()
-        images = self._token_grids(inputs.get("image_grid_thw"))
+        images = self.token_grids(inputs.get("image_grid_thw"))
         return trained_positions(types, seen.bool(), images, videos, times).to(text.device, non_blocking=True)
 
     def moments(self, videos: Sequence[Grid], inputs: Mapping[str, Any]) -> list[Tensor] | None:

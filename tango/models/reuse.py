@@ -10,8 +10,7 @@ video is encoded, so the tower's own loop, its hooks and all that reads them sta
 """
 
 import contextlib
-from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +21,7 @@ from torch.nn import functional as F
 from tango.models.attention import rotate
 from tango.models.family import Family
 from tango.models.llava_onevision import FRAMES_PER_CALL, LlavaOnevision
-from tango.models.packed import PATCHES_PER_CALL
+from tango.models.packed import PATCHES_PER_CALL, layers_of
 from tango.models.qwen_vl import QwenVL
 from tango.pruners.base import Pruner
 
@@ -260,7 +259,7 @@ class Reusing(Family):
         self.in_one_call = False  # nothing here is the model's own to the bit, and a video's frames know no other video
         self.method, self.settings = str(pruner.tower_reuse), pruner
         self.rule = Rule(pruner.tower_reuse_threshold, pruner.tower_reuse_interval or INTERVAL[self.method])
-        self.layers: list[Any] = list(self.tower_layers())
+        self.layers: list[Any] = list(layers_of(self.tower))
         for layer in self.layers:
             if lacking := [part for part in self.parts_of_layer if not hasattr(layer, part)]:
                 raise TypeError(
@@ -275,10 +274,6 @@ class Reusing(Family):
         share, most = pruner.tower_reuse_layers, len(self.layers) - (self.method == "pixels")
         share = LAYERS[self.method] if share is None else share
         self.reusing = self.layers[: min(most, int(share * len(self.layers) + 1e-9))]
-
-    @abstractmethod
-    def tower_layers(self) -> Iterable[Any]:
-        """The layers of the tower, first to last."""
 
     @contextlib.contextmanager
     def following(self, stream: Rule) -> Iterator[None]:
@@ -312,9 +307,6 @@ class ReusingSiglip(Reusing, LlavaOnevision):
     """LLaVA-OneVision and LLaVA-Video."""
 
     parts_of_layer = ("layer_norm1", "layer_norm2", "mlp", "self_attn")
-
-    def tower_layers(self) -> Iterable[Any]:
-        return self.tower.encoder.layers  # type: ignore[no-any-return]
 
     def _encode_frames(self, pixels: Tensor, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
         size, config = self.tower.config.patch_size, self.tower.config
@@ -350,11 +342,8 @@ class ReusingQwen(Reusing, QwenVL):
         if self.method == "stc":
             raise ValueError(f"tower_reuse='stc' is published for SigLIP towers; {self.title} has tower_reuse='pixels'")
 
-    def tower_layers(self) -> Iterable[Any]:
-        return self.tower.blocks  # type: ignore[no-any-return]
-
-    def _encode_chunk(self, pixels: Tensor, grids: Tensor, merges: Sequence[int]) -> list[dict[str, Tensor]]:
-        ((frames, height, width),) = grids.tolist()
+    def _encode_chunk(self, pixels: Tensor, *shapes: Tensor) -> list[dict[str, Tensor]]:
+        ((frames, height, width),) = shapes[0].tolist()
         order, group = self.order(height // self.merge, width // self.merge), self.merge**2
         if order is not None:  # patches of a token lie together
             order = (order[:, None] * group + torch.arange(group)).flatten()
@@ -367,7 +356,7 @@ class ReusingQwen(Reusing, QwenVL):
             )
 
         with replaced({block: forward(block) for block in self.reusing}):
-            (encoded,) = super()._encode_chunk(pixels, grids, merges)
+            (encoded,) = super()._encode_chunk(pixels, *shapes)
         return [encoded | {"computed": self.work(share)}]
 
 

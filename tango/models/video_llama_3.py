@@ -9,7 +9,7 @@ Kept tokens take the places of their placeholders, and the language model number
 """
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from tango.models.family import PlacedVideo
-from tango.models.packed import Packed, token_grids
+from tango.models.packed import Packed
+from tango.models.positions import Grid
 from tango.pruners.base import Pruner
 from tango.pruners.video import Pruned
 
@@ -81,25 +82,26 @@ class VideoLlama3(Packed):
         "pixel_values", "image_grid_thw", "image_merge_sizes", "pixel_values_videos", "video_grid_thw",
         "video_merge_sizes", "video_compression_mask",
     )  # fmt: skip
+    shapes = ("grid_thw", "merge_sizes")
 
-    @classmethod
-    def shapes(cls, inputs: Mapping[str, Any]) -> list[tuple[int, int, int]]:
-        """Frames, rows and columns of tokens of each video, before any are left out."""
-        grids, merges = inputs.get("video_grid_thw"), inputs.get("video_merge_sizes")
-        if grids is None or merges is None:
-            raise ValueError("pixel_values_videos needs video_grid_thw and video_merge_sizes, as the processor makes "
-                             "them")  # fmt: skip
-        return token_grids(torch.as_tensor(grids), torch.as_tensor(merges).tolist())
+    @staticmethod
+    def token_grids(*shapes: Any) -> list[Grid]:
+        grids, merges = (torch.as_tensor(own).tolist() for own in shapes)
+        return [(t, h // merge, w // merge) for (t, h, w), merge in zip(grids, merges, strict=True)]
 
     @classmethod
     def present(cls, inputs: Mapping[str, Any]) -> list[Tensor]:
         """Which tokens of each video have a placeholder, (F, L) bool."""
-        shapes, mask = cls.shapes(inputs), inputs.get("video_compression_mask")
-        counts = [frames * height * width for frames, height, width in shapes]
+        shapes, mask = [inputs.get(f"video_{name}") for name in cls.shapes], inputs.get("video_compression_mask")
+        if any(own is None for own in shapes):
+            raise ValueError("pixel_values_videos needs video_grid_thw and video_merge_sizes, as the processor makes "
+                             "them")  # fmt: skip
+        grids = cls.token_grids(*shapes)
+        counts = [frames * height * width for frames, height, width in grids]
         mask = torch.ones(sum(counts), dtype=torch.bool) if mask is None else torch.as_tensor(mask).bool()
         if mask.shape != (sum(counts),):
             raise ValueError(f"video_compression_mask has shape {tuple(mask.shape)}; the videos need ({sum(counts)},)")
-        return [own.view(shape[0], -1) for own, shape in zip(torch.split(mask, counts), shapes, strict=True)]
+        return [own.view(frames, -1) for own, (frames, _, _) in zip(torch.split(mask, counts), grids, strict=True)]
 
     @classmethod
     def sizes(cls, config: Any, inputs: Mapping[str, Any]) -> list[tuple[int, int]]:
@@ -119,22 +121,6 @@ class VideoLlama3(Packed):
         for video, present in zip(super().videos(inputs), self.present(inputs), strict=True):
             columns = video.columns[present.flatten().long().cumsum(0).to(video.columns.device) - 1]
             yield CompressedVideo(video.row, columns, video.tokens, video.extra, video.computed, present)
-
-    def last_attention(self) -> Any:
-        return self.tower.encoder.layers[-1].self_attn
-
-    def merges(self, inputs: Mapping[str, Any]) -> list[int]:
-        merges: list[int] = torch.as_tensor(inputs["video_merge_sizes"]).tolist()
-        return merges
-
-    def tokens(self, kind: str, pixels: Tensor, grids: Tensor, merges: Sequence[int]) -> Tensor:
-        encode = self.core.get_video_features if kind == "video" else self.core.get_image_features
-        sizes = torch.tensor(merges, device=grids.device)
-        return torch.cat(encode(pixels, grids, sizes, return_dict=True).pooler_output)
-
-    def image_features(self, inputs: Mapping[str, Any]) -> Tensor:
-        merges = inputs["image_merge_sizes"].tolist()
-        return self.tokens("image", inputs["pixel_values"], inputs["image_grid_thw"], merges)
 
 
 FAMILY = VideoLlama3
