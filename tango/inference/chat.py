@@ -246,23 +246,26 @@ class Chat:
         for message in messages:
             parts = []
             for part in message["content"]:
-                if part["type"] == "image":
+                if part["type"] == "text":
+                    parts.append({"type": "text", "text": part["text"]})
+                elif part["type"] == "image":
                     images.append(open_image(part["image"]))
                     visuals.append(0)
+                    parts.append({"type": "image"})
                 elif part["type"] == "video":
-                    clips.append(self._read(part))
-                    visuals.append(len(clips[-1].frames))
+                    clip = self._read(part)
+                    clips.append(clip)
+                    visuals.append(len(clip.frames))
                     keys.append(Path(part["video"]).stem)
-                elif part["type"] != "text":
+                    parts.append({"type": "video"})
+                    if instruct is not None:
+                        since = [time - clip.timestamps[0] for time in clip.timestamps]
+                        sentence = instruct(clip.duration, since, spaces=self.time_spaces)
+                        parts.append({"type": "text", "text": sentence + "\n"})
+                else:
                     raise ValueError(
                         f"a message part of type {part['type']!r}; text, image and video can be asked about"
                     )
-                parts.append({"type": part["type"]} | ({"text": part["text"]} if part["type"] == "text" else {}))
-                if part["type"] == "video" and instruct is not None:
-                    seconds = clips[-1].timestamps
-                    since = [time - seconds[0] for time in seconds]
-                    sentence = instruct(clips[-1].duration, since, spaces=self.time_spaces)
-                    parts.append({"type": "text", "text": sentence + "\n"})
             shown.append({"role": message["role"], "content": parts})
         text, spelled_texts = written(shown, self.checkpoint.processor)
         media: dict[str, Any] = {"images": images} if images else {}

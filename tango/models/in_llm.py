@@ -27,7 +27,6 @@ import transformers
 from torch import Tensor, nn
 from transformers.masking_utils import create_causal_mask
 
-from tango.models import refusals
 from tango.models.attention import rotate
 from tango.models.prompt import Prompt, Session, cache_of, pad, side_of_padding, take
 from tango.models.versions import hooks_run_again
@@ -112,7 +111,10 @@ class DecoderPruner:
         self._given = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
         asked = kwargs.get(ROUTERS)
         if self._prompt is not None and (asked or (asked is None and vars(self.decoder.config).get(ROUTERS))):
-            raise refusals.router_logits()
+            raise ValueError(
+                "output_router_logits does not work with pruning inside the language model: its layers route unlike "
+                "many tokens; leave it out, also of the model's config, or unset pruned_layer"
+            )
         layout, layer = getattr(cache, MARK, None), self.settings.layer
         if layout is not None and int(cache.get_seq_length()) == 0:  # emptied since, as static caches are
             delattr(cache, MARK)

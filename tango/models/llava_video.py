@@ -29,6 +29,7 @@ from tango.models.family import PlacedVideo
 from tango.models.llava_onevision import LlavaOnevision
 from tango.models.prompt import Edit
 from tango.models.tower import weight
+from tango.models.versions import FORWARD_ENDS_VIDEOS
 from tango.pruners.video import Pruned
 
 FRAMES = 64  # sampled from each video, as in the published evaluation
@@ -54,21 +55,17 @@ class LlavaVideoModel(LlavaOnevisionModel):  # type: ignore[no-untyped-call]
 
     @functools.wraps(LlavaOnevisionModel.get_video_features, assigned=())  # generate() goes by the names it takes
     def get_video_features(self, *args: Any, **kwargs: Any) -> Any:
-        """As in LlavaOnevisionModel, with `pooler_output` (V, F*W*(W + 1), D): a newline after each row of tokens.
-
-        Before transformers 5.18 without the last one: there LlavaOnevisionModel.forward() ends each video with it.
-        """
+        """As in LlavaOnevisionModel, with `pooler_output` (V, F*W*(W + 1), D): a newline after each row of tokens."""
         whole = kwargs.pop("return_dict", self.config.return_dict)
         output = super().get_video_features(*args, return_dict=True, **kwargs)
         features = output.pooler_output
         videos, length, width = features.shape
         frames = len(output.last_hidden_state) // videos
         side = math.isqrt(length // frames)
-        tokens = frames * side**2
-        rows = features[:, :tokens].reshape(videos, -1, side, width)
+        rows = features[:, : frames * side**2].reshape(videos, -1, side, width)
         newlines = self.image_newline.to(rows).expand(*rows.shape[:2], 1, -1)
         lines = torch.cat((rows, newlines), 2).flatten(1, 2)
-        output.pooler_output = lines if length > tokens else lines[:, :-1]
+        output.pooler_output = lines[:, :-1] if FORWARD_ENDS_VIDEOS else lines
         return output if whole or whole is None else output.to_tuple()
 
 

@@ -47,14 +47,6 @@ def cache_in_use(held: int) -> ValueError:
     )
 
 
-def router_logits() -> ValueError:
-    """Routers of layers that see unlike many tokens, of which transformers makes one loss."""
-    return ValueError(
-        "output_router_logits does not work with pruning inside the language model: its layers route unlike many "
-        "tokens; leave it out, also of the model's config, or unset pruned_layer"
-    )
-
-
 def hidden_placeholders(tokens: int, places: int) -> ValueError:
     """A mask that hides some of a video's placeholders."""
     return ValueError(

@@ -13,6 +13,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 TRANSFORMERS = ("5.17", "5.25")
 # What arguments and outputs of a model or layer may call its cache; before 5.24 it is the second.
 CACHES = ("cache", "past_key_values")
+# Whether LlavaOnevisionModel.forward() puts the last newline behind a video itself, as before 5.18.
+FORWARD_ENDS_VIDEOS = Version(transformers.__version__).release < (5, 18)
 
 
 def check_transformers() -> None:
