@@ -162,9 +162,9 @@ def load_original(
         tie_word_embeddings=raw.get("tie_word_embeddings", False),
         dtype=raw.get("torch_dtype", raw.get("dtype")),
     )
-    if not (files := files_in(folder)):
+    if not (shards := files_in(folder)):
         raise FileNotFoundError(f"{folder} has neither {INDEX} nor {WEIGHTS}; only safetensors are read")
-    with opened(files) as tensors:
+    with opened(shards) as tensors:
         model = model_class.from_pretrained(
             None,
             config=config,

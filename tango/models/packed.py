@@ -52,7 +52,8 @@ class Packed(Family):
         return torch.cat(output.pooler_output)
 
     def image_features(self, inputs: Mapping[str, Any]) -> Tensor:
-        return self.tokens("image", inputs["pixel_values"], *(inputs.get(f"image_{name}") for name in self.shapes))
+        shapes: list[Any] = [inputs.get(f"image_{name}") for name in self.shapes]
+        return self.tokens("image", inputs["pixel_values"], *shapes)
 
     def order(self, height: int, width: int) -> Tensor | None:
         """Raster indices (L,) of a frame's tokens in the order in which the tower works; None: in raster order."""
@@ -81,12 +82,9 @@ class Packed(Family):
             step = max(1, PATCHES_PER_CALL // (height * width))
             chunks = torch.split(packed, step * height * width)
             parts = [[min(step, frames - start), height, width] for start in range(0, frames, step)]
-            shapes = torch.tensor(parts, device=grids.device).split(1)
+            calls = zip(chunks, torch.split(torch.tensor(parts, device=grids.device), 1), strict=True)
             rest = [other[None] for other in own]
-            yield joined(
-                (self._encode_chunk(chunk, shape, *rest)[0] for chunk, shape in zip(chunks, shapes, strict=True)),
-                frames,
-            )
+            yield joined((self._encode_chunk(chunk, shape, *rest)[0] for chunk, shape in calls), frames)
 
     def _encode_chunk(self, pixels: Tensor, *shapes: Tensor) -> list[dict[str, Tensor]]:
         last = layers_of(self.tower)[-1]
