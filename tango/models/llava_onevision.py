@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tango.models import refusals
 from tango.models.attention import from_attention
 from tango.models.family import Family, PlacedVideo
 from tango.models.pooling_head import load_pooling_head, pooled
@@ -46,7 +45,8 @@ class LlavaOnevision(Family):
     def __init__(self, model: Any, pruner: Pruner) -> None:
         super().__init__(model, pruner)
         if not hasattr(self.tower, "encoder") or not hasattr(self.tower, "post_layernorm"):
-            raise refusals.other_tower(self.title, self.tower)
+            found = type(self.tower).__name__
+            raise TypeError(f"{self.title} is supported with a SigLIP vision tower, not with {found}")
         self.vectors = [name for name in VECTORS if name in self.needs]
         self.head_saliency = "saliency" in self.needs and self.saliency == "pooling_head"
         self.head = None

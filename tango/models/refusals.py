@@ -26,11 +26,6 @@ def unsupported(name: str, value: Any) -> ValueError:
     return ValueError(f"{name}={shown} does not work while a pruner is attached; leave it out")
 
 
-def other_tower(family: str, tower: Any) -> TypeError:
-    """A LLaVA model with another vision tower than SigLIP's."""
-    return TypeError(f"{family} is supported with a SigLIP vision tower, not with {type(tower).__name__}")
-
-
 def encoded_already() -> ValueError:
     """Videos that are encoded before the call."""
     return ValueError(
