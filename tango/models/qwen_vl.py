@@ -37,17 +37,16 @@ class QwenVL(Packed):
     @classmethod
     def sizes(cls, config: Any, inputs: Mapping[str, Any]) -> list[tuple[int, int]]:
         grids, group = inputs.get("video_grid_thw"), config.vision_config.spatial_merge_size**2
-        return [] if grids is None else [(t, t * h * w // group) for t, h, w in grids.tolist()]
+        return [] if grids is None else [(t, t * h * w // group) for t, h, w in torch.as_tensor(grids).tolist()]
 
     def placeholders(self, inputs: Mapping[str, Any]) -> tuple[list[int], str]:
         grids = self._grids(inputs["pixel_values_videos"], inputs.get("video_grid_thw"))
         intervals = inputs.get(self.seconds)
         if intervals is not None and len(intervals) != len(grids):
             raise ValueError(f"{self.seconds} has {len(intervals)} entries for {len(grids)} videos")
-        shapes = self.token_grids(grids)
-        lengths = [frames * height * width for frames, height, width in shapes]
-        each = " + ".join("x".join(map(str, shape)) for shape in shapes)
-        return lengths, f"{len(grids)} videos need {sum(lengths)} ({each})"
+        lengths, words = super().placeholders(inputs)
+        each = " + ".join("x".join(map(str, grid)) for grid in self.token_grids(grids))
+        return lengths, f"{words} ({each})"
 
     def encode(self, inputs: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         intervals = inputs.get(self.seconds)
