@@ -20,10 +20,11 @@ from tango.models.family import Family
 from tango.models.in_llm import DecoderPruner
 from tango.models.prompt import Session, VideoRecord
 from tango.models.seam import Seam
-from tango.models.versions import TRANSFORMERS, check_transformers
+from tango.models.versions import TRANSFORMERS as TRANSFORMERS
+from tango.models.versions import check_transformers
 from tango.pruners.base import Pruner
 
-__all__ = ["FAMILIES", "TRANSFORMERS", "Session", "VideoRecord", "attach", "family_of"]
+__all__ = ["FAMILIES", "Session", "VideoRecord", "attach", "family_of"]
 
 # transformers class -> module of its family; modules are imported when a model asks for them.
 FAMILIES = {
