@@ -6,8 +6,10 @@ A family is one file and one line in FAMILIES. Its file has `FAMILY`, a subclass
 import contextlib
 import copy
 import difflib
+import functools
 import importlib
 import inspect
+import threading
 import warnings
 import weakref
 from collections.abc import Iterator, Sequence
@@ -40,17 +42,28 @@ FAMILIES = {
     "Qwen3OmniMoeThinkerForConditionalGeneration": "tango.models.qwen3_omni",
 }
 
+REPLACED = ("generate", "forward", "prepare_inputs_for_generation")  # methods of an attached model
+ENTERING = threading.Lock()
+
 
 def family_of(model: nn.Module) -> type[Family]:
     """The family of a model, by the name of its class or of one it derives from.
 
     Raises TypeError, with the classes that are supported and the nearest of them, for any other model.
     """
-    for cls in type(model).__mro__:
-        if cls.__name__ in FAMILIES:
-            family: type[Family] = importlib.import_module(FAMILIES[cls.__name__]).FAMILY
-            return family
+    if name := name_of(model):
+        family: type[Family] = importlib.import_module(FAMILIES[name]).FAMILY
+        return family
+    parts = dict(model.named_modules()) if isinstance(model, nn.Module) else getattr(model, "__dict__", {})
+    for path, part in parts.items():  # of a wrapper, as DistributedDataParallel, or a pipeline
+        if name := name_of(part):
+            raise TypeError(f"no pruning for {type(model).__name__}, but for the {name} in it: attach to its .{path}")
     raise TypeError(f"no pruning for {type(model).__name__}; {supported([type(model).__name__])}")
+
+
+def name_of(model: Any) -> str | None:
+    """The name of the class of FAMILIES that a model is of, or derives from."""
+    return next((cls.__name__ for cls in type(model).__mro__ if cls.__name__ in FAMILIES), None)
 
 
 def supported(names: Sequence[str]) -> str:
@@ -97,11 +110,7 @@ def attached(model: nn.Module, pruner: Pruner) -> Iterator[Session]:
     if not isinstance(pruner, Pruner):
         got = repr(pruner) if isinstance(pruner, type) else type(pruner).__name__
         raise TypeError(f"attach() needs a pruner, as Tango(retention_ratio=0.1), not {got}")
-    if (seam := getattr(vars(model).get("generate"), "seam", None)) is not None:
-        raise RuntimeError(
-            f"a pruner ({seam.pruner.name}) is attached to this {type(model).__name__} already; "
-            f"leave its context before you attach {pruner.name}"
-        )
+    alone(model, pruner)
     decoder = family.language_model(model)
     layers = decoder.config.num_hidden_layers
     inside, before = pruner.in_llm(layers), pruner.before_llm(layers)
@@ -110,9 +119,19 @@ def attached(model: nn.Module, pruner: Pruner) -> Iterator[Session]:
         from tango.models import merging, reuse
 
         family = merging.merging(family, before) if before.in_tower else reuse.reusing(family)
-    seam = Seam(model, family(model, before), before, decoder_pruner)
+    vision = functools.partial(family.vision_modules, model)
+    seam = Seam(model, family(model, before), before, decoder_pruner, vision)
     with torch.compiler.set_stance("force_eager"), covered(model, seam):
         yield seam.session
+
+
+def alone(model: nn.Module, pruner: Pruner) -> None:
+    """Raise RuntimeError if a pruner is attached to the model already."""
+    if (seam := getattr(vars(model).get("generate"), "seam", None)) is not None:
+        raise RuntimeError(
+            f"a pruner ({seam.pruner.name}) is attached to this {type(model).__name__} already; "
+            f"leave its context before you attach {pruner.name}"
+        )
 
 
 def unwrapped(model: Any) -> Any:
@@ -124,7 +143,7 @@ def unwrapped(model: Any) -> Any:
 @contextlib.contextmanager
 def covered(model: Any, seam: Seam) -> Iterator[None]:
     """Replace generate() and forward() of a model, and how it is copied; all as before at the end."""
-    before = {name: value for name, value in vars(model).items() if name in ("generate", "forward")}
+    before = {name: value for name, value in vars(model).items() if name in REPLACED}
 
     def copied(memo: dict[int, Any]) -> Any:
         with seam.lock:
@@ -143,6 +162,8 @@ def covered(model: Any, seam: Seam) -> Iterator[None]:
             setattr(model, name, call)
         model.__deepcopy__, model.__reduce_ex__ = copied, pickled
         hooks.callback(uncover)
+        if seam.family.core is not model:  # as Qwen3-Omni's in older versions is
+            hooks.enter_context(seam.family.core.register_forward_pre_hook(seam.past, with_kwargs=True))
         hooks.enter_context(seam.family.installed())
         if seam.decoder_pruner is not None:  # after the family's: the decoder's hooks run in this order
             hooks.enter_context(seam.decoder_pruner.installed(seam.session))
@@ -154,10 +175,12 @@ def covered(model: Any, seam: Seam) -> Iterator[None]:
                 delattr(model, name)
                 vars(model).update({name: before[name]} if name in before else {})
 
-    calls = {name: seam.replacement(name) for name in ("generate", "forward")}
+    calls = {name: seam.replacement(name) for name in REPLACED}
     with contextlib.ExitStack() as hooks:
         try:
-            install()
+            with ENTERING:  # another thread may have come first
+                alone(model, seam.pruner)
+                install()
             yield
         finally:
             with seam.lock:  # calls of other threads end first

@@ -5,7 +5,8 @@ a cache is in cache.py.
 """
 
 import copy
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -48,6 +49,16 @@ def by_hand(
     if inputs.get("shift_labels") is not None and not prompt.unchanged:
         call["shift_labels"] = shifted(inputs["shift_labels"], prompt.source)
     return call | {name: getattr(prompt, name) for name in ("inputs_embeds", "attention_mask", "position_ids")}
+
+
+def named(model: Any, name: str, method: Any, args: Sequence[Any]) -> dict[str, Any]:
+    """Arguments without names, as the model's method names them, or else the first of its classes that does."""
+    for each in (method, *(vars(cls).get(name) for cls in type(model).__mro__)):
+        parameters = inspect.signature(each).parameters.values() if each is not None else ()
+        names = [one.name for one in parameters if one.kind is one.POSITIONAL_OR_KEYWORD and one.name != "self"]
+        if len(names) >= len(args):
+            return dict(zip(names, args, strict=False))
+    raise TypeError(f"{name}() got {len(args)} arguments without names, more than it has")
 
 
 def shifted(shift_labels: Tensor, source: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ import transformers
 from torch import Tensor, nn
 from transformers.masking_utils import create_causal_mask
 
+from tango.models import refusals
 from tango.models.attention import rotate
 from tango.models.prompt import Prompt, Session, cache_of, pad, side_of_padding, take
 from tango.models.versions import hooks_run_again
@@ -57,6 +58,8 @@ class DecoderPruner:
 
     Raises TypeError for a decoder whose attention is not of the Qwen2 kind, ValueError for sliding windows.
     """
+
+    __reduce_ex__ = refusals.part_copied
 
     def __init__(self, decoder: Any, settings: LayerPruning) -> None:
         self.decoder = decoder
@@ -99,6 +102,11 @@ class DecoderPruner:
         self._prompt = prompt
         self._scores = self._given = self._changes = None
         self._deepstack = []
+
+    def check(self) -> None:
+        """Raise RuntimeError if the prompt went through other layers than those that are hooked."""
+        if self._prompt is not None:
+            raise refusals.replaced_since("language model")
 
     # -- hooks ---------------------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tango.models import refusals
 from tango.models.attention import from_attention
 from tango.models.family import Family, PlacedVideo
 from tango.models.pooling_head import load_pooling_head, pooled
@@ -47,6 +48,7 @@ class LlavaOnevision(Family):
         if not hasattr(self.tower, "encoder") or not hasattr(self.tower, "post_layernorm"):
             found = type(self.tower).__name__
             raise TypeError(f"{self.title} is supported with a SigLIP vision tower, not with {found}")
+        refusals.check_methods(self.core, "get_video_features", "apply_pooling")
         self.vectors = [name for name in VECTORS if name in self.needs]
         self.head_saliency = "saliency" in self.needs and self.saliency == "pooling_head"
         self.head = None
@@ -97,10 +99,16 @@ class LlavaOnevision(Family):
         states: dict[Any, Any] = {i: layers[i - 1] if i else tower.embeddings for i in {*chosen, last}}
         attention = layers[-1].self_attn
         projections = {"queries": attention.q_proj, "keys": attention.k_proj} if self.parts else {}
+        # Where hooks or another forward(), but accelerate's, may change what comes out of the tower, that is taken.
+        changed = tower._forward_hooks or ("forward" in vars(tower) and not hasattr(tower, "_hf_hook"))
         # SigLIP leaves states channels first, and each layer copies them: 67 ms, or 52 in rows (performance/vision.md).
-        in_rows = tower.embeddings.register_forward_hook(lambda *call: call[-1].contiguous())
+        # On a CPU half precision is rounded otherwise then: not where the bits must be the model's own.
+        in_rows = tower.embeddings.register_forward_hook(
+            lambda *call: call[-1] if self.in_one_call else call[-1].contiguous()
+        )
         with recorded(states | projections) as outputs, in_rows:
-            tower(pixels)
+            output = tower(pixels, output_hidden_states=True) if changed else tower(pixels)
+        outputs |= dict(enumerate(output.hidden_states)) if changed else {}
         selected = outputs[last] if chosen == [last] else torch.cat([outputs[layer] for layer in chosen], dim=-1)
         strategy = inputs.get("vision_feature_select_strategy") or config.vision_feature_select_strategy
         if strategy == "default":
@@ -136,7 +144,7 @@ class LlavaOnevision(Family):
         return torch.cat(images.pooler_output)
 
     def lay_out(self, video: PlacedVideo, pruned: Pruned) -> Edit:
-        newline = weight(self.core, "image_newline")[None].to(pruned.features)
+        newline = weight(self.core, "image_newline")[None].to(pruned.features.device)  # not to the dtype of an autocast
         columns = torch.cat((video.columns[pruned.indices.to(video.columns.device)], video.columns[-1:]))
         visual = torch.arange(len(columns), device=columns.device) < len(pruned.indices)
         return Edit(video.row, video.columns, columns, torch.cat((pruned.features, newline)), visual)

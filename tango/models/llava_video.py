@@ -131,7 +131,7 @@ class LlavaVideo(LlavaOnevision):
         ends: Tensor = torch.unique(rows)  # ascending
         places = torch.cat((indices + rows, ends * (width + 1) + width))
         places, order = places.sort(stable=True)
-        newlines = weight(self.core, "image_newline").to(features).expand(len(ends), -1)
+        newlines = weight(self.core, "image_newline").to(features.device).expand(len(ends), -1)
         columns = video.columns[places.to(video.columns.device)]
         visual = places % (width + 1) != width
         return Edit(video.row, video.columns, columns, torch.cat((features, newlines))[order], visual)

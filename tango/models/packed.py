@@ -19,7 +19,7 @@ from tango.models.family import Family, PlacedVideo
 from tango.models.positions import Grid
 from tango.models.prompt import Edit
 from tango.models.segments import segments_together
-from tango.models.tower import joined, recorded
+from tango.models.tower import in_this_thread, joined, recorded
 from tango.pruners.base import Pruner
 from tango.pruners.video import Pruned
 
@@ -127,7 +127,7 @@ def recorded_attention(attention: Any) -> Iterator[dict[Any, Tensor]]:
         def keep_rotation(_: Any, args: Any, kwargs: Mapping[str, Any]) -> None:
             states["cos"], states["sin"] = kwargs["position_embeddings"]
 
-        with attention.register_forward_pre_hook(keep_rotation, with_kwargs=True):
+        with attention.register_forward_pre_hook(in_this_thread(keep_rotation), with_kwargs=True):
             yield states
     if whole:
         states["queries"], states["keys"], _ = states.pop("qkv").chunk(3, -1)

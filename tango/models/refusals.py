@@ -26,6 +26,20 @@ def unsupported(name: str, value: Any) -> ValueError:
     return ValueError(f"{name}={shown} does not work while a pruner is attached; leave it out")
 
 
+def check_methods(core: Any, *names: str) -> None:
+    """Raise TypeError where a method is neither transformers' nor Tango's, nor all that wraps it: it is not called."""
+    for name in names:
+        method = getattr(core, name)
+        while method is not None:
+            package = getattr(method, "__globals__", {}).get("__name__", "").partition(".")[0]
+            if package not in ("transformers", "tango"):
+                raise TypeError(
+                    f"{name}() of this {type(core).__name__} is not transformers' own, and a pruner does not call it: "
+                    "change the vision tower or the projector, which it calls, or leave the method as it is"
+                )
+            method = getattr(method, "__wrapped__", None)
+
+
 def encoded_already() -> ValueError:
     """Videos that are encoded before the call."""
     return ValueError(
@@ -38,7 +52,39 @@ def cache_in_use(held: int) -> ValueError:
     """Videos are pruned at prefill: columns of an earlier prompt could not be told apart from those of this one."""
     return ValueError(
         f"the cache holds {held} tokens and the prompt a video: while a pruner is attached "
-        "videos must come in the first prompt; leave out those that the cache holds, or pass an empty cache"
+        "videos must come in the first prompt; leave out those that the cache holds, or pass an empty cache (prefix "
+        "tuning, which fills it, does not work here)"
+    )
+
+
+def past() -> ValueError:
+    """A video that the pruner did not see."""
+    return ValueError(
+        "a video came past the pruner, and would not be pruned: while it is attached call model.generate() or model() "
+        "with the processor's inputs, not a part of the model, nor a generate() that was taken from it before, or one "
+        "of your own that prepares the video (call that otherwise); what puts its own forward() on a model, as TRL's "
+        "trainers do, must do so before"
+    )
+
+
+def part_copied(hooked: Any, protocol: Any) -> Any:
+    """Stands for the __reduce_ex__() of what hooks are bound to: they would go along with a part of the model."""
+    raise RuntimeError("a pruner is attached: leave its context before you copy or pickle a part of the model")
+
+
+def virtual_tokens() -> ValueError:
+    """PEFT's prompt and prefix tuning, which make the first step's prompt themselves."""
+    return ValueError(
+        "this model's prepare_inputs_for_generation() takes no inputs_embeds, as with PEFT's prompt and prefix tuning: "
+        "virtual tokens do not work with generate() while a pruner is attached; take an adapter without, as LoRA"
+    )
+
+
+def replaced_since(part: str) -> RuntimeError:
+    """A part of the model that hooks are in is not there any more."""
+    return RuntimeError(
+        f"the {part} was replaced since the pruner was attached, as by PEFT's modules_to_save: leave its context, and "
+        "attach it again"
     )
 
 

@@ -21,7 +21,7 @@ import torch
 
 from tango.models import refusals
 from tango.models.cache import continued, held_by, next_tokens
-from tango.models.calls import by_hand, infer_mask, shift_length, without_cache
+from tango.models.calls import by_hand, infer_mask, named, shift_length, without_cache
 from tango.models.family import Family
 from tango.models.in_llm import DecoderPruner
 from tango.models.prompt import HELD, OURS, Held, PaddingSide, Prompt, Session, VideoRecord, cache_of, without, written
@@ -35,8 +35,11 @@ class Seam:
     another thread waits, also while this one streams.
     """
 
-    def __init__(self, model: Any, family: Family, pruner: Pruner, decoder_pruner: DecoderPruner | None) -> None:
-        self.model, self.family, self.pruner, self.decoder_pruner = model, family, pruner, decoder_pruner
+    __reduce_ex__ = refusals.part_copied
+
+    def __init__(self, model: Any, family: Family, pruner: Pruner, inside: DecoderPruner | None, vision: Any) -> None:
+        self.model, self.family, self.pruner, self.decoder_pruner = model, family, pruner, inside
+        self.vision, self._towers = vision, vision()
         self.session = Session()
         self.lock = threading.RLock()
         self.attached, self._generating = True, False
@@ -44,17 +47,21 @@ class Seam:
         self._filling: Held | None = None  # what the cache of the next forward() will hold
 
     def replacement(self, name: str) -> Callable[..., Any]:
-        """What stands in for the model's `generate` or `forward`; after `attached` is False it does what that did."""
-        original, method = getattr(self.model, name), getattr(type(self.model), name)
+        """What stands in for a method of the model; after `attached` is False it does what that did."""
+        original: Any = getattr(self.model, name)
 
         @functools.wraps(original)
         def call(*args: Any, **kwargs: Any) -> Any:
-            if not self.attached:
+            args = args[1:] if args and args[0] is self.model else args  # bound to the model, as accelerate does it
+            ours = getattr(self, name, None) if self.attached else original
+            if ours is None:  # prepare_inputs_for_generation(), which a generate() calls that is not replaced, too
+                self.not_past(kwargs)
+            if ours is None or ours is original:
                 return original(*args, **kwargs)
-            inputs = dict(zip(list(inspect.signature(method).parameters)[1:], args, strict=False)) | kwargs
-            return getattr(self, name)(original, inputs)
+            return ours(original, (named(self.model, name, original, args) if args else {}) | kwargs)
 
-        call.seam = self  # type: ignore[attr-defined]
+        del call.__wrapped__  # who unwraps a method, as accelerate does too, would go past the pruner
+        call.__signature__, call.seam = inspect.signature(original), self  # type: ignore[attr-defined]
         return call
 
     @torch.no_grad()
@@ -68,29 +75,48 @@ class Seam:
         unpruned prompt. Raises ValueError for modes that cannot work on embeddings.
         """
         with self.lock:
+            outer = self._generating, self._uncached, self.session.videos  # where a bystander of generate() calls it
             self._begin()
             self.session.videos, self._generating = [], True
             try:
                 return original(**self._call(inputs))
             finally:
-                self._generating = False
                 self._begin()
+                self._generating, self._uncached, videos = outer
+                self.session.videos = videos if self._generating else self.session.videos
 
     def forward(self, original: Callable[..., Any], inputs: dict[str, Any]) -> Any:
         """Run the replaced method, on the pruned prompt where it is called by hand."""
         with self.lock:
-            if self._uncached is not None:
-                self._arm(self._uncached[0])
-                inputs = without_cache(inputs, *self._uncached, self.model.get_input_embeddings())
-            elif not self._generating:
+            if not self._generating:
                 self._begin()
                 self.session.videos = []
                 inputs = by_hand(inputs, self.family, self.decoder_pruner, self.prune)
+            if self._uncached is not None and written(inputs).shape[1] >= self._uncached[1]:  # else of a bystander
+                self._arm(self._uncached[0])
+                inputs = without_cache(inputs, *self._uncached, self.model.get_input_embeddings())
             held, self._filling = self._filling, None
             output = original(**inputs)
-            if held is not None and (cache := cache_of(output if isinstance(output, dict) else inputs)) is not None:
-                setattr(cache, HELD, held)
+            if self.decoder_pruner is not None:
+                self.decoder_pruner.check()
+            if held is not None:
+                parts = output.values() if isinstance(output, dict) else output if isinstance(output, tuple) else ()
+                for cache in (one for one in (*parts, cache_of(inputs)) if hasattr(one, "get_seq_length")):
+                    setattr(cache, HELD, held)
             return output
+
+    def past(self, module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        """Before what is inside of the model."""
+        self.not_past(kwargs)
+
+    def not_past(self, inputs: dict[str, Any]) -> None:
+        """Raise ValueError if videos are among the arguments of what is called on prompts that are pruned already."""
+        try:
+            found = self.family.has_video(inputs)
+        except ValueError:  # they are encoded already
+            found = True
+        if found:
+            raise refusals.past()
 
     def _begin(self) -> None:
         """Forget what an earlier call has left, which may have failed."""
@@ -111,6 +137,8 @@ class Seam:
         held: Any = getattr(cache_of(inputs), HELD, None)
         if not found and (held is None or (held := held_by(inputs, self.decoder_pruner)) is None):
             return without(inputs, OURS)
+        if "inputs_embeds" not in inspect.signature(self.model.prepare_inputs_for_generation).parameters:
+            raise refusals.virtual_tokens()
         if (ids := inputs.pop("inputs", None)) is not None:
             if inputs.get("input_ids") is not None:
                 raise ValueError("generate() got the prompt twice, as `inputs` and as `input_ids`; pass one of them")
@@ -157,6 +185,8 @@ class Seam:
             raise refusals.cache_in_use(cache.get_seq_length())
         if mask is not None and mask.shape != shape:
             raise ValueError(f"attention_mask has shape {tuple(mask.shape)}; the prompt needs {tuple(shape)}")
+        if self.vision() != self._towers:
+            raise refusals.replaced_since("vision tower")
         edits, records = [], []
         for video in self.family.videos(inputs):
             grid: Any = video.tokens.grid

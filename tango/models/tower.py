@@ -1,7 +1,8 @@
 """What is taken from any vision tower besides its features: outputs of modules, and SigLIP's pooling head in fp32."""
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -18,9 +19,15 @@ def recorded(modules: Mapping[Any, nn.Module]) -> Iterator[dict[Any, Tensor]]:
     outputs: dict[Any, Tensor] = {}
     with contextlib.ExitStack() as hooks:
         for name, module in modules.items():
-            hook = module.register_forward_hook(lambda *call, name=name: outputs.update({name: call[-1]}))
-            hooks.enter_context(hook)
+            note = in_this_thread(lambda *call, name=name: outputs.update({name: call[-1]}))
+            hooks.enter_context(module.register_forward_hook(note))
         yield outputs
+
+
+def in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """The hook, but for calls of other threads: of another model that shares the module, or of the tower alone."""
+    mine = threading.get_ident()
+    return lambda *call: hook(*call) if threading.get_ident() == mine else None
 
 
 def weight(module: nn.Module, name: str) -> Tensor:
@@ -45,7 +52,8 @@ class PoolingHead:
 
     def __init__(self, tensors: Mapping[str, Tensor], config: Any) -> None:
         # Copies: products of tensors that lie unaligned in a mapped file round differently.
-        self.tensors = {name: tensor.detach().to(torch.float32, copy=True) for name, tensor in tensors.items()}
+        plain = {name: tensor.detach().dequantize() for name, tensor in tensors.items()}  # torchao's and quanto's too
+        self.tensors = {name: tensor.to(torch.float32, copy=True) for name, tensor in plain.items()}
         self.heads: int = config.num_attention_heads
         self.eps: float = config.layer_norm_eps
         self.activation: str = config.hidden_act
