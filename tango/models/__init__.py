@@ -6,7 +6,6 @@ A family is one file and one line in FAMILIES. Its file has `FAMILY`, a subclass
 import contextlib
 import copy
 import difflib
-import functools
 import importlib
 import inspect
 import threading
@@ -119,8 +118,7 @@ def attached(model: nn.Module, pruner: Pruner) -> Iterator[Session]:
         from tango.models import merging, reuse
 
         family = merging.merging(family, before) if before.in_tower else reuse.reusing(family)
-    vision = functools.partial(family.vision_modules, model)
-    seam = Seam(model, family(model, before), before, decoder_pruner, vision)
+    seam = Seam(model, family(model, before), before, decoder_pruner)
     with torch.compiler.set_stance("force_eager"), covered(model, seam):
         yield seam.session
 

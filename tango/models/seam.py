@@ -37,9 +37,8 @@ class Seam:
 
     __reduce_ex__ = refusals.part_copied
 
-    def __init__(self, model: Any, family: Family, pruner: Pruner, inside: DecoderPruner | None, vision: Any) -> None:
-        self.model, self.family, self.pruner, self.decoder_pruner = model, family, pruner, inside
-        self.vision, self._towers = vision, vision()
+    def __init__(self, model: Any, family: Family, pruner: Pruner, decoder_pruner: DecoderPruner | None) -> None:
+        self.model, self.family, self.pruner, self.decoder_pruner = model, family, pruner, decoder_pruner
         self.session = Session()
         self.lock = threading.RLock()
         self.attached, self._generating = True, False
@@ -55,7 +54,7 @@ class Seam:
             args = args[1:] if args and args[0] is self.model else args  # bound to the model, as accelerate does it
             ours = getattr(self, name, None) if self.attached else original
             if ours is None:  # prepare_inputs_for_generation(), which a generate() calls that is not replaced, too
-                self.not_past(kwargs)
+                self.past(self.model, args, kwargs)
             if ours is None or ours is original:
                 return original(*args, **kwargs)
             return ours(original, (named(self.model, name, original, args) if args else {}) | kwargs)
@@ -106,13 +105,9 @@ class Seam:
             return output
 
     def past(self, module: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        """Before what is inside of the model."""
-        self.not_past(kwargs)
-
-    def not_past(self, inputs: dict[str, Any]) -> None:
-        """Raise ValueError if videos are among the arguments of what is called on prompts that are pruned already."""
+        """Before what is called on prompts that are pruned already: ValueError if videos are among the arguments."""
         try:
-            found = self.family.has_video(inputs)
+            found = self.family.has_video(kwargs)
         except ValueError:  # they are encoded already
             found = True
         if found:
@@ -185,7 +180,8 @@ class Seam:
             raise refusals.cache_in_use(cache.get_seq_length())
         if mask is not None and mask.shape != shape:
             raise ValueError(f"attention_mask has shape {tuple(mask.shape)}; the prompt needs {tuple(shape)}")
-        if self.vision() != self._towers:
+        core = self.model if self.family.core is self.model else self.model.model
+        if getattr(core, self.family.vision) is not self.family.tower:
             raise refusals.replaced_since("vision tower")
         edits, records = [], []
         for video in self.family.videos(inputs):
