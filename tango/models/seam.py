@@ -91,6 +91,7 @@ class Seam:
                 self._begin()
                 self.session.videos = []
                 inputs = by_hand(inputs, self.family, self.decoder_pruner, self.prune)
+            self.past(self.model, (), inputs)
             if self._uncached is not None and written(inputs).shape[1] >= self._uncached[1]:  # else of a bystander
                 self._arm(self._uncached[0])
                 inputs = without_cache(inputs, *self._uncached, self.model.get_input_embeddings())
