@@ -63,7 +63,7 @@ class LlavaVideoModel(LlavaOnevisionModel):  # type: ignore[no-untyped-call]
         frames = len(output.last_hidden_state) // videos
         side = math.isqrt(length // frames)
         rows = features[:, : frames * side**2].reshape(videos, -1, side, width)
-        newlines = self.image_newline.to(rows).expand(*rows.shape[:2], 1, -1)
+        newlines = self.image_newline.to(rows.device).expand(*rows.shape[:2], 1, -1)
         lines = torch.cat((rows, newlines), 2).flatten(1, 2)
         output.pooler_output = lines[:, :-1] if FORWARD_ENDS_VIDEOS else lines
         return output if whole or whole is None else output.to_tuple()

@@ -52,12 +52,13 @@ class Seam:
         @functools.wraps(original)
         def call(*args: Any, **kwargs: Any) -> Any:
             args = args[1:] if args and args[0] is self.model else args  # bound to the model, as accelerate does it
-            ours = getattr(self, name, None) if self.attached else original
-            if ours is None:  # prepare_inputs_for_generation(), which a generate() calls that is not replaced, too
-                self.past(self.model, args, kwargs)
-            if ours is None or ours is original:
+            if not self.attached:
                 return original(*args, **kwargs)
-            return ours(original, (named(self.model, name, original, args) if args else {}) | kwargs)
+            inputs = (named(self.model, name, original, args) if args else {}) | kwargs
+            if (ours := getattr(self, name, None)) is not None:
+                return ours(original, inputs)
+            self.past(self.model, (), inputs)  # prepare_inputs_for_generation(), which any generate() calls
+            return original(*args, **kwargs)
 
         del call.__wrapped__  # who unwraps a method, as accelerate does too, would go past the pruner
         call.__signature__, call.seam = inspect.signature(original), self  # type: ignore[attr-defined]
