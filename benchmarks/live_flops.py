@@ -11,6 +11,7 @@ read off it. What that costs at the true widths is worked out by benchmarks/cost
 from __future__ import annotations
 
 import argparse
+import contextlib
 import statistics
 import sys
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import torch
 from transformers import Qwen2VLVideoProcessor
@@ -32,7 +34,7 @@ from shapes import QWEN_GRID, SHAPES, SIGLIP, Shape, build  # noqa: E402
 
 from tango import Tango  # noqa: E402
 from tango.inference.checkpoints import load  # noqa: E402
-from tango.live import Live  # noqa: E402
+from tango.live import Live, memory  # noqa: E402
 
 FAMILIES = ("llava_onevision", "qwen2_5_vl")
 DEPTH = 3  # layers of the narrow tower, of which one reuses patches
@@ -72,23 +74,23 @@ def narrow(shape: Shape, toy: bool) -> tuple[Any, Any, tuple[int, int]]:
     return build(shape, torch.device("cpu"), torch.float32, config=config), processor, size
 
 
-class Watched(Live):
-    """A session that notes what its tower computed and how long its closed segments are."""
+@contextlib.contextmanager
+def noting(seen: Seen, video: Live) -> Iterator[None]:
+    """While open, what the tower of a session computes and how long its closed segments are is noted."""
+    add, levels = video._encoder.add, memory.levels
 
-    def __init__(self, seen: Seen, *args: Any, **settings: Any) -> None:
-        super().__init__(*args, **settings)
-        self.seen = seen
+    def encoded(picture: Any, time: float) -> Any:
+        unit = add(picture, time)
+        if unit is not None:
+            seen.changed.append(1 - DEPTH * (1 - float(unit.parts["computed"].mean())))
+        return unit
 
-    def _encode(self, pending: Any) -> Any:
-        unit, reused = super()._encode(pending)
-        if len(pending) == self._layout.samples:  # else it comes again, with its other half
-            work = float(unit.parts["computed"].mean())
-            self.seen.changed.append(1 - DEPTH * (1 - work))
-        return unit, reused
+    def closed(pruner: Any, tokens: Any, extra: Any) -> Any:
+        seen.segments.append(len(tokens.features))
+        return levels(pruner, tokens, extra)
 
-    def _close(self, units: Any, final: bool) -> Any:
-        self.seen.segments.append(len(units))
-        return super()._close(units, final)
+    with mock.patch.object(video._encoder, "add", encoded), mock.patch.object(memory, "levels", closed):
+        yield
 
 
 def pictures(seconds: float, fps: float, size: tuple[int, int]) -> Iterator[tuple[Any, float]]:
@@ -103,7 +105,7 @@ def watch(shape: Shape, args: argparse.Namespace) -> tuple[Seen, int]:
     model, processor, size = narrow(shape, args.toy)
     seen, due, before = Seen(), EVERY, 0
     pruner = Tango(retention_ratio=args.ratio, tower_reuse="pixels")
-    with Watched(seen, model, processor, pruner, budget=args.budget, fps=None) as video:
+    with Live(model, processor, pruner, budget=args.budget, fps=None) as video, noting(seen, video):
         text = sum(len(ids) for ids in video._layout.prompt(QUESTION))
         for picture, now in pictures(args.seconds, args.fps, size):
             if now >= due:

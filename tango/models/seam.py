@@ -54,10 +54,9 @@ class Seam:
             args = args[1:] if args and args[0] is self.model else args  # bound to the model, as accelerate does it
             if not self.attached:
                 return original(*args, **kwargs)
-            inputs = (named(self.model, name, original, args) if args else {}) | kwargs
-            if (ours := getattr(self, name, None)) is not None:
-                return ours(original, inputs)
-            self.past(self.model, (), inputs)  # prepare_inputs_for_generation(), which any generate() calls
+            if ours := getattr(self, name, None):
+                return ours(original, (named(self.model, name, original, args) if args else {}) | kwargs)
+            self.past(self.model, args, kwargs)  # prepare_inputs_for_generation(), which any generate() calls
             return original(*args, **kwargs)
 
         del call.__wrapped__  # who unwraps a method, as accelerate does too, would go past the pruner
@@ -109,7 +108,7 @@ class Seam:
     def past(self, module: Any, args: Any, kwargs: dict[str, Any]) -> None:
         """Before what is called on prompts that are pruned already: ValueError if videos are among the arguments."""
         try:
-            found = self.family.has_video(kwargs)
+            found = self.family.has_video(kwargs | ({"input_ids": args[0]} if args else {}))
         except ValueError:  # they are encoded already
             found = True
         if found:
