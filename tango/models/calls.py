@@ -52,7 +52,9 @@ def by_hand(
 
 
 def named(model: Any, name: str, method: Any, args: Sequence[Any]) -> dict[str, Any]:
-    """Arguments without names, as the model's method names them, or else the first of its classes that does."""
+    """Positional arguments by name: as the model's method names them or, if that takes *args, the first of its classes
+    that names as many.
+    """
     for each in (method, *(vars(cls).get(name) for cls in type(model).__mro__)):
         parameters = inspect.signature(each).parameters.values() if each is not None else ()
         names = [one.name for one in parameters if one.kind is one.POSITIONAL_OR_KEYWORD and one.name != "self"]

@@ -84,7 +84,7 @@ class Family(ABC):
 
     @staticmethod
     def language_model(model: Any) -> Any:
-        """The decoder that prefills and decodes, without its output projection, also of such a model."""
+        """The decoder that prefills and decodes, without its output projection; nothing need be attached."""
         return model.get_decoder()
 
     @classmethod

@@ -27,7 +27,10 @@ def unsupported(name: str, value: Any) -> ValueError:
 
 
 def check_methods(core: Any, *names: str) -> None:
-    """Raise TypeError where a method is neither transformers' nor Tango's, nor all that wraps it: it is not called."""
+    """Raise TypeError if a method of a model's core, or one that it wraps, is code of neither transformers nor Tango.
+
+    For methods whose work a family does itself: what somebody else has changed there would be left out.
+    """
     for name in names:
         method = getattr(core, name)
         while method is not None:
@@ -58,7 +61,7 @@ def cache_in_use(held: int) -> ValueError:
 
 
 def past() -> ValueError:
-    """A video that the pruner did not see."""
+    """A video reaches an attached model without having been pruned."""
     return ValueError(
         "a video came past the pruner, and would not be pruned: while it is attached call model.generate() or model() "
         "with the processor's inputs, not a part of the model, nor a generate() that was taken from it before, or one "
@@ -68,7 +71,7 @@ def past() -> ValueError:
 
 
 def part_copied(hooked: Any, protocol: Any) -> Any:
-    """Stands for the __reduce_ex__() of what hooks are bound to: they would go along with a part of the model."""
+    """The __reduce_ex__() of objects whose methods are hooks: a copied or pickled part of the model would have them."""
     raise RuntimeError("a pruner is attached: leave its context before you copy or pickle a part of the model")
 
 
@@ -81,7 +84,7 @@ def virtual_tokens() -> ValueError:
 
 
 def replaced_since(part: str) -> RuntimeError:
-    """A part of the model that hooks are in is not there any more."""
+    """A part of the model was replaced, and with it the hooks of the pruner are gone."""
     return RuntimeError(
         f"the {part} was replaced since the pruner was attached, as by PEFT's modules_to_save: leave its context, and "
         "attach it again"

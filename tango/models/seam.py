@@ -106,7 +106,7 @@ class Seam:
             return output
 
     def past(self, module: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        """Before what is called on prompts that are pruned already: ValueError if videos are among the arguments."""
+        """Raise ValueError if videos are among the arguments of what is called on pruned prompts alone."""
         try:
             found = self.family.has_video(kwargs | ({"input_ids": args[0]} if args else {}))
         except ValueError:  # they are encoded already
