@@ -1,7 +1,8 @@
 """Fixtures for the tests of tango/models: models that are made once, and models of a test's own."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from inspect import isfunction, ismethod
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +44,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[Any]) -> No
 
 
 @pytest.fixture(params=FAMILIES)
-def family(request: pytest.FixtureRequest) -> TinyFamily:
+def family(request: pytest.FixtureRequest) -> Iterator[TinyFamily]:
     """Every family in turn, where its decoder can do what the test is about."""
     chosen, test = FAMILIES[request.param], request.node
     if not chosen.inside and test.callspec.params.get("method") == "fastv" and test.originalname != "test_matrix":
         pytest.skip("no method prunes inside its decoder")
-    return chosen
+    yield chosen
+    left = [f"{type(part).__name__}.{name}" for part in chosen.shared() for name, value in vars(part).items()
+            if isfunction(value) or ismethod(value)]  # fmt: skip
+    assert not left, f"the test left {left} on a model that other tests use"
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ has 3 x 3 tokens and a video 4 frames unless said otherwise.
 
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,7 +16,7 @@ import tiny_qwen
 import tiny_video_llama_3
 import torch
 from tiny_llava import IMAGE, VIDEO, make_pruner, prompt
-from torch import Tensor
+from torch import Tensor, nn
 
 from tango.models.llava_video import LlavaVideoForConditionalGeneration
 from tango.pruners import Pruned, Pruner
@@ -87,6 +87,10 @@ class TinyFamily(ABC):
             folder.mkdir()
             self._models[key] = self.build(folder, dtype, attention)
         return self._models[key]
+
+    def shared(self) -> Iterator[nn.Module]:
+        """The modules of all models that were made."""
+        return (part for model in self._models.values() for part in model.modules())
 
     @abstractmethod
     def build(self, folder: Path, dtype: torch.dtype = torch.float32, attention: str = "sdpa", seed: int = 0) -> Any:
