@@ -45,11 +45,10 @@ SHARED = {f"tango.pruners.{name}" for name in ("base", "video", "trace", "budget
 
 # Ceilings, counted after `ruff format`. They only ever go down.
 RAISED = "shorten something, or raise it in tests/test_architecture.py and say in the commit why"
-# Entered by one generate() of LLaVA-OneVision with Tango. 2,000 lines until videos that come past the pruner, in models
-# that others have wrapped, were refused on the way.
-PATH_FILES, PATH_LINES = 13, 2_040
+# Entered by one generate() of LLaVA-OneVision with Tango.
+PATH_FILES, PATH_LINES = 13, 2_000
 METHOD_LINES = 1_000  # tango/ops/ and tango/pruners/tango.py together
-ALL_LINES = 23_800  # tango/; streams, the app, the page of results, reuse in the tower and calibration came with 0.2
+ALL_LINES = 23_530  # tango/; streams, the app, the page of results, reuse in the tower and calibration came with 0.2
 
 
 def room(module):

@@ -4,8 +4,6 @@ Gradio's server does more than this page: it fetches any public address for whoe
 address in place of an uploaded file), converts recordings, and has pages for developers.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

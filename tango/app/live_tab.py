@@ -1,7 +1,5 @@
 """The tab that watches a stream: a video at its own pace, a webcam or an address, and questions at any moment."""
 
-from __future__ import annotations
-
 import base64
 import contextlib
 import html

@@ -1,7 +1,5 @@
 """What both tabs show as HTML: pictures, and why something was refused."""
 
-from __future__ import annotations
-
 import base64
 import html
 import io

@@ -1,7 +1,5 @@
 """The page: what visitors see and press. What they write goes into text boxes, never into HTML."""
 
-from __future__ import annotations
-
 import html
 import shutil
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Starts and ends the app's server: Gradio's, without what it does for itself, behind door.py."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import tempfile

@@ -4,8 +4,6 @@ A session has the model to itself: a copy that shares every weight, since a meth
 model only one.
 """
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import itertools

@@ -1,7 +1,5 @@
 """One model that several visitors ask in turn, and what of their videos and questions is refused."""
 
-from __future__ import annotations
-
 import threading
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Asks the unpruned model and pruned ones the same questions about the same videos, and compares answer with answer."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace

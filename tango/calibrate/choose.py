@@ -1,7 +1,5 @@
 """What comparing with the unpruned model comes to: agreement and divergence, the smallest ratio, its settings file."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

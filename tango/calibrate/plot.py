@@ -1,7 +1,5 @@
 """Agreement and divergence against tokens kept, a line a method with its intervals."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

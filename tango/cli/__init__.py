@@ -3,8 +3,6 @@
 Nothing heavy is imported until a command needs it, so that `tango --help` answers at once.
 """
 
-from __future__ import annotations
-
 import contextlib
 import inspect
 import io

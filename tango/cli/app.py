@@ -1,7 +1,5 @@
 """`tango app`: the same as `tango ask` in a browser (tango.app.served)."""
 
-from __future__ import annotations
-
 import importlib.util
 import signal
 import threading

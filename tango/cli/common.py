@@ -1,7 +1,5 @@
 """What the commands share: exit codes, errors, options, JSON and tables on stdout, progress on stderr."""
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import sys

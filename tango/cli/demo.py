@@ -1,7 +1,5 @@
 """`tango demo`: what `make demo` runs after installing, scripts/demo.py of the checkout."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import runpy

@@ -4,8 +4,6 @@ A finding is about one thing. Findings that the shipped model, videos and comman
 is 1 if one of those is not well. The rest tells what else could be run here.
 """
 
-from __future__ import annotations
-
 import itertools
 import os
 import platform

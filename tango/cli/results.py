@@ -2,8 +2,6 @@
 two runs compared (tango.results.compare).
 """
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any

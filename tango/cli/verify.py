@@ -1,7 +1,5 @@
 """`tango verify`: are the numbers of results those that their samples give (tango.results.verify)?"""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated

@@ -1,7 +1,5 @@
 """`tango visualize`: pictures of which tokens of a video are kept (tango.visualize.visualize)."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

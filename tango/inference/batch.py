@@ -1,7 +1,5 @@
 """Prompts of several conversations as one batch for generate(): padded on the left, so that all end in one column."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 

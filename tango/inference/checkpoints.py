@@ -3,8 +3,6 @@
 Both formats are read: transformers' own, and that of the `llava` package (`lmms-lab/..`), see tango.models.original.
 """
 
-from __future__ import annotations
-
 import importlib
 import logging
 import platform

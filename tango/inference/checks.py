@@ -3,8 +3,6 @@
 Each raises CheckpointError, which names the checkpoint, what is wrong and, of a value, what would be right.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import json

@@ -1,7 +1,5 @@
 """What the vision tower says of a video, computed once and used with every method and every question about it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What a task may ask of generate(): its settings by name, as lmms-eval's tasks write them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Names of checkpoints, and of arguments in messages. Imports nothing heavy, so that a slip is told at once."""
 
-from __future__ import annotations
-
 import contextlib
 import difflib
 import os

@@ -3,8 +3,6 @@
 These are the filters that ffmpeg's program puts behind a decoder, so the pictures are FFmpeg's own.
 """
 
-from __future__ import annotations
-
 import math
 import struct
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """A conversation as the text and tokens of a prompt: what people write is text, and what is too long is refused."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

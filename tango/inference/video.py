@@ -5,8 +5,6 @@ filters with it, and the filters of the program are built from them (picture.py)
 needs FFmpeg to be installed apart, as the program itself does.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import functools

@@ -7,8 +7,6 @@ part of the partition of the finished clip, however it goes on, as the surviving
 what is long past. Where no place stays static across a cut, that is so at once.
 """
 
-from __future__ import annotations
-
 from itertools import pairwise
 
 import torch

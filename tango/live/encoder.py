@@ -1,7 +1,5 @@
 """A stream's frames as the vision tower sees them: resized, prepared and encoded one at a time."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 from dataclasses import dataclass

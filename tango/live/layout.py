@@ -5,8 +5,6 @@ the earlier part of a prompt stays right when more is appended. Where nothing wa
 generate() makes of the same clip under the same method.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Sequence

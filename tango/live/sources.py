@@ -4,8 +4,6 @@ Addresses and playlists are opened here alone, by what the user typed: a file is
 it cannot name another, and what comes from the network cannot name a file of this machine.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import select

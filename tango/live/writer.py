@@ -4,8 +4,6 @@ Questions share the start of the prompt, the text before the stream and the clos
 one question to the next. What is new since then is prefilled with the question, and taken off again after the answer.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -112,10 +112,7 @@ class Family(ABC):
 
     def timestamps(self, timestamps: Sequence[float] | Tensor, frames: int) -> Tensor:
         """Seconds of each frame (F,), from those that the caller gives or that come with a video."""
-        timestamps = torch.as_tensor(timestamps, dtype=torch.float64).flatten()
-        if len(timestamps) != frames:
-            raise ValueError(f"{len(timestamps)} timestamps for a video of {frames} frames; one a frame is needed")
-        return timestamps
+        return torch.as_tensor(timestamps, dtype=torch.float64).flatten()
 
     def positions(
         self, inputs: Mapping[str, Any], source: Tensor, attended: Tensor, unchanged: bool
@@ -140,12 +137,12 @@ class Family(ABC):
 
     # -- what all families share ---------------------------------------------------------------------------------
 
-    def has_video(self, inputs: Mapping[str, Any]) -> bool:
-        """Whether a call has videos to encode; ValueError for videos that are encoded already."""
+    def has_video(self, inputs: Mapping[str, Any], refusal: refusals.Refusal = refusals.encoded_already) -> bool:
+        """Whether a call has videos to encode; the refusal for videos that are encoded already."""
         found = any(inputs.get(name) is not None for name in self.video_inputs)
         encoded = inputs.get("mm_encoder_outputs") or {}
         if encoded.get("video") is not None or (found and encoded):
-            raise refusals.encoded_already()
+            raise refusal()
         return found
 
     def videos(self, inputs: Mapping[str, Any]) -> Iterator[PlacedVideo]:
@@ -163,7 +160,6 @@ class Family(ABC):
         rows = [set(own.tolist()) for own in torch.split(places[:, 0].cpu(), lengths)]
         if any(len(own) > 1 for own in rows):
             raise ValueError("a video's placeholders are spread over several prompts of the batch")
-
         columns = torch.split(places[:, 1], lengths)
         for index, (parts, own, (row,)) in enumerate(zip(self.encode(inputs), columns, rows, strict=True)):
             # The ordinal counts within the prompt, so that a prompt is pruned alike in any batch.

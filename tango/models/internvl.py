@@ -21,7 +21,7 @@ from tango.models.attention import from_attention
 from tango.models.family import Family
 from tango.models.positions import timestamps_of
 from tango.models.prompt import written
-from tango.models.refusals import encoded_already
+from tango.models.refusals import Refusal, encoded_already
 from tango.models.tower import joined, recorded
 
 TILES_PER_CALL = 64  # of a video that the tower sees at once, so that its memory does not grow with the video
@@ -66,10 +66,10 @@ class InternVL(Family):
         frames = [count for count in cls.visuals(inputs) or () if count]
         return [(count, count * cls.side(config, inputs["pixel_values"]) ** 2) for count in frames]
 
-    def has_video(self, inputs: Mapping[str, Any]) -> bool:
+    def has_video(self, inputs: Mapping[str, Any], refusal: Refusal = encoded_already) -> bool:
         visuals, pixels = self.visuals(inputs), inputs.get("pixel_values")
         if any(visuals or ()) and inputs.get("mm_encoder_outputs"):
-            raise encoded_already()
+            raise refusal()
         if visuals is None and pixels is not None:
             tokens = self.side(self.core.config, pixels) ** 2
             if sum(end - start == tokens for _, start, end in self._spans(inputs)) > 1:

@@ -6,7 +6,7 @@ own files); the default hub checkpoint, for a tower of its dimensions.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,24 +53,42 @@ def load_pooling_head(tower: Any, checkpoint: str | None, given: str | None, wit
     """
     names = ATTENTION_TENSORS + (OUTPUT_TENSORS if with_output else ())
     if given is None and getattr(tower, "head", None) is not None:
-        return PoolingHead(own_head(tower, names), tower.config)
+        return folded(own_head(tower, names), tower.config)
 
     tried: list[str] = []
     files = find_given(given, tried) if given is not None else find_beside(checkpoint, tower.config, tried)
     if files is None:
         raise FileNotFoundError(missing(tower.config, tried))
-    return PoolingHead(read(files, names, tensor_shapes(tower.config)), tower.config)
+    return folded(read(files, names, tensor_shapes(tower.config)), tower.config)
+
+
+def folded(tensors: Mapping[str, Tensor], config: Any) -> PoolingHead:
+    """The head of tensors by their names below the vision model; those of the output only where pooled() is wanted.
+
+    One query a frame, so no key is needed: q . (W x + b) = (W^T q) . x + a constant that softmax cancels.
+    """
+    # Copies: products of tensors that lie unaligned in a mapped file round differently.
+    plain = {name: tensor.detach().dequantize() for name, tensor in tensors.items()}  # torchao's and quanto's too
+    own = {name: tensor.to(torch.float32, copy=True) for name, tensor in plain.items()}
+    query, key, _ = own["head.attention.in_proj_weight"].chunk(3)
+    bias = own["head.attention.in_proj_bias"].chunk(3)[0]
+    with torch.autocast(query.device.type, enabled=False):
+        probe = (query @ own["head.probe"].flatten() + bias).view(1, config.num_attention_heads, -1)
+        probe, key = probe * probe.shape[-1] ** -0.5, key.view(*probe.shape[1:], -1)
+        own["folded"] = torch.einsum("fho,hod->fhd", probe, key)[0]
+    return PoolingHead(own, config)
 
 
 def pooled(head: PoolingHead, normed: Tensor, weights: Tensor) -> Tensor:
     """The head's output (F, D) for what its attention() returned."""
-    t = head.tensors
+    t, config = head.tensors, head.config
     frames, _, width = normed.shape
     value, bias = t["head.attention.in_proj_weight"].chunk(3)[2], t["head.attention.in_proj_bias"].chunk(3)[2]
-    mixed = torch.einsum("fhd,hod->fho", weights @ normed, value.view(head.heads, -1, width)).reshape(frames, width)
+    mixed = torch.einsum("fhd,hod->fho", weights @ normed, value.view(config.num_attention_heads, -1, width))
+    mixed = mixed.reshape(frames, width)
     out = F.linear(mixed + bias, t["head.attention.out_proj.weight"], t["head.attention.out_proj.bias"])
-    inner = F.layer_norm(out, (width,), t["head.layernorm.weight"], t["head.layernorm.bias"], head.eps)
-    inner = ACT2FN[head.activation](F.linear(inner, t["head.mlp.fc1.weight"], t["head.mlp.fc1.bias"]))
+    inner = F.layer_norm(out, (width,), t["head.layernorm.weight"], t["head.layernorm.bias"], config.layer_norm_eps)
+    inner = ACT2FN[config.hidden_act](F.linear(inner, t["head.mlp.fc1.weight"], t["head.mlp.fc1.bias"]))
     return out + F.linear(inner, t["head.mlp.fc2.weight"], t["head.mlp.fc2.bias"])
 
 

@@ -1,6 +1,9 @@
 """What cannot work while a pruner is attached, each with the sentence that says so; the caller raises what it gets."""
 
+from collections.abc import Callable
 from typing import Any
+
+Refusal = Callable[[], ValueError]
 
 # Ways of generating that read the prompt's ids where ours needs its embeddings, or that replace generate() altogether.
 UNSUPPORTED = (

@@ -107,11 +107,7 @@ class Seam:
 
     def past(self, module: Any, args: Any, kwargs: dict[str, Any]) -> None:
         """Raise ValueError if videos are among the arguments of what is called on pruned prompts alone."""
-        try:
-            found = self.family.has_video(kwargs | ({"input_ids": args[0]} if args else {}))
-        except ValueError:  # they are encoded already
-            found = True
-        if found:
+        if self.family.has_video(kwargs | ({"input_ids": args[0]} if args else {}), refusals.past):
             raise refusals.past()
 
     def _begin(self) -> None:
@@ -205,8 +201,7 @@ class Seam:
         sinks = self.family.sinks.get(grid)
         if sinks is None or getattr(self.pruner, "sink_tokens", sinks) is not None:
             return self.pruner
-        settings: dict[str, Any] = {"sink_tokens": sinks}
-        return replace(self.pruner, **settings)
+        return replace(self.pruner, sink_tokens=sinks)  # type: ignore[call-arg]
 
 
 def asked_for(value: Any) -> bool:

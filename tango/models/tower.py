@@ -3,6 +3,7 @@
 import contextlib
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -43,44 +44,30 @@ def weight(module: nn.Module, name: str) -> Tensor:
         return torch.clone(getattr(module, own))
 
 
+@dataclass
 class PoolingHead:
     """SigLIP's attention pooling (arXiv 2303.15343): a learned probe attends to all patches of a frame.
 
-    tensors: by their names below the vision model, see tango.models.pooling_head, which reads them; those of the output
-    only where pooled() there is wanted. config: a SiglipVisionConfig.
+    tensors: in fp32, by their names below the vision model, and "folded" (heads, D), the keys' weights times the query;
+    tango.models.pooling_head reads them. config: a SiglipVisionConfig.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor], config: Any) -> None:
-        # Copies: products of tensors that lie unaligned in a mapped file round differently.
-        plain = {name: tensor.detach().dequantize() for name, tensor in tensors.items()}  # torchao's and quanto's too
-        self.tensors = {name: tensor.to(torch.float32, copy=True) for name, tensor in plain.items()}
-        self.heads: int = config.num_attention_heads
-        self.eps: float = config.layer_norm_eps
-        self.activation: str = config.hidden_act
-        query, key, _ = self.tensors["head.attention.in_proj_weight"].chunk(3)
-        bias = self.tensors["head.attention.in_proj_bias"].chunk(3)[0]
-        # One query a frame, so no key is needed: q . (W x + b) = (W^T q) . x + a constant that softmax cancels.
-        with torch.autocast(query.device.type, enabled=False):
-            probe = (query @ self.tensors["head.probe"].flatten() + bias).view(1, self.heads, -1)
-            probe, key = probe * probe.shape[-1] ** -0.5, key.view(self.heads, probe.shape[-1], -1)
-            self.tensors["folded"] = torch.einsum("fho,hod->fhd", probe, key)[0]
+    tensors: dict[str, Tensor]
+    config: Any
 
     def attention(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Of last hidden states (F, P, D) before post_layernorm: normed states (F, P, D) and weights (F, heads, P)."""
         self.tensors = {name: tensor.to(hidden.device) for name, tensor in self.tensors.items()}
         weight, bias = self.tensors["post_layernorm.weight"], self.tensors["post_layernorm.bias"]
-        normed = F.layer_norm(hidden.float(), weight.shape, weight, bias, self.eps)
+        normed = F.layer_norm(hidden.float(), weight.shape, weight, bias, self.config.layer_norm_eps)
         return normed, torch.softmax(self.tensors["folded"] @ normed.mT, dim=-1)
 
 
 def joined(chunks: Iterable[Mapping[str, Tensor]], length: int) -> dict[str, Tensor]:
     """Tensors (n, ..) by name, a chunk at a time, as tensors (length, ..): filled in place, not held twice."""
-    whole: dict[str, Tensor] = {}
-    start = 0
+    whole, start = dict[str, Tensor](), 0
     for chunk in chunks:
         count = len(next(iter(chunk.values())))
-        if count == length:
-            return {name: tensor.contiguous() for name, tensor in chunk.items()}
         for name, tensor in chunk.items():
             if name not in whole:
                 whole[name] = tensor.new_empty(length, *tensor.shape[1:])

@@ -5,8 +5,6 @@ appearance, `count` of dots, and the `glyph`. Answers can't be guessed from the 
 and their order are drawn independently of each other (tests/motionqa trains a text-only guesser and finds chance).
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass

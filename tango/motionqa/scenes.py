@@ -5,8 +5,6 @@ another, white dots stand in one part of it, a letter flashes for little more th
 drifting, distract. `write_video` stores real H.264.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Where a checkout has the benchmark MotionQA and tango-tiny, the small model that was trained for it."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

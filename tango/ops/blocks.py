@@ -1,7 +1,5 @@
 """The nearest others of each of many points, from products in blocks: for sets too large for all products at once."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 
 import torch

@@ -1,7 +1,5 @@
 """FastVID's segmentation (arXiv 2503.11187), also FlashVID's, an option of Tango's: neighbouring frames that differ."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

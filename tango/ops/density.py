@@ -7,8 +7,6 @@ go to the lower index, and neither the memory limit nor what else is in a batch 
 -distance^2 / 2 as a product gives it.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from itertools import accumulate
@@ -239,7 +237,6 @@ def _scores(points: Tensor, real: Tensor, k: int, itself: bool, strict: bool, ed
         density[some] = _density(_measure_near(table, some, *closeness_of(some), least), k, itself)
     density = density.view(groups, size).masked_fill(~real, -1)
     rank = _rank(density, strict).flatten()
-
     # The nearest denser point is often listed already. Where one that is not may be nearer, look at all.
     separation = lengths.masked_fill_(rank[near] >= rank[:, None], torch.inf).amin(1)
     beyond = (-2 * last - 3 * slack).clamp_(min=0).sqrt_()  # infinite where all are listed

@@ -4,8 +4,6 @@ Tango, arXiv 2604.09547, context tokens (step 5 of docs/method.md). Sums are fp3
 input gives the same tokens on every run.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

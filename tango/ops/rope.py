@@ -3,8 +3,6 @@
 Tango, arXiv 2604.09547, step 3 of docs/method.md.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
@@ -28,15 +26,12 @@ def rotate(features: Tensor, positions: Tensor, time_base: float = 10000.0, spac
     A zero token stays zero, and one shorter than 1e-12 stays short.
 
     Args:
-        features: (..., D) tokens, any floating dtype, D even.
+        features: (..., D) tokens, any floating dtype; ValueError where D is odd.
         positions: (..., 3) seconds, row, column of each token.
         time_base, space_base: frequency bases of the time section and of the two space sections.
 
     Returns:
         (..., D) fp32 unit vectors (or zeros).
-
-    Raises:
-        ValueError: D is odd.
     """
     sections = rope_sections(features.shape[-1])
     vectors = torch.nn.functional.normalize(features.float(), dim=-1)

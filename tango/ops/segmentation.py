@@ -4,8 +4,6 @@ Tango, arXiv 2604.09547, steps 1 and 2 of docs/method.md, as in HoliTom: the lar
 programming. The other way, FastVID's cuts where neighbouring frames differ, is in cuts.py.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -4,8 +4,6 @@ Tango, arXiv 2604.09547, step 4 of docs/method.md: the most salient candidates a
 most salient member. Every tie goes to the lower index.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """Every pruning method by name. Adding one: one file beside this one and one entry here."""
 
-from __future__ import annotations
-
 from tango.pruners.base import Pruner
 from tango.pruners.divprune import DivPrune
 from tango.pruners.dycoke import DyCoke

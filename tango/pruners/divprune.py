@@ -4,8 +4,6 @@ Alvar et al., arXiv 2503.02175, from the paper's formula (a max-min diversity pr
 nothing is merged.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 

@@ -4,8 +4,6 @@ Tao et al., arXiv 2411.15024, from the paper's steps; the pruning of the KV cach
 Features only; "merging" drops tokens, and nothing is averaged.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 

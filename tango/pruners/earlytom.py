@@ -3,8 +3,6 @@
 The steps are here, on tensors; where a model's tower takes part, tango/models/merging.py calls them between its layers.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import ClassVar

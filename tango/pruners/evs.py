@@ -4,8 +4,6 @@ Efficient Video Sampling, arXiv 2510.14624, as serving engines have it: they com
 Features only; nothing is merged.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 

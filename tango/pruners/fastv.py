@@ -1,7 +1,5 @@
 """FastV: no pruning before the language model; inside it, the tokens that the last prompt token attends to least go."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

@@ -1,7 +1,5 @@
 """FastVID: each frame's most salient tokens, and the rest of a segment merged around anchors in some of its frames."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import ClassVar

@@ -1,7 +1,5 @@
 """FlashVID: diverse salient tokens in each frame, trees of similar tokens over time, and clusters in each frame."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar

@@ -1,7 +1,5 @@
 """HoliTom: windows with the most static tokens, static tokens merged over time, and each frame's most attended ones."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

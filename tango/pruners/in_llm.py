@@ -7,8 +7,6 @@ of a model it is computed on, in which precision, and what becomes of caches, ma
 `tango/models/in_llm.py`.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Density peaks as FastVID (arXiv 2503.11187) and HoliTom (arXiv 2505.21334) choose them, and SToP's with penalties."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -4,8 +4,6 @@ Huang et al., arXiv 2412.16117, from the paper's steps. Features only. What it d
 part of it.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Random: the trivial baseline that keeps tokens by the draw."""
 
-from __future__ import annotations
-
 import zlib
 from dataclasses import dataclass
 from typing import Annotated, ClassVar

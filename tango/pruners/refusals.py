@@ -1,7 +1,5 @@
 """What VideoTokens cannot be, each with the sentence that says so; video.py raises what it gets."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

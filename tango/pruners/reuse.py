@@ -1,7 +1,5 @@
 """What every method may say of the vision tower before it: that only patches which change are computed there."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 

@@ -5,8 +5,6 @@ segmentation: Annotated[str, OneOf("holitom", "fastvid")] = "holitom"
 similarity_threshold: Cosine | None = None
 """
 
-from __future__ import annotations
-
 import functools
 import math
 import types

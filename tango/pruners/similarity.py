@@ -5,8 +5,6 @@ ops/density.py a matrix product finds what is near, and where that is too close 
 products decide: equal tokens tie exactly, wherever they stand in a block.
 """
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 

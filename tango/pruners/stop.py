@@ -5,8 +5,6 @@ attention over frames to the power gamma, scaled to 0 .. 1; wherever a method ra
 by saliency - mu_s * score.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, ClassVar

@@ -4,8 +4,6 @@ Yin et al., "Tango: Taming Visual Signals for Efficient Video Large Language Mod
 method, step by step as docs/method.md numbers them; each is a pure function of tango/ops. The budgets are made here.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -172,8 +170,7 @@ class Tango(Pruner):
             stand = rest[anchors if self.placement == "anchor" else clusters.by_score]
 
         if trace.RECORDER.get() is not None:
-            trace.static(static.repeat_interleave(sizes, 0))
-            trace.sets(sets, salient, rest, stand, labels)
+            trace.sets(static.repeat_interleave(sizes, 0), sets, salient, rest, stand, labels)
         indices, order = sets.home(torch.cat([salient, stand])).sort()
         behind = len(table) + len(means) + torch.arange(len(context), device=device)
         values = take((table, means, context), torch.cat([sets.rows[salient], behind])[order])

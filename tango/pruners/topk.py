@@ -1,7 +1,5 @@
 """Top-k: the trivial baseline that keeps the most salient tokens."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 

@@ -7,8 +7,6 @@
 Methods say on their way what they do, by static(), salient() and merged(). While nobody asks, these do nothing.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -105,11 +103,13 @@ def merged(rows: Tensor, into: Tensor, tokens: Tensor | None = None) -> None:
         roles[stands] = torch.where(roles[stands] == SALIENT, SALIENT, CONTEXT).to(torch.uint8)
 
 
-def sets(tokens: Any, salient_places: Tensor, rest: Tensor, stand: Tensor, labels: Tensor) -> None:
+def sets(places: Tensor, tokens: Any, salient_places: Tensor, rest: Tensor, stand: Tensor, labels: Tensor) -> None:
     """Say what becomes of the places of Tango's Sets: those of `rest` go to stand[labels], salient ones stay.
 
+    places: (F, L), as in static().
     A static token goes where the mean that it is part of goes; what has a label of len(stand) goes nowhere.
     """
+    static(places)
     total = len(tokens.rows) - tokens.static.numel()
     went = torch.full_like(tokens.rows, -1)
     went[salient_places] = salient_places

@@ -1,7 +1,5 @@
 """Uniform: the trivial baseline that keeps tokens at equal steps."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

@@ -1,7 +1,5 @@
 """Keeping tokens as they are, for methods that merge nothing."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

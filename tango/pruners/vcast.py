@@ -3,8 +3,6 @@
 arXiv 2603.27650, from the paper's steps. Features only; nothing is merged.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 

@@ -3,8 +3,6 @@
 Liu et al., arXiv 2505.14454, from the paper's steps. Features only; nothing is merged.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

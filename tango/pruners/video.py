@@ -4,8 +4,6 @@
 its arguments, and a method reads it; everything is checked here, once, so that nobody has to check it again.
 """
 
-from __future__ import annotations
-
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, fields

@@ -1,7 +1,5 @@
 """VisionZip: each frame's most attended tokens, and a few more that gather what is left, by similar keys."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Finished cells of sweeps: reading them, what they are called, and which of them may stand in one table."""
 
-from __future__ import annotations
-
 import functools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

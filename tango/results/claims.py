@@ -2,8 +2,6 @@
 against what they should say. For tango.results.verify.
 """
 
-from __future__ import annotations
-
 import csv
 import math
 import re

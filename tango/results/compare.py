@@ -1,7 +1,5 @@
 """Two runs on the same questions: which they answered differently, and the interval of their difference."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -3,8 +3,6 @@
 Names of models, folders, kinds of questions and machines may hold anything a file system or a data set lets through.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 

@@ -2,8 +2,6 @@
 their journal and the framework's own logs. For tango.results.verify.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Scored answers as the two frameworks log them, read for tango.results.follow apart from what makes cells of them."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

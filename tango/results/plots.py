@@ -1,7 +1,5 @@
 """Plots of the tables: accuracy against tokens kept and against time, and what the time to first token consists of."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path

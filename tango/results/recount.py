@@ -2,8 +2,6 @@
 what made the tables, but for the ends of intervals, which come from one seeded draw and are held against another.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean, pstdev

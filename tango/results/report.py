@@ -1,7 +1,5 @@
 """Files of tables and plots from finished cells: one folder a model, each with a README.md that shows them all."""
 
-from __future__ import annotations
-
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence

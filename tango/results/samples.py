@@ -2,8 +2,6 @@
 beside tables, a sweep's finished cells with all that `tango verify` follows, and is read like the sweep's folder.
 """
 
-from __future__ import annotations
-
 import contextlib
 import lzma
 import os

@@ -3,8 +3,6 @@
 Both hold at the edges: six right of six are no proof of 100 %, nor two methods that answered alike of no difference.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt

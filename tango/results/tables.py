@@ -2,8 +2,6 @@
 95 % confidence intervals.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any

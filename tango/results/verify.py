@@ -4,8 +4,6 @@ From the records of a run and what its framework logged follow the rows, tokens 
 the numbers of tables. Numbers without samples beside them are counted apart: they are neither right nor wrong.
 """
 
-from __future__ import annotations
-
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence

@@ -2,8 +2,6 @@
 Nothing on disk is touched.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import logging

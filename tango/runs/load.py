@@ -1,7 +1,5 @@
 """How busy a machine was while something was timed on it: seconds of a busy machine say little about what was timed."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import time

@@ -6,8 +6,6 @@ hub's repository, of the commit; of code, of the files that a method and a famil
 method changes nothing.
 """
 
-from __future__ import annotations
-
 import ast
 import hashlib
 import importlib.metadata

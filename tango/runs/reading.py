@@ -1,7 +1,5 @@
 """Values that others wrote, in YAML, JSON or the environment, checked against types: what is wrong in one sentence."""
 
-from __future__ import annotations
-
 import functools
 import json
 import math

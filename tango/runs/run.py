@@ -4,8 +4,6 @@ The plugins of both frameworks (lmms-eval/, VLMEvalKit/) consist of this and of 
 settings, checkpoint, Chat, then EvaluationRun, its samples, and what it comes to.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import logging

@@ -2,8 +2,6 @@
 recorded.
 """
 
-from __future__ import annotations
-
 import gc
 import itertools
 import logging

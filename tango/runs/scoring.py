@@ -1,7 +1,5 @@
 """Scores multiple choice by rule: which letter does a reply choose? No judge, no network."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 

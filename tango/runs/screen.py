@@ -1,7 +1,5 @@
 """What is printed for people: text of questions, answers and names of files never commands the terminal."""
 
-from __future__ import annotations
-
 import json
 import re
 import sys

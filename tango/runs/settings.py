@@ -5,8 +5,6 @@ file and TANGO_ARGS text like "retention_ratio=0.15,sink_tokens=28;27;41" (";" b
 for no value); where both set a field, TANGO_ARGS wins. Everything is checked here, before any model is loaded.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """What the samples of a run come to: failures, tokens, the paper's efficiency table, and how these are shown."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import stdev

@@ -7,8 +7,6 @@ pages.py makes the data, in pages; page/ is what reads them in a browser. A page
 nothing, so data are scripts. plotly's own script is copied from the installed package.
 """
 
-from __future__ import annotations
-
 import html
 import json
 import shlex

@@ -4,8 +4,6 @@ Runs note a hash of the tokens that they kept. To draw them, the method runs aga
 keeps now is drawn only where it has that hash.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field

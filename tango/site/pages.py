@@ -1,7 +1,5 @@
 """The data of the site: one page for the table, and for each run and benchmark small pages of samples."""
 
-from __future__ import annotations
-
 import math
 import os
 import re

@@ -1,7 +1,5 @@
 """Runs for the site: cells with the questions and replies that the frameworks logged beside them."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What the cells of both frameworks have in common: the run they stand for, its command, and how its files are read."""
 
-from __future__ import annotations
-
 import functools
 import json
 import os

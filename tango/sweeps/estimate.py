@@ -5,8 +5,6 @@ them a GPU does in a second, and how long reading a video takes, are worked out 
 A800, LLaVA-OneVision-7B, Video-MME, 32 frames, Tango at 0.1; arXiv 2604.09547). docs/reproduce.md has the arithmetic.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import os

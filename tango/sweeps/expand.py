@@ -1,7 +1,5 @@
 """The cells of a grid, and what is missing for them on this machine, before anything is started."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace

@@ -1,7 +1,5 @@
 """The folder of a cell: its result, the results that it had when it stood for something else, and who works there."""
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import os

@@ -1,7 +1,5 @@
 """The two evaluation frameworks as sweeps run them, and what each calls the paper's benchmarks."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """A grid of evaluations: its keys, read from a YAML file and from the options of `tango sweep`."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from pathlib import Path

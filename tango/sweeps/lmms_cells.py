@@ -1,7 +1,5 @@
 """Cells of a sweep that run lmms-eval with the plugin in lmms-eval/, and what is read back from its files."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Mapping

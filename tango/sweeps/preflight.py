@@ -1,7 +1,5 @@
 """What an evaluation needs, looked for before anything is started: checkpoint, pooling head, data set, GPUs."""
 
-from __future__ import annotations
-
 import difflib
 import json
 import os

@@ -5,8 +5,6 @@ its address. It runs in vLLM's own environment (docs/serving.md), whose Python T
 this process. What it says goes to server.log in the folder that SERVER_LOG names, by default here.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal

@@ -8,8 +8,6 @@ result is kept in earlier/, from where it is taken back when it is asked for aga
 journal stays, and knows by itself which samples still stand.
 """
 
-from __future__ import annotations
-
 import contextlib
 import signal
 import time

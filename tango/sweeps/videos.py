@@ -1,7 +1,5 @@
 """Videos of a benchmark that are not on this machine, and where they belong: their questions fail, and no other."""
 
-from __future__ import annotations
-
 import json
 import os
 import zipfile

@@ -1,7 +1,5 @@
 """Cells of a sweep that run VLMEvalKit with the plugin in VLMEvalKit/, and what is read back from its files."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

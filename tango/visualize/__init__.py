@@ -4,8 +4,6 @@ from tango.visualize import visualize
 visualize("clip.mp4", "pictures", methods=["tango", "topk"], ratios=[0.1, 0.2])
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A picture as one HTML file that needs nothing else: frames as data URIs, the rest as JSON, read by page.html."""
 
-from __future__ import annotations
-
 import base64
 import html
 import io

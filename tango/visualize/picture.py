@@ -3,8 +3,6 @@
 Plain arrays, so that what draws them needs no model.
 """
 
-from __future__ import annotations
-
 import colorsys
 from dataclasses import dataclass
 from typing import Any

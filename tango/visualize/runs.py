@@ -1,7 +1,5 @@
 """Runs a model on a video with each method at each ratio, and collects what became of every token."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path

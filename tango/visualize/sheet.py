@@ -4,8 +4,6 @@ For each method it shows every frame under its saliency, and below, for each rat
 What would be too large for one file goes on in the next, by methods.
 """
 
-from __future__ import annotations
-
 import io
 from collections.abc import Sequence
 from pathlib import Path

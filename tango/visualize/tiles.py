@@ -1,7 +1,5 @@
 """One frame with its tokens, for the contact sheet: under its saliency, and with what became of each token."""
 
-from __future__ import annotations
-
 import numpy as np
 from PIL import Image, ImageDraw
 

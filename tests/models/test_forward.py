@@ -167,7 +167,7 @@ def test_times_and_keys(family):
             for values in (times[:2], [*times, times[0]]):
                 with pytest.raises(ValueError, match=f"{name}.* has {len(values)} entries"):
                     model(**inputs, **{name: values})
-        with pytest.raises(ValueError, match="3 timestamps for a video of 4 frames"):
+        with pytest.raises(ValueError, match=r"timestamps must have shape \(4,\), got|3 timestamps for a video of 4 f"):
             model(**inputs, video_timestamps=[[0, 1, 2]] * 3)
 
 

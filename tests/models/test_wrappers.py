@@ -21,7 +21,7 @@ from torch import nn
 from transformers import AutoModelForImageTextToText, GenerationMixin, StoppingCriteria, StoppingCriteriaList
 
 from tango.models import attach
-from tango.models.tower import PoolingHead
+from tango.models.pooling_head import folded
 
 PAST = "a video came past the pruner, and would not be pruned"
 
@@ -362,7 +362,7 @@ def test_pooling_head_of_packed_tensors(model):
 
     config = model.config.vision_config
     tensors = {name.removeprefix("vision_model."): tensor for name, tensor in make_head(config).items()}
-    plain, packed = (PoolingHead(x, config) for x in (tensors, {n: Packed(t) for n, t in tensors.items()}))
+    plain, packed = (folded(x, config) for x in (tensors, {n: Packed(t) for n, t in tensors.items()}))
     assert plain.tensors.keys() == packed.tensors.keys()
     assert all(torch.equal(plain.tensors[name], packed.tensors[name]) for name in plain.tensors)
 
