@@ -48,7 +48,7 @@ RAISED = "shorten something, or raise it in tests/test_architecture.py and say i
 # Entered by one generate() of LLaVA-OneVision with Tango.
 PATH_FILES, PATH_LINES = 13, 2_000
 METHOD_LINES = 1_000  # tango/ops/ and tango/pruners/tango.py together
-ALL_LINES = 23_530  # tango/; streams, the app, the page of results, reuse in the tower and calibration came with 0.2
+ALL_LINES = 23_540  # tango/; streams, the app, the page of results, reuse in the tower and calibration came with 0.2
 
 
 def room(module):

@@ -8,11 +8,12 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from tango.results.escaping import csv_text, latex_text, markdown_text, plain
 from tango.results.layout import DIFFERENCE, SHARE
-from tango.results.recount import KEYS, SPED_UP, Table, verdict
+from tango.results.recount import KEYS, SPED_UP, Table, ends, verdict
 from tango.runs.settings import VANILLA
 from tango.runs.summary import WITH_UNITS
 
@@ -300,9 +301,16 @@ def _follow(tables: Mapping[str, Table]) -> Iterator[tuple[str, tuple[str, ...],
         total = sum(values["questions"] for values in of_kinds)
         right = sum(values["questions"] * values["accuracy"] for values in of_kinds)
         yield "benchmarks", key, {"questions": total, "accuracy": right / total} if total else {}
-        yield "accuracy", key[1:], {key[0]: line["accuracy"]}
+        yield "accuracy", key[1:], {f"{key[0]}{end}": line.get(f"accuracy{end}") for end in ("", "_low", "_high")}
+    for name in ("benchmarks", "kinds"):
+        for key, line in tables[name].items():
+            if line.get("accuracy") is not None and line.get("questions"):
+                low, high = ends(line["accuracy"], int(line["questions"]))
+                yield name, key, {"accuracy_low": low, "accuracy_high": high}
     names = {key[0] for key in scores}
     for key, line in accuracy.items():
+        kept = [one.get("tokens_kept") for of, one in scores.items() if of[1:] == key]
+        yield "accuracy", key, {"tokens_kept": fmean(kept) if kept and None not in kept else None}
         found = [line[name] for name in names if line.get(name) is not None]
         yield "accuracy", key, {"average": sum(found) / len(names)} if len(found) == len(names) > 0 else {}
     for key, line, base in _with_unpruned(efficiency):
