@@ -115,10 +115,15 @@ def test_times_of_a_busy_machine_are_told(tmp_path: Path, cells: list[dict[str, 
     cells[1]["provenance"]["load"] = {"start": 9.1, "end": 14.2, "cores": 2, "waited": 0.43}
     made = write_results(cells, tmp_path, "x")
     assert made.remarks == [
-        "Tango 10 % on MotionQA in lmms-eval ran on a busy machine, so its times say little: load 9.1 to 14.2 on 2 "
-        "cores, 43 % of the time waiting for a core"
+        "ran on a busy machine, so that times say little: Tango 10 % on MotionQA in lmms-eval (load 9.1 to 14.2 on 2 "
+        "cores, 43 % of the time waiting for a core)"
     ]
     assert made.remarks[0] in (tmp_path / "README.md").read_text()
+    for cell in cells:
+        cell["provenance"]["load"] = cells[1]["provenance"]["load"]
+    (remark,) = write_results(cells, tmp_path, "x").remarks  # one, however many there are
+    assert remark.count("43 %") == 2 and f"and {len(cells) - 2} more cells, see load_waited in eff" in remark
+    assert (read(tmp_path / "efficiency.csv")["load_waited"] == 0.43).sum() == len(cells)
 
 
 def test_frameworks_whose_times_are_far_apart_are_told(tmp_path: Path) -> None:

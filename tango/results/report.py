@@ -180,12 +180,14 @@ def _readme(
 
 
 def _busy(rows: Rows) -> list[str]:
-    """Which cells ran while others took part of their machine."""
-    return [
-        f"{row.name} on {name} in {row.framework} ran on a busy machine, so its times say little: {load_text(load)}"
+    """Which cells ran while others took part of their machine; of many the first two, efficiency.csv has all."""
+    found = [
+        f"{row.name} on {name} in {row.framework} ({load_text(load)})"
         for name, row, cell in rows.by_benchmark()
         if (load := cell["provenance"].get("load")) and busy(load)
     ]
+    more = f", and {len(found) - 2} more cells, see load_waited in efficiency.csv" if len(found) > 2 else ""
+    return [f"ran on a busy machine, so that times say little: {', '.join(found[:2])}{more}"] if found else []
 
 
 def _apart(rows: Rows) -> list[str]:
