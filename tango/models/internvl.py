@@ -67,11 +67,13 @@ class InternVL(Family):
         return [(count, count * cls.side(config, inputs["pixel_values"]) ** 2) for count in frames]
 
     def has_video(self, inputs: Mapping[str, Any], refusal: Refusal = encoded_already) -> bool:
-        visuals, pixels = self.visuals(inputs), inputs.get("pixel_values")
-        if any(visuals or ()) and inputs.get("mm_encoder_outputs"):
+        visuals, pixels, encoded = self.visuals(inputs), inputs.get("pixel_values"), inputs.get("mm_encoder_outputs")
+        if any(visuals or ()) and encoded:
             raise refusal()
-        if visuals is None and pixels is not None:
-            tokens = self.side(self.core.config, pixels) ** 2
+        # In a generate() of the user's own transformers has encoded all tiles as images: (T, L, D).
+        tiles: Any = getattr((encoded or {}).get("image"), "pooler_output", None)
+        if visuals is None and (pixels is not None or tiles is not None):
+            tokens = tiles.shape[1] if pixels is None else self.side(self.core.config, pixels) ** 2
             if sum(end - start == tokens for _, start, end in self._spans(inputs)) > 1:
                 warnings.warn(UNTOLD, stacklevel=2)
         return pixels is not None and any(visuals or ())

@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from tango.results.escaping import csv_text, latex_text, markdown_text, plain
@@ -305,12 +304,14 @@ def _follow(tables: Mapping[str, Table]) -> Iterator[tuple[str, tuple[str, ...],
     for name in ("benchmarks", "kinds"):
         for key, line in tables[name].items():
             if line.get("accuracy") is not None and line.get("questions"):
-                low, high = ends(line["accuracy"], int(line["questions"]))
-                yield name, key, {"accuracy_low": low, "accuracy_high": high}
+                limits = ends(line["accuracy"], int(line["questions"]))
+                yield name, key, dict(zip(("accuracy_low", "accuracy_high"), limits, strict=True))
     names = {key[0] for key in scores}
     for key, line in accuracy.items():
-        kept = [one.get("tokens_kept") for of, one in scores.items() if of[1:] == key]
-        yield "accuracy", key, {"tokens_kept": fmean(kept) if kept and None not in kept else None}
+        kept = [
+            one["tokens_kept"] for of, one in scores.items() if of[1:] == key and one.get("tokens_kept") is not None
+        ]
+        yield "accuracy", key, {"tokens_kept": sum(kept) / len(kept) if kept and None not in kept else None}
         found = [line[name] for name in names if line.get(name) is not None]
         yield "accuracy", key, {"average": sum(found) / len(names)} if len(found) == len(names) > 0 else {}
     for key, line, base in _with_unpruned(efficiency):

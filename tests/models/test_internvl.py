@@ -160,6 +160,23 @@ def test_nobody_says_what_is_video():
     assert UNTOLD.startswith("the prompt has several spans of one tile")
 
 
+def test_nobody_says_it_in_a_generate_of_the_users_own(tmp_path):
+    model, inputs = FAMILY.build(tmp_path), FAMILY.prompt([5, *FAMILY.video(), 7]) | FAMILY.pixels()
+    del inputs["video_frames"]
+
+    class Own(type(model)):
+        def generate(self, question, **settings):
+            return super().generate(**question, **settings)
+
+    model.__class__ = Own
+    with make_pruner("tango", 0.1)(model):
+        with pytest.warns(UserWarning, match="which may be images or frames"):
+            model.generate(inputs, max_new_tokens=1)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="the prompt has several spans")
+            model.generate(FAMILY.prompt([5, *FAMILY.image, 7]) | FAMILY.images(), max_new_tokens=3)
+
+
 @pytest.mark.parametrize("change, message", [
     ({"video_frames": [3]}, r"video_frames \[3\] stands for 3 spans of placeholders, and the prompt has 4"),
     ({"video_frames": [0, 0, 3]}, r"stands for 5 spans"),
