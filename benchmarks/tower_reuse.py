@@ -5,18 +5,22 @@
         --answers results/tower/tango_tiny_deep_8.json
     python benchmarks/tower_reuse.py --model checkpoints/tango-tiny-deep --methods unpruned "Tango 10 %" --frames 16 \
         --reuse whole "pixels, first 3 of 9 layers" --answers results/tower/tango_tiny_deep_16.json
+    python benchmarks/tower_reuse.py --model checkpoints/tango-tiny-qwen --methods unpruned "Tango 10 %" --few \
+        --answers results/tower/tango_tiny_qwen_8.json
     python benchmarks/tower_reuse.py --write results/tower      # the table and the plot, of all answers there
 
 One row is a method with settings of tower_reuse. Every question of the benchmark is asked; the six about a video go
-into one batch, and the tower sees a video once. The answers' file holds which were right, row for row, so that a run
-that was stopped goes on, and differences have paired intervals. `computed` is the share of its work that the tower
-did, counted as it ran; the time to first token of LLaVA-OneVision-7B is no measurement: FLOPs of tower, projector and
-prefill at 32 frames with that share, as benchmarks/costs.py counts them, over those of the unpruned model.
+into one batch (with another model than a LLaVA they are asked in turn), and the tower sees a video once. The answers'
+file holds which were right, row for row, so that a run that was stopped goes on, and differences have paired intervals.
+`computed` is the share of its work that the tower did, counted as it ran; the time to first token of LLaVA-OneVision-7B
+is no measurement: FLOPs of tower, projector and prefill at 32 frames with that share, as benchmarks/costs.py counts
+them, over those of the unpruned model.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 from collections.abc import Iterator
@@ -29,7 +33,6 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from transformers import (
-    AutoProcessor,
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
     Qwen2Config,
@@ -40,8 +43,10 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 import costs  # noqa: E402
+import front  # noqa: E402
 from shapes import QWEN2_7B  # noqa: E402
 
+from tango.inference.checkpoints import Checkpoint, load  # noqa: E402
 from tango.models.original import SO400M_CONFIG  # noqa: E402
 from tango.models.prompt import VideoRecord  # noqa: E402
 from tango.motionqa import scenes  # noqa: E402
@@ -103,25 +108,38 @@ def clips(model: Any, processor: Any, folder: Path, frames: int) -> Iterator[tup
         yield dict(inputs) | {"video_timestamps": [torch.from_numpy(times)] * len(texts)}, asked
 
 
+def prompts(checkpoint: Checkpoint, folder: Path, frames: int) -> Iterator[tuple[list[dict[str, Any]], list[Any]]]:
+    """Of each video the inputs of generate() for each of its questions, and the questions."""
+    for video in front.prepared(checkpoint, folder, read_questions(folder), frames):
+        yield video.prompts, video.rows
+
+
 def once_a_video(family: Any) -> None:
-    """Let a batch of prompts about one video encode it once."""
-    encode = family.encode
+    """Let all prompts about one video encode it once."""
+    encode, found = family.encode, list[dict[str, Any]]()
 
     def shared(inputs: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        videos = inputs["pixel_values_videos"]
-        (parts,) = encode({**inputs, "pixel_values_videos": videos[:1]})
-        for _ in videos:
-            yield dict(parts)
+        videos: Any = inputs["pixel_values_videos"]
+        batch = len(videos) if videos.dim() == 5 else 1  # else the patches of one
+        if not found:
+            found.extend(encode({**inputs, "pixel_values_videos": videos[:1] if videos.dim() == 5 else videos}))
+        for _ in range(batch):
+            yield dict(found[0])
 
     family.encode = shared
 
 
 def marks(model: Any, processor: Any, pruner: Pruner, inputs: Any, asked: list[Any]) -> tuple[str, VideoRecord]:
-    """Of each question about one video "1" if the answer is right, else "0"; and what became of the video."""
+    """Of each question about one video "1" if the answer is right, else "0"; and what became of the video.
+
+    inputs: of one batch of all questions, or a list of those of each.
+    """
+    said: list[str] = []
     with pruner(model) as session:
         once_a_video(model.generate.seam.family)
-        sequences = model.generate(**inputs, max_new_tokens=10, do_sample=False)
-    said = processor.batch_decode(sequences[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        for one in inputs if isinstance(inputs, list) else [inputs]:
+            sequences = model.generate(**one, max_new_tokens=10, do_sample=False)
+            said += processor.batch_decode(sequences[:, one["input_ids"].shape[1] :], skip_special_tokens=True)
     right = (parse_choice(text, q["options"]) == q["answer"] for text, q in zip(said, asked, strict=True))
     return "".join(str(int(one)) for one in right), session.videos[0]
 
@@ -142,10 +160,11 @@ def answer(model: Any, processor: Any, rows: list[Row], questions: list[Any], sa
 
 def run(args: argparse.Namespace) -> None:
     torch.set_num_threads(1)
-    model = LlavaOnevisionForConditionalGeneration.from_pretrained(args.model).eval()
-    processor = AutoProcessor.from_pretrained(args.model)
+    checkpoint = load(args.model, device="cpu", dtype="float32")
+    model, processor = checkpoint.model, checkpoint.processor
     processor.tokenizer.padding_side = "left"
-    layers = model.config.vision_config.num_hidden_layers
+    llava = isinstance(model, LlavaOnevisionForConditionalGeneration)
+    layers = model.config.vision_config.num_hidden_layers if llava else model.config.vision_config.depth
     stored = json.loads(args.answers.read_text()) if args.answers.exists() else {"rows": []}
     rows = [Row(**row) for row in stored["rows"]] or [
         Row(method, reuse, settings)
@@ -153,8 +172,11 @@ def run(args: argparse.Namespace) -> None:
         for reuse, settings in reuses(layers).items()
         if method in args.methods and not (args.few and settings.get("tower_reuse_interval"))
         if not args.reuse or reuse in args.reuse
+        if llava or settings.get("tower_reuse") != "stc"
     ]
-    questions = list(clips(model, processor, args.data, args.frames))[: args.videos]
+    args_of = args.data, args.frames
+    of_video: Iterator[Any] = clips(model, processor, *args_of) if llava else prompts(checkpoint, *args_of)
+    questions = list(itertools.islice(of_video, args.videos))
     kinds = [question["kind"] for _, asked in questions for question in asked]
     head = {"model": Path(args.model).name, "layers": layers, "frames": args.frames, "kinds": kinds}
     args.answers.parent.mkdir(parents=True, exist_ok=True)

@@ -352,6 +352,13 @@ def test_a_tower_that_reuses(tmp_path, monkeypatch):
     assert [row[1] for row in rows[1:]] == [row["reuse"] for row in stored["rows"]]
     assert rows[1][2] == "1.00" and all(float(row[2]) < 1 for row in rows[2:])
     assert (tmp_path / "accuracy.png").stat().st_size > 1000
+    qwen = ["--model", str(tower_reuse.ROOT / "checkpoints/tango-tiny-qwen"), "--answers", str(tmp_path / "qwen.json")]
+    monkeypatch.setattr(sys, "argv", ["tower_reuse.py", "--videos", "2", "--methods", "unpruned", "--few", *qwen])
+    tower_reuse.main()
+    found = json.loads((tmp_path / "qwen.json").read_text())
+    assert all(len(row["right"]) == len(found["kinds"]) == 12 for row in found["rows"])
+    whole, *reused = (row["computed"] for row in found["rows"])
+    assert whole == [1.0, 1.0] and all(share < 1 for row in reused for share in row)
     whole, half = (tower_reuse.first_token_7b(computed, 0.1) for computed in (1.0, 0.5))
     assert 20 < 2 * (whole - half) < 21 and 111 < tower_reuse.first_token_7b(1.0, 1.0) < 112
 
