@@ -233,7 +233,7 @@ def write(folder: Path) -> None:
                     colour = f"C{list(METHODS).index(method)}"
                     axes.scatter(*zip(*xs, strict=True), marker=marker, color=colour, label=f"{method}, {what}")
         axes.set_ylabel("MotionQA (%)")
-        axes.legend(fontsize=6)
+        axes.legend(fontsize=6, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.08))  # below: it hid points
         lines.append("")
     figure.supxlabel("LLaVA-OneVision-7B to the first token, times faster (FLOPs)", fontsize=10)
     figure.savefig(folder / "accuracy.png", dpi=130)
