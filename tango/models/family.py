@@ -138,7 +138,7 @@ class Family(ABC):
     # -- what all families share ---------------------------------------------------------------------------------
 
     def has_video(self, inputs: Mapping[str, Any], refusal: refusals.Refusal = refusals.encoded_already) -> bool:
-        """Whether a call has videos to encode; the refusal for videos that are encoded already."""
+        """Whether a call has videos to encode. Raises refusal() for videos that are encoded already."""
         found = any(inputs.get(name) is not None for name in self.video_inputs)
         encoded = inputs.get("mm_encoder_outputs") or {}
         if encoded.get("video") is not None or (found and encoded):

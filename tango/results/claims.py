@@ -308,9 +308,7 @@ def _follow(tables: Mapping[str, Table]) -> Iterator[tuple[str, tuple[str, ...],
                 yield name, key, dict(zip(("accuracy_low", "accuracy_high"), limits, strict=True))
     names = {key[0] for key in scores}
     for key, line in accuracy.items():
-        kept = [
-            one["tokens_kept"] for of, one in scores.items() if of[1:] == key and one.get("tokens_kept") is not None
-        ]
+        kept: list[Any] = [one.get("tokens_kept") for of, one in scores.items() if of[1:] == key]
         yield "accuracy", key, {"tokens_kept": sum(kept) / len(kept) if kept and None not in kept else None}
         found = [line[name] for name in names if line.get(name) is not None]
         yield "accuracy", key, {"average": sum(found) / len(names)} if len(found) == len(names) > 0 else {}
